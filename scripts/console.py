@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""How the bundle meets a user at the command line: misspelled arguments are refused, mistakes cost one line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+
+from .errors import BundleError
+
+#: Arguments of ``python -m monai.bundle run`` itself.
+_RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
+_SCRIPTS = Path(__file__).resolve().parent
+
+
+def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
+    """Check the overrides of this command line, and from now on report mistakes in one line.
+
+    MONAI takes an override of a key that no configuration has without a word, so that ``--iteratons 100`` trains 6000
+    iterations. Under another program than ``monai.bundle`` nothing is checked.
+
+    Args:
+        arguments: the command line, by default that of this process.
+
+    Raises:
+        BundleError: when an override names a key that none of the configuration files has.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    if not arguments or Path(arguments[0]).parent.name != "bundle":
+        return
+    sys.excepthook = report_in_one_line
+    given = dict(_named_arguments(arguments[1:]))
+    if "config_file" not in given or "args_file" in given:
+        return
+    config = ConfigParser.load_config_files(DefaultParseValue(given["config_file"]))
+    for name in given:
+        key = name.replace("::", "#").split("#")[0]
+        if key not in config and key not in _RUN_ARGUMENTS:
+            similar = difflib.get_close_matches(key, [*config, *_RUN_ARGUMENTS], n=1)
+            hint = f" Did you mean --{similar[0]}?" if similar else ""
+            raise BundleError(f"--{name} is no key of the configuration {given['config_file']}.{hint}")
+
+
+def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            follows = arguments[i + 1] if i + 1 < len(arguments) else ""
+            yield name, value if equals else follows
+
+
+def report_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report a user's mistake in one line, and anything else with its traceback; an exception hook.
+
+    A mistake is a :class:`BundleError`, or a ValueError that an argument check of this bundle raised, also where MONAI
+    wraps it into another exception.
+
+    Args:
+        kind: class of the exception.
+        error: the exception.
+        trace: its traceback.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
+            sys.stderr.write(f"error: {cause}\n")
+            return
+        cause = cause.__cause__ or cause.__context__
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("stopped; go on with --resume true\n")
+        return
+    sys.__excepthook__(kind, error, trace)
+
+
+def _raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _SCRIPTS in Path(frames[-1].filename).resolve().parents

@@ -1,0 +1,416 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Split files: which case is labeled, unlabeled, for validation or for the test, and where its files are.
+
+A split file is JSON; a case is in exactly one list, and the two patterns are relative to the data set's folder::
+
+    {"version": 1, "name": "...", "description": "...",
+     "image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz",
+     "labeled": [...], "unlabeled": [...], "validation": [...], "test": [...]}
+
+``seed`` may be added to say how the lists were drawn. It is written once and kept, never computed at run time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.transforms.utils import generate_spatial_bounding_box
+
+from ..errors import BundleError
+from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case, write_json
+
+LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
+BOXES_FILE_NAME = "boxes.json"
+_TYPES: dict[str, type] = {"version": int, "name": str, "description": str, "image": str, "label": str}
+_TYPES |= dict.fromkeys(LIST_NAMES, list)
+_OPTIONAL_TYPES: dict[str, type] = {"seed": int}
+_TYPE_NAMES = {int: "an integer", str: "a text", list: "a list of texts"}
+_MAX_NAMED = 10
+
+logger = logging.getLogger(__name__)
+
+
+class SplitError(BundleError):
+    """A split file that does not keep the schema.
+
+    Args:
+        split_file: the file, as the user named it.
+        problems: every problem found, one line each.
+    """
+
+    def __init__(self, split_file: str | Path, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        super().__init__("\n".join([f"{split_file}: {count}:", *(f"- {problem}" for problem in self.problems)]))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split file, checked.
+
+    Attributes:
+        version: version of the schema, 1.
+        name: short name, as the file's.
+        description: one sentence for people.
+        image: pattern of the image's path, relative to the data set's folder, with ``{case}``.
+        label: pattern of the label's path, relative to the data set's folder, with ``{case}``.
+        labeled: ids of the cases trained on with their label.
+        unlabeled: ids of the cases trained on without one.
+        validation: ids of the cases which choose the checkpoint.
+        test: ids of the cases nobody looks at before the end.
+        path: the file it was read from.
+        seed: the seed the lists were drawn with, if they were drawn.
+    """
+
+    version: int
+    name: str
+    description: str
+    image: str
+    label: str
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    path: Path
+    seed: int | None = None
+
+    def cases(self, list_name: str) -> tuple[str, ...]:
+        """Return the ids in one of the four lists.
+
+        Args:
+            list_name: ``labeled``, ``unlabeled``, ``validation`` or ``test``.
+
+        Returns:
+            The ids, in the order of the file.
+
+        Raises:
+            BundleError: When there is no such list.
+        """
+        if list_name not in LIST_NAMES:
+            raise BundleError(f"lists must be of {', '.join(LIST_NAMES)}, got {list_name!r}.")
+        cases: tuple[str, ...] = getattr(self, list_name)
+        return cases
+
+    def all_cases(self) -> tuple[str, ...]:
+        """Return the ids in all four lists, in the order of the lists."""
+        return tuple(case for list_name in LIST_NAMES for case in self.cases(list_name))
+
+    def image_path(self, case: str) -> str:
+        """Return the path of a case's image, relative to the data set's folder."""
+        return self.image.replace("{case}", case)
+
+    def label_path(self, case: str) -> str:
+        """Return the path of a case's label, relative to the data set's folder."""
+        return self.label.replace("{case}", case)
+
+
+def read_split(split_file: str | Path) -> Split:
+    """Read a split file and check all of its schema.
+
+    Args:
+        split_file: path of the JSON file.
+
+    Returns:
+        The split.
+
+    Raises:
+        BundleError: When the file is missing, is not JSON or breaks the schema; every problem of the schema is named
+            at once, one line each.
+    """
+    path = Path(split_file).expanduser()
+    repeated: list[str] = []
+
+    def collect_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # JSON keeps the last of two equal keys in silence: half of a list would be lost.
+        keys = [key for key, _ in pairs]
+        repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        return dict(pairs)
+
+    content = _read_json(path, "split_file", object_pairs_hook=collect_keys)
+    if not isinstance(content, dict):
+        raise SplitError(split_file, [f"must be a JSON object with {', '.join(_TYPES)}, got {_kind(content)}"])
+    problems = [f"key {key!r} is given twice" for key in repeated] + _schema_problems(content)
+    if problems:
+        raise SplitError(split_file, problems)
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    return Split(path=path, **values)
+
+
+def load_cases(
+    dataset_dir: str | Path,
+    split_file: str | Path,
+    lists: Sequence[str] = ("labeled", "unlabeled", "validation"),
+    phantom_dir: str | Path | None = None,
+    with_boxes: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """List the files of a split's cases, as the dictionaries that MONAI's data sets take.
+
+    A labeled, validation or test case is ``{"image": path, "label": path, "case": id}``. An unlabeled one is
+    ``{"unlabeled": path, "case": id}`` and nothing else, so that no label of it can be read later on.
+
+    Args:
+        dataset_dir: folder of the data set, which the patterns of the split are relative to.
+        split_file: path of the split file.
+        lists: the lists asked for; files of other lists need not exist.
+        phantom_dir: when ``dataset_dir`` is this very folder and holds no data yet, the default phantom data set is
+            generated there first. A split of other cases never fills it.
+        with_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
+            data set's ``boxes.json``, see :func:`write_boxes`.
+
+    Returns:
+        For each list asked for, its cases in the order of the file.
+
+    Raises:
+        BundleError: When the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
+            of a list asked for is missing (all are named at once), or a box is.
+    """
+    dataset_path, split_path = Path(dataset_dir).expanduser(), Path(split_file).expanduser()
+    if phantom_dir is not None and dataset_path.resolve() == Path(phantom_dir).expanduser().resolve():
+        _fill_phantom_dir(dataset_path, split_path)
+    _require_dataset_dir(dataset_path, split_path)
+    split = read_split(split_path)
+    cases_of = {list_name: split.cases(list_name) for list_name in lists}
+    boxes = _read_boxes(dataset_path, split, cases=sum(cases_of.values(), ())) if with_boxes else {}
+
+    cases: dict[str, list[dict[str, Any]]] = {}
+    outside, missing = [], []
+    for list_name, ids in cases_of.items():
+        cases[list_name] = []
+        for case in ids:
+            if list_name == "unlabeled":
+                relative_paths = {"unlabeled": split.image_path(case)}
+            else:
+                relative_paths = {"image": split.image_path(case), "label": split.label_path(case)}
+            for relative_path in relative_paths.values():
+                path = dataset_path / relative_path
+                if not is_inside(path, dataset_path):
+                    outside.append(relative_path)
+                elif not path.is_file():
+                    missing.append(relative_path)
+            entry: dict[str, Any] = {key: str(dataset_path / path) for key, path in relative_paths.items()}
+            entry["case"] = case
+            if with_boxes:
+                entry["box"] = boxes[case]
+            cases[list_name].append(entry)
+    if outside:
+        raise BundleError(f"dataset_dir: every file must lie in {dataset_path}, but these lead out: {_some(outside)}.")
+    if missing:
+        raise BundleError(
+            f"dataset_dir: {_files(len(missing))} of {split_path} not found in {dataset_path}: {_some(missing)}."
+        )
+    return cases
+
+
+def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:
+    """Write the bounding box of every case's foreground to ``boxes.json`` in the data set's folder.
+
+    This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
+    how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
+    a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
+    only to results with boxes.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: path of the split file.
+        overwrite: replace a ``boxes.json`` that is already there.
+
+    Returns:
+        Path of ``boxes.json``: for each case id ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file as it is stored
+        (before any reorientation), without margin, the stop exclusive.
+
+    Raises:
+        BundleError: When the file is already there, no case has a label, or a label is broken or has no foreground.
+    """
+    dataset_path = Path(dataset_dir).expanduser()
+    _require_dataset_dir(dataset_path, Path(split_file).expanduser())
+    split = read_split(split_file)
+    boxes_path = dataset_path / BOXES_FILE_NAME
+    if boxes_path.exists() and not overwrite:
+        raise BundleError(f"{boxes_path} is already there; --overwrite true replaces it.")
+    boxes: dict[str, list[list[int]]] = {}
+    problems = []
+    for case in split.all_cases():
+        label_path = dataset_path / split.label_path(case)
+        if not is_inside(label_path, dataset_path):
+            problems.append(f"{case} (its label leads out of the folder)")
+        elif label_path.is_file():
+            try:
+                boxes[case] = _foreground_box(label_path)
+            except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
+                problems.append(f"{case} ({' '.join(str(error).split())})")
+    if problems:
+        raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {_some(problems)}.")
+    if not boxes:
+        raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
+    write_json(boxes_path, boxes)
+    return boxes_path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path stays in a folder once symbolic links and ``..`` are resolved."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _schema_problems(content: dict[str, Any]) -> list[str]:
+    known = _TYPES | _OPTIONAL_TYPES
+    problems = [f"unknown key {key!r}, allowed: {', '.join(known)}" for key in content if key not in known]
+    problems += [f"missing key {key!r}" for key in _TYPES if key not in content]
+    well_typed = {}
+    for key, expected in known.items():
+        if key not in content:
+            continue
+        value = content[key]
+        # bool is an int to Python, and not a version to anyone.
+        fits = isinstance(value, expected) and not isinstance(value, bool)
+        if fits and expected is list:
+            fits = all(isinstance(case, str) for case in value)
+        if fits:
+            well_typed[key] = value
+        else:
+            problems.append(f"{key} must be {_TYPE_NAMES[expected]}, got {_kind(value)}")
+    if well_typed.get("version", 1) != 1:
+        problems.append(f"version must be 1, got {well_typed['version']}")
+    for key in ("image", "label"):
+        if key in well_typed:
+            problems += _pattern_problems(key, well_typed[key])
+    if "image" in well_typed and well_typed["image"] == well_typed.get("label"):
+        problems.append(f"image and label must differ, both are {well_typed['image']!r}")
+    return problems + _list_problems({name: well_typed[name] for name in LIST_NAMES if name in well_typed})
+
+
+def _pattern_problems(key: str, pattern: str) -> list[str]:
+    problems = []
+    if "{case}" not in pattern:
+        problems.append(f"{key} must contain {{case}}, got {pattern!r}")
+    if _leads_out(pattern):
+        problems.append(f"{key} must stay in dataset_dir (relative, without '..'), got {pattern!r}")
+    return problems
+
+
+def _list_problems(lists: dict[str, list[str]]) -> list[str]:
+    problems = []
+    first_list: dict[str, str] = {}
+    for list_name, cases in lists.items():
+        for case in dict.fromkeys(cases):
+            if not case.strip():
+                problems.append(f"{list_name} has an empty case id")
+                continue
+            if _leads_out(case):
+                problems.append(f"{list_name}: case id must stay in dataset_dir (relative, without '..'), got {case!r}")
+            if cases.count(case) > 1:
+                problems.append(f"{list_name} has case {case!r} {cases.count(case)} times")
+            if case in first_list:
+                problems.append(f"case {case!r} is in two lists: {first_list[case]} and {list_name}")
+            first_list.setdefault(case, list_name)
+    return problems
+
+
+def _leads_out(text: str) -> bool:
+    # Both notations, so that a split means the same on every system. An unprintable character (a null byte) is no path.
+    windows = PureWindowsPath(text)
+    absolute = PurePosixPath(text).is_absolute() or bool(windows.drive or windows.root)
+    return absolute or ".." in windows.parts or not text.isprintable()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        others = {type(item).__name__ for item in value if not isinstance(item, str)}
+        return f"a list with {', '.join(sorted(others))}" if others else "a list"
+    return f"{type(value).__name__} {json.dumps(value)[:40]}"
+
+
+def _read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] | None = None) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=object_pairs_hook)
+    except FileNotFoundError:
+        raise BundleError(f"{argument}: {path} not found.") from None
+    except OSError as error:
+        raise BundleError(f"{argument}: {path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # of JSON and of UTF-8
+        raise BundleError(f"{argument}: {path} is not JSON ({error}).") from error
+
+
+def _fill_phantom_dir(dataset_path: Path, split_path: Path) -> None:
+    if split_path.resolve() != (dataset_path / SPLIT_FILE_NAME).resolve() and (
+        # A split of real cases was given but not its dataset_dir: volumes of a phantom would only hide that.
+        not split_path.is_file() or not all(map(is_phantom_case, read_split(split_path).all_cases()))
+    ):
+        return
+    if ensure_phantom_dataset(dataset_path):
+        logger.info("dataset_dir %s held no data: a generated phantom data set was written there.", dataset_path)
+
+
+def _require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
+    if dataset_path.is_dir() and any(dataset_path.iterdir()):
+        return
+    image, label = "images/{case}.nii.gz", "labels/{case}.nii.gz"
+    if split_path.is_file():
+        split = read_split(split_path)
+        image, label = split.image, split.label
+    state = "is empty" if dataset_path.is_dir() else "is not a folder" if dataset_path.exists() else "does not exist"
+    raise BundleError(
+        f"dataset_dir: {dataset_path} {state}; expected are {image} and {label} for the cases of {split_path}. "
+        f"docs/data.md tells where the data are obtained, "
+        f"`python -m scripts check --dataset_dir {dataset_path} --split_file {split_path}` verifies them, "
+        f"`python -m scripts phantom --output_dir {dataset_path}` makes a generated data set."
+    )
+
+
+def _read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[str, list[list[int]]]:
+    boxes_path = dataset_path / BOXES_FILE_NAME
+    remedy = f"`python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}` writes it"
+    if not boxes_path.is_file():
+        raise BundleError(f"with_boxes: {boxes_path} not found; {remedy}.")
+    boxes = _read_json(boxes_path, "with_boxes")
+    if not isinstance(boxes, dict):
+        raise BundleError(f"with_boxes: {boxes_path} must be a JSON object of boxes, got {_kind(boxes)}; {remedy}.")
+    without = [case for case in cases if case not in boxes]
+    if without:
+        raise BundleError(f"with_boxes: {boxes_path} has no box of {_some(without)}; {remedy}.")
+    broken = [case for case in cases if not _is_box(boxes[case])]
+    if broken:
+        raise BundleError(
+            f"with_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
+            f"but does not for {_some(broken)}; {remedy}."
+        )
+    return boxes
+
+
+def _is_box(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    if not all(isinstance(corner, list) and len(corner) == 3 for corner in value):
+        return False
+    if not all(type(number) is int for corner in value for number in corner):
+        return False
+    return all(0 <= start < stop for start, stop in zip(*value, strict=True))
+
+
+def _foreground_box(label_path: Path) -> list[list[int]]:
+    file: Any = nibabel.load(label_path)
+    label = np.asanyarray(file.dataobj)
+    if label.ndim == 4 and label.shape[-1] == 1:
+        label = label[..., 0]
+    if label.ndim != 3:
+        raise ValueError(f"its label must be 3D, got shape {label.shape}")
+    start, stop = generate_spatial_bounding_box(label[None])
+    if not any(stop):
+        raise ValueError("its label has no foreground")
+    return [[int(number) for number in start], [int(number) for number in stop]]
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def _some(items: Sequence[str]) -> str:
+    named = ", ".join(items[:_MAX_NAMED])
+    return named if len(items) <= _MAX_NAMED else f"{named} and {len(items) - _MAX_NAMED} more ({len(items)} in all)"

@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of labeled and of unlabeled crops as a pure function of seed and iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset, list_data_collate
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+_LABELED_STREAM, _UNLABELED_STREAM = 0, 1
+
+
+class IterationSampler(Sampler):
+    """Endless batches of (case index, random seed), each a function of seed, stream and iteration alone.
+
+    The cases run through one permutation after the other; every slot of every batch has a random seed of its own for
+    its crop and augmentation. Nothing has to be remembered to resume: iteration 4000 draws the same batch whether or
+    not the 3999 before it were drawn in this process, with any number of workers.
+
+    Args:
+        num_cases: number of cases of the stream.
+        batch_size: slots of one batch of one process.
+        seed: seed of the run.
+        stream: number of the stream, so that two streams of one run draw differently.
+        start_iteration: first iteration to draw, from 0.
+        rank: number of this process.
+        world_size: number of processes; together they draw one batch of ``world_size * batch_size`` slots.
+    """
+
+    def __init__(
+        self,
+        num_cases: int,
+        *,
+        batch_size: int,
+        seed: int,
+        stream: int,
+        start_iteration: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_cases = num_cases
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stream = stream
+        self.start_iteration = start_iteration
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        iteration = self.start_iteration
+        while True:
+            yield self.batch(iteration)
+            iteration += 1
+
+    def batch(self, iteration: int) -> list[tuple[int, int]]:
+        """Draw the batch of one iteration.
+
+        Args:
+            iteration: number of the iteration, from 0.
+
+        Returns:
+            ``batch_size`` pairs of case index and random seed.
+        """
+        first = (iteration * self.world_size + self.rank) * self.batch_size
+        return [self._slot(position) for position in range(first, first + self.batch_size)]
+
+    def _slot(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.num_cases)
+        permutation = np.random.default_rng((self.seed, self.stream, epoch)).permutation(self.num_cases)
+        # A fourth number keeps the seeds of the slots apart from those of the permutations.
+        seed = np.random.SeedSequence((self.seed, self.stream, position, 1)).generate_state(1)[0]
+        return int(permutation[place]), int(seed)
+
+
+class _SeededDataset(TorchDataset):
+    """A MONAI dataset whose random transforms are seeded anew for every sample."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, seed = key
+        self.dataset.transform.set_random_state(seed=seed)
+        return self.dataset[index]
+
+
+class TwoStreamLoader:
+    """Endless loader of batches with a labeled and an unlabeled part.
+
+    A batch is ``{"image": (B_l, C, X, Y, Z), "label": (B_l, 1, X, Y, Z), "unlabeled": (B_u, C, X, Y, Z)}``. Without
+    unlabeled cases the last key is missing and a method trains on the labeled part alone.
+
+    Args:
+        labeled: dataset whose items hold "image" and "label".
+        unlabeled: dataset whose items hold "unlabeled"; None or an empty one switches the stream off.
+        labeled_batch_size: labeled crops of a batch and process.
+        unlabeled_batch_size: unlabeled crops of a batch and process; 0 switches the stream off.
+        seed: seed of the order, of the crops and of the augmentation.
+        num_workers: processes that prepare batches for each stream; 0 prepares them in this process.
+
+    Raises:
+        ValueError: when there is no labeled case or a batch size is out of range.
+    """
+
+    def __init__(
+        self,
+        labeled: CacheDataset | Dataset,
+        unlabeled: CacheDataset | Dataset | None = None,
+        *,
+        labeled_batch_size: int = 2,
+        unlabeled_batch_size: int = 2,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if len(labeled) == 0:
+            raise ValueError("labeled must hold at least one case, got an empty data set.")
+        if labeled_batch_size < 1:
+            raise ValueError(f"labeled_batch_size must be at least 1, got {labeled_batch_size}.")
+        if unlabeled_batch_size < 0:
+            raise ValueError(f"unlabeled_batch_size must be at least 0, got {unlabeled_batch_size}.")
+        self.labeled = labeled
+        self.unlabeled = unlabeled if unlabeled is not None and len(unlabeled) > 0 and unlabeled_batch_size else None
+        self.labeled_batch_size = labeled_batch_size
+        self.unlabeled_batch_size = unlabeled_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.start_iteration = 0
+
+    def start_at(self, iteration: int) -> None:
+        """Choose the iteration with which the next pass over this loader begins.
+
+        Args:
+            iteration: number of iterations that are done already.
+        """
+        self.start_iteration = iteration
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        labeled = self._batches(self.labeled, batch_size=self.labeled_batch_size, stream=_LABELED_STREAM)
+        if self.unlabeled is None:
+            yield from labeled
+            return
+        unlabeled = self._batches(self.unlabeled, batch_size=self.unlabeled_batch_size, stream=_UNLABELED_STREAM)
+        for labeled_batch, unlabeled_batch in zip(labeled, unlabeled):
+            yield {**labeled_batch, "unlabeled": unlabeled_batch["unlabeled"]}
+
+    def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> DataLoader:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        sampler = IterationSampler(
+            len(dataset),
+            batch_size=batch_size,
+            seed=self.seed,
+            stream=stream,
+            start_iteration=self.start_iteration,
+            rank=torch.distributed.get_rank() if distributed else 0,
+            world_size=torch.distributed.get_world_size() if distributed else 1,
+        )
+        return DataLoader(
+            _SeededDataset(dataset),
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=list_data_collate,
+            persistent_workers=self.num_workers > 0,
+            # A generator of its own: the loader would draw from torch's global one, and a resumed run would differ.
+            generator=torch.Generator(),
+        )

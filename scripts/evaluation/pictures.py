@@ -1,0 +1,448 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of cases and of the course of a training run, drawn without a display."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import BundleError
+from ..files import replacing
+from .metrics import foreground_names
+
+# After Okabe and Ito, whose colors stay apart for all common kinds of color vision; green and blue are brighter here
+# so that they show on dark images. The first classes share no color with the differences.
+CLASS_COLORS = ("#1FD19B", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#9A8CFF")
+EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR = "#D55E00", "#2E8BE6", "#F0E442"
+CURVE_COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+PLANES = (("sagittal", "x"), ("coronal", "y"), ("axial", "z"))
+DOTS_PER_INCH = 110
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice of a case, cut to the surroundings of the structures: rows go up, columns to the right.
+
+    Attributes:
+        name: the plane and the index of the slice (in the turned volume, where an affine was given).
+        image: intensities, shape (rows, columns).
+        prediction: label map of the same shape.
+        reference: label map of the same shape, or None.
+        aspect: height of a pixel divided by its width.
+        window: intensities shown as black and as white.
+    """
+
+    name: str
+    image: npt.NDArray[np.float32]
+    prediction: npt.NDArray[np.uint16]
+    reference: npt.NDArray[np.uint16] | None
+    aspect: float
+    window: tuple[float, float]
+
+
+def case_picture(
+    image: npt.ArrayLike,
+    reference: npt.ArrayLike | None,
+    prediction: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    title: str,
+    spacing_mm: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    num_slices: int = 1,
+    affine: npt.ArrayLike | None = None,
+) -> Path:
+    """Draw slices of a case: the image, the outlines of reference and prediction, and where the two differ.
+
+    Args:
+        image: intensities, shape (X, Y, Z).
+        reference: label map of the same shape, or None: then only the image and the prediction are drawn.
+        prediction: label map of the same shape.
+        path: the PNG file to write; its folder is made when it is missing.
+        title: text above the picture.
+        spacing_mm: size of a voxel along each axis in mm, for the proportions; None takes it from ``affine``, or
+            draws cubic voxels when that is None too.
+        class_names: names of the foreground classes in the order of their labels; None numbers them.
+        num_slices: slices a plane.
+        affine: voxel to world matrix, shape (4, 4); with it the arrays are turned so that the planes have the names
+            of the anatomy, and the head or the front of the body is up. None takes the axes for x, y and z.
+
+    Returns:
+        The path.
+
+    Raises:
+        BundleError: when shapes differ, or ``num_slices`` is not positive.
+    """
+    views = select_views(image, reference, prediction, spacing_mm=spacing_mm, num_slices=num_slices, affine=affine)
+    return draw_views(views, path, title, class_names=class_names)
+
+
+def volume_picture(
+    image: npt.ArrayLike,
+    prediction: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    title: str,
+    spacing_mm: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    num_slices: int = 1,
+    affine: npt.ArrayLike | None = None,
+) -> Path:
+    """Draw slices of an image and its prediction where there is no reference; see :func:`case_picture`.
+
+    Args:
+        image: intensities, shape (X, Y, Z).
+        prediction: label map of the same shape.
+        path: the PNG file to write.
+        title: text above the picture.
+        spacing_mm: size of a voxel along each axis in mm.
+        class_names: names of the foreground classes in the order of their labels.
+        num_slices: slices a plane.
+        affine: voxel to world matrix, shape (4, 4).
+
+    Returns:
+        The path.
+
+    Raises:
+        BundleError: when shapes differ, or ``num_slices`` is not positive.
+    """
+    return case_picture(image, None, prediction, path, title, spacing_mm, class_names, num_slices, affine)
+
+
+def select_views(
+    image: npt.ArrayLike,
+    reference: npt.ArrayLike | None,
+    prediction: npt.ArrayLike,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    num_slices: int = 1,
+    affine: npt.ArrayLike | None = None,
+) -> list[View]:
+    """Choose and copy the slices that :func:`draw_views` draws, so that the volumes need not stay in memory.
+
+    In each plane this is the slice with the largest area of the reference (of the prediction where there is no
+    reference), or several slices spread evenly over its extent.
+
+    Args:
+        image: intensities, shape (X, Y, Z).
+        reference: label map of the same shape, or None.
+        prediction: label map of the same shape.
+        spacing_mm: see :func:`case_picture`.
+        num_slices: slices a plane.
+        affine: see :func:`case_picture`.
+
+    Returns:
+        Axial views first, then coronal, then sagittal ones.
+
+    Raises:
+        BundleError: when shapes differ, or ``num_slices`` is not positive.
+    """
+    if num_slices < 1:
+        raise BundleError(f"num_slices must be at least 1, got {num_slices}.")
+    volumes = [np.asarray(image), np.asarray(prediction)]
+    if reference is not None:
+        volumes.append(np.asarray(reference))
+    shapes = [volume.shape for volume in volumes]
+    if len(shapes[0]) != 3 or len(set(shapes)) != 1 or 0 in shapes[0]:
+        raise BundleError(
+            f"image, prediction and reference must have one shape (X, Y, Z), got {', '.join(map(str, shapes))}."
+        )
+    if spacing_mm is None:
+        spacing_mm = (1.0, 1.0, 1.0) if affine is None else nib.affines.voxel_sizes(np.asarray(affine)).tolist()
+    spacing = np.asarray(spacing_mm, dtype=float)
+    if affine is not None:
+        orientation = nib.orientations.io_orientation(np.asarray(affine))
+        volumes = [nib.orientations.apply_orientation(volume, orientation) for volume in volumes]
+        spacing = spacing[np.argsort(orientation[:, 0])]
+
+    intensities, predicted = volumes[0], volumes[1]
+    expected = volumes[2] if len(volumes) > 2 else None
+    foreground = predicted > 0 if expected is None else (predicted > 0) | (expected > 0)
+    guide = foreground if expected is None or not np.any(expected > 0) else expected > 0
+    box = _surroundings(foreground)
+    window = _intensity_window(intensities[box])
+    views = []
+    for axis in (2, 1, 0):
+        plane, letter = PLANES[axis]
+        across, up = (other for other in range(3) if other != axis)
+        for index in _slice_indices(guide, axis=axis, count=num_slices):
+            where = tuple(index if other == axis else box[other] for other in range(3))
+            views.append(
+                View(
+                    name=f"{plane}, {letter} = {index}",
+                    image=np.array(intensities[where].T, dtype=np.float32),
+                    prediction=np.array(predicted[where].T, dtype=np.uint16),
+                    reference=None if expected is None else np.array(expected[where].T, dtype=np.uint16),
+                    aspect=float(spacing[up] / spacing[across]),
+                    window=window,
+                )
+            )
+    return views
+
+
+def draw_views(
+    views: Sequence[View], path: str | os.PathLike[str], title: str, class_names: Sequence[str] | None = None
+) -> Path:
+    """Draw the chosen slices, one a row; see :func:`case_picture`.
+
+    Args:
+        views: what :func:`select_views` returned.
+        path: the PNG file to write.
+        title: text above the picture.
+        class_names: names of the foreground classes in the order of their labels; None numbers them.
+
+    Returns:
+        The path.
+    """
+    with_reference = views[0].reference is not None
+    headings = ["image", "reference", "prediction", "difference"] if with_reference else ["image", "prediction"]
+    handles = _class_handles(views, class_names) + (_difference_handles(views) if with_reference else [])
+    legend_columns = 3 * len(headings) // 2
+    panel_width, title_height, legend_height = 2.7, 0.6, 0.2 + 0.22 * -(-len(handles) // legend_columns)
+    # A row is as high as its slice needs, within limits which keep long thin slices on the page.
+    ratios = [float(np.clip(view.image.shape[0] * view.aspect / view.image.shape[1], 0.35, 1.4)) for view in views]
+    height = panel_width * sum(ratios) + title_height + legend_height
+    figure = Figure(figsize=(panel_width * len(headings) + 0.3, height), dpi=DOTS_PER_INCH, facecolor="white")
+    grid = figure.subplots(
+        len(views),
+        len(headings),
+        squeeze=False,
+        gridspec_kw={
+            "height_ratios": ratios,
+            "left": 0.3 / (panel_width * len(headings) + 0.3),
+            "right": 0.995,
+            "top": 1 - title_height / height,
+            "bottom": legend_height / height,
+            "wspace": 0.03,
+            "hspace": 0.04,
+        },
+    )
+    for row, view in enumerate(views):
+        for axes, heading in zip(grid[row], headings, strict=True):
+            _draw_panel(axes, view, heading)
+            if row == 0:
+                axes.set_title(heading, fontsize=10, pad=4)
+        grid[row][0].set_ylabel(view.name, fontsize=9)
+
+    # Text is taken literally: a dollar sign in a file name starts no formula.
+    figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, parse_math=False)
+    if handles:
+        columns = min(len(handles), legend_columns)
+        legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return _save(figure, path)
+
+
+def learning_curves(
+    history_csv: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    validation_csv: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Draw the losses, their weights, the learning rate and the validation Dice of a training run.
+
+    Each loss is a running mean over a fiftieth of the run, on top of its faint raw values. A run that was resumed may
+    have written some iterations twice: the later row counts.
+
+    Args:
+        history_csv: table with the column ``iteration`` and any of ``loss``, ``loss_*``, ``weight_*`` and
+            ``learning_rate``.
+        path: the PNG file to write.
+        validation_csv: table with the column ``iteration`` and any of ``mean_dice`` and ``dice_<class>``, or None.
+
+    Returns:
+        The path.
+
+    Raises:
+        BundleError: when a file is missing, is empty or has no column ``iteration``, or there is nothing to draw.
+    """
+    history = _read_table(history_csv)
+    losses = [name for name in history if name == "loss" or name.startswith("loss_")]
+    # A logarithmic axis shows terms of very different size together, but has no place for negative values.
+    negative = [name for name in losses if (history[name] < 0).any()]
+    panels: list[tuple[str, pd.DataFrame, list[str]]] = [
+        ("loss", history, [name for name in losses if name not in negative]),
+        ("loss with negative values", history, negative),
+        ("weight", history, [name for name in history if name.startswith("weight_")]),
+        ("learning rate", history, [name for name in history if name == "learning_rate"]),
+    ]
+    if validation_csv is not None:
+        validation = _read_table(validation_csv)
+        scores = [name for name in validation if name == "mean_dice" or name.startswith("dice_")]
+        panels.append(("validation Dice", validation, scores))
+    panels = [(label, table, names) for label, table, names in panels if names and table[names].notna().any(axis=None)]
+    if not panels:
+        raise BundleError(f"{history_csv} must have a column loss, loss_*, weight_* or learning_rate with numbers.")
+
+    heights = [3.4 if label.startswith("loss") else 2.0 for label, _, _ in panels]
+    figure = Figure(figsize=(9.5, sum(heights) + 0.4), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, (label, table, names) in zip(grid, panels, strict=True):
+        _draw_curves(axes, table, names, label=label)
+    grid[-1].set_xlabel("iteration")
+    return _save(figure, path)
+
+
+def _surroundings(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The box of the foreground, wider by half its size on each side; the whole volume where there is none."""
+    box = []
+    for axis, size in enumerate(foreground.shape):
+        occupied = np.flatnonzero(foreground.any(axis=tuple(other for other in range(3) if other != axis)))
+        if occupied.size == 0:
+            return tuple(slice(0, length) for length in foreground.shape)
+        start, stop = int(occupied[0]), int(occupied[-1]) + 1
+        margin = max(16, (stop - start) // 2)
+        box.append(slice(max(0, start - margin), min(size, stop + margin)))
+    return tuple(box)
+
+
+def _slice_indices(guide: npt.NDArray[np.bool_], *, axis: int, count: int) -> list[int]:
+    areas = np.count_nonzero(guide, axis=tuple(other for other in range(3) if other != axis))
+    occupied = np.flatnonzero(areas)
+    if occupied.size == 0:
+        return [len(areas) // 2]
+    if count == 1:
+        return [int(np.argmax(areas))]
+    return [int(part[len(part) // 2]) for part in np.array_split(occupied, count) if part.size]
+
+
+def _intensity_window(image: npt.NDArray) -> tuple[float, float]:
+    finite = np.asarray(image[np.isfinite(image)], dtype=np.float64)
+    if finite.size == 0:
+        return 0.0, 1.0
+    # Single bright voxels must not turn the rest dark.
+    low, high = (float(value) for value in np.percentile(finite, (0.5, 99.5)))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _draw_panel(axes: Axes, view: View, heading: str) -> None:
+    axes.imshow(
+        view.image,
+        cmap="gray",
+        vmin=view.window[0],
+        vmax=view.window[1],
+        origin="lower",
+        aspect=view.aspect,
+        interpolation="nearest",
+    )
+    axes.set(xticks=[], yticks=[], facecolor="black")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if heading == "difference":
+        for mask, color in zip(_difference(view), (EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR), strict=True):
+            _fill(axes, mask, color=color)
+    elif heading != "image":
+        labels = view.prediction if heading == "prediction" else view.reference
+        assert labels is not None
+        for label in np.unique(labels[labels > 0]):
+            _outline(axes, labels == label, color=_class_color(int(label)), width=1.4)
+
+
+def _difference(view: View) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Where only the prediction is foreground, only the reference is, and both are but of different classes."""
+    assert view.reference is not None
+    predicted, expected = view.prediction > 0, view.reference > 0
+    confused = predicted & expected & (view.prediction != view.reference)
+    return predicted & ~expected, expected & ~predicted, confused
+
+
+def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float) -> None:
+    # The rim of background closes the lines of structures that the picture cuts; the finer grid lets the line follow
+    # the edges of the voxels, where it would cut their corners otherwise.
+    fine = 4
+    wide = np.pad(mask, 1).repeat(fine, axis=0).repeat(fine, axis=1).astype(np.float32)
+    rows, columns = ((np.arange(length) + 0.5) / fine - 1.5 for length in wide.shape)
+    axes.contour(columns, rows, wide, levels=[0.5], colors=[color], linewidths=width)
+    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(-0.5, mask.shape[0] - 0.5))
+
+
+def _fill(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str) -> None:
+    if not mask.any():
+        return
+    red, green, blue = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    layer = np.zeros((*mask.shape, 4), dtype=np.float32)
+    layer[mask] = (red, green, blue, 0.75)
+    axes.imshow(layer, origin="lower", aspect=axes.get_aspect(), interpolation="nearest")
+
+
+def _class_color(label: int) -> str:
+    return CLASS_COLORS[(label - 1) % len(CLASS_COLORS)]
+
+
+def _class_handles(views: Sequence[View], class_names: Sequence[str] | None) -> list[Line2D]:
+    maps = [view.prediction for view in views] + [view.reference for view in views if view.reference is not None]
+    labels = sorted({int(label) for labels in maps for label in np.unique(labels)} - {0})
+    names = foreground_names(max(labels, default=1) + 1) if class_names is None else class_names
+    return [
+        Line2D([], [], color=_class_color(label), label=names[label - 1] if label <= len(names) else str(label))
+        for label in labels
+    ]
+
+
+def _difference_handles(views: Sequence[View]) -> list[Line2D]:
+    kinds = [("only predicted", EXTRA_COLOR), ("only in the reference", LACKING_COLOR)]
+    if any(_difference(view)[2].any() for view in views):
+        kinds.append(("another class", CONFUSED_COLOR))
+    return [Line2D([], [], color=color, marker="s", linestyle="", label=name) for name, color in kinds]
+
+
+def _read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise BundleError(f"{path} must be a table of the training run, but there is no such file.") from None
+    except pd.errors.EmptyDataError:
+        raise BundleError(f"{path} must be a table with the column iteration, but it is empty.") from None
+    if "iteration" not in table or table.empty:
+        raise BundleError(f"{path} must have rows and the column iteration, got {len(table)} rows of {list(table)}.")
+    table = table.drop_duplicates("iteration", keep="last").sort_values("iteration")
+    return table.replace([np.inf, -np.inf], np.nan)
+
+
+def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str) -> None:
+    smooth = label.startswith("loss")
+    logarithmic = label == "loss" and bool((table[list(names)] > 0).any(axis=None))
+    window = max(1, len(table) // 50)
+    drawn: list[float] = []
+    for number, name in enumerate(names):
+        rows = table[["iteration", name]].dropna()
+        color, style = CURVE_COLORS[number % len(CURVE_COLORS)], ("-", "--", ":")[number // len(CURVE_COLORS) % 3]
+        if smooth and window > 1:
+            axes.plot(rows["iteration"], rows[name], color=color, alpha=0.18, linewidth=0.6)
+        values = rows[name].rolling(window, min_periods=1).mean() if smooth else rows[name]
+        if logarithmic:
+            # A running mean leaves rounding residues where all is zero, which a logarithmic axis would show.
+            values = values.where(rows[name].rolling(window, min_periods=1).max() > 0)
+        marker = "o" if len(rows) == 1 or label == "validation Dice" else None
+        # A logarithmic axis has no place for zeros: the name says why its line is not there.
+        shown = f"{name} (zero)" if logarithmic and not (rows[name] > 0).any() else name
+        axes.plot(rows["iteration"], values, color=color, ls=style, lw=1.4, marker=marker, markersize=3, label=shown)
+        drawn.extend(values[values > 0])
+    if logarithmic:
+        axes.set_yscale("log", nonpositive="mask")
+        # The smooth lines set the limits: one raw value close to zero would squeeze all others.
+        axes.set_ylim(min(drawn) / 3, max(drawn) * 3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_ylabel(label)
+    axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if len(names) > 1 or names[0] != "learning_rate":
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    return Path(path)

@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Validation and evaluation of a segmentation network against references in their own geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.utils import CommonKeys
+
+
+def prepare_reference_batch(
+    batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Take the image for the network and the reference that no transform of the image has touched.
+
+    Args:
+        batch: "image" (B, C, X, Y, Z) and "reference" (B, 1, X', Y', Z'), the label map on the grid of its file.
+        device: where to put the image.
+        non_blocking: see ``torch.Tensor.to``.
+        **kwargs: see ``torch.Tensor.to``.
+
+    Returns:
+        the image on the device, and the reference or None.
+    """
+    image = batch[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
+    return image, batch.get("reference")
+
+
+class SegmentationEvaluator(SupervisedEvaluator):
+    """Evaluator whose label is the "reference" of the batch, with mixed precision on CPUs and GPUs.
+
+    Predictions are compared after they were brought back to the grid of the reference, so that no figure depends on
+    the spacing or the crop with which a network works.
+
+    Args:
+        precision: "float32", "bfloat16" or "float16", for the network alone.
+        **kwargs: see ``monai.engines.SupervisedEvaluator``.
+    """
+
+    def __init__(self, *args: Any, precision: str = "float32", **kwargs: Any) -> None:
+        super().__init__(*args, prepare_batch=prepare_reference_batch, **kwargs)
+        # The transforms after the network stay outside of autocast.
+        self._plain_inferer, self.inferer = self.inferer, self._infer
+        self.dtype: torch.dtype = getattr(torch, precision)
+
+    def _infer(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self._plain_inferer(*args, **kwargs)

@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints from which a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import random
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch import nn
+
+from ..errors import BundleError
+from ..files import replacing
+from .run_directory import RunDirectory, is_main_process
+
+_FORMAT = 1
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Checkpoints:
+    """Saves the state of a run and its models, and resumes a run bit-equally on a CPU.
+
+    Into the folder of the run it writes ``checkpoints/checkpoint_<iteration>.pt`` (the last ones, with networks,
+    optimizer, schedule, iteration, best metric and random states; the order of the data follows from the iteration),
+    ``model_final.pt`` (the deployed network after the last iteration) and ``model.pt`` (the one with the best
+    validation metric, where there are validation cases).
+
+    Attach it as the first handler: it restores before others start. It saves after all others, so that a checkpoint
+    holds what validation and the learning-rate schedule changed in its iteration.
+
+    Args:
+        run_directory: folder of the run.
+        method: the training method with its network.
+        network: the deployed network, saved bare.
+        optimizer: the optimizer.
+        lr_scheduler: the schedule of the learning rate.
+        evaluator: the validation engine, whose key metric chooses ``model.pt``; None without validation cases.
+        interval: iterations between two checkpoints.
+        num_kept: how many checkpoints stay.
+
+    Raises:
+        ValueError: when a number is out of range.
+    """
+
+    def __init__(
+        self,
+        run_directory: RunDirectory,
+        method: nn.Module,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: _Stateful,
+        *,
+        evaluator: Evaluator | None = None,
+        interval: int = 200,
+        num_kept: int = 2,
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1 iteration, got {interval}.")
+        if num_kept < 1:
+            raise ValueError(f"num_kept must be at least 1, got {num_kept}.")
+        self.run_directory = run_directory
+        self.method = method
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+        self.interval = interval
+        self.num_kept = num_kept
+        self.best_metric: float | None = None
+        self.best_iteration = 0
+        self.iteration = 0
+        self._started = False
+        self._logger = logging.getLogger(__name__)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer.
+
+        Args:
+            engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
+        """
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._keep_best)
+
+    def _start(self, engine: Engine) -> None:
+        self.run_directory.claim()
+        if self._started:
+            return
+        self._started = True
+        if self.run_directory.resume:
+            self._restore(engine)
+        # Added now and not in attach: events reach handlers in the order in which they were added.
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
+
+    def _count(self, engine: Engine) -> None:
+        self.iteration = engine.state.iteration
+
+    def _save(self, engine: Engine) -> None:
+        if not is_main_process():
+            return
+        content = {
+            "format": _FORMAT,
+            "iteration": engine.state.iteration,
+            "best_metric": self.best_metric,
+            "best_iteration": self.best_iteration,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "grad_scaler": engine.grad_scaler.state_dict(),
+            "random": _random_state(),
+        }
+        folder = self.run_directory.path / "checkpoints"
+        _save_tensors(folder / f"checkpoint_{engine.state.iteration:08d}.pt", content)
+        for old in self.run_directory.checkpoints()[self.num_kept :]:
+            old.unlink()
+
+    def _finish(self, engine: Engine) -> None:
+        if engine.state.iteration % self.interval:
+            self._save(engine)
+        if is_main_process():
+            _save_tensors(self.run_directory.path / "model_final.pt", self.network.state_dict())
+            self._logger.info(
+                "finished at iteration %d: %s", engine.state.iteration, self.run_directory.path / "model_final.pt"
+            )
+
+    def _keep_best(self, evaluator: Engine) -> None:
+        metric = evaluator.state.metrics.get(evaluator.state.key_metric_name)
+        if metric is None or not math.isfinite(metric):
+            return
+        if self.best_metric is not None and metric <= self.best_metric:
+            return
+        self.best_metric, self.best_iteration = float(metric), self.iteration
+        if is_main_process():
+            _save_tensors(self.run_directory.path / "model.pt", self.network.state_dict())
+
+    def _restore(self, engine: Engine) -> None:
+        content = self._newest_readable()
+        try:
+            self.method.load_state_dict(content["method"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise BundleError(
+                f"the checkpoint in {self.run_directory.path} is of another method or network than the configured one: "
+                f"resume with the configuration files of the run ({str(error).splitlines()[0]})"
+            ) from error
+        engine.grad_scaler.load_state_dict(content["grad_scaler"])
+        self.best_metric, self.best_iteration = content["best_metric"], content["best_iteration"]
+        self.iteration = engine.state.iteration = content["iteration"]
+        engine.state.epoch = self.iteration // engine.state.epoch_length
+        engine.data_loader.start_at(self.iteration)
+        _restore_random_state(content["random"])
+        self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
+
+    def _newest_readable(self) -> dict[str, Any]:
+        for path in self.run_directory.checkpoints():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                if content["format"] != _FORMAT:
+                    raise BundleError(
+                        f"checkpoint {path} has format {content['format']}, this version reads {_FORMAT}."
+                    )
+            except BundleError:
+                raise
+            except (RuntimeError, OSError, EOFError, KeyError, TypeError, BadZipFile, pickle.UnpicklingError) as error:
+                self._logger.warning(
+                    "checkpoint %s is damaged (%s): taking the one before it", path, str(error).splitlines()[0]
+                )
+                continue
+            return content
+        raise BundleError(
+            f"output_dir {self.run_directory.path} holds no readable checkpoint to resume: start anew by --overwrite true."
+        )
+
+
+def _save_tensors(path: Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _random_state() -> dict[str, Any]:
+    """Collect the states of all random generators in types that ``torch.load(weights_only=True)`` reads."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

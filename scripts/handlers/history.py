@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells while it goes: a progress bar, lines of the log, CSV files and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+from ..evaluation.pictures import learning_curves
+from ..files import replacing
+
+
+class TrainingHistory:
+    """Writes every term and weight by name to ``history.csv``, TensorBoard and the log, with a progress bar.
+
+    Validation results go to ``validation.csv`` and TensorBoard, and at the end (and at each validation) the curves are
+    drawn to ``learning_curves.png``. A resumed run goes on in the same files; rows after the iteration at which it
+    resumes, from steps that the stop had lost, are dropped.
+
+    Args:
+        output_dir: folder of the run.
+        optimizer: its first learning rate is logged.
+        evaluator: the validation engine, or None without validation cases.
+        log_interval: iterations between two lines of the log.
+        class_names: names of the foreground classes, for the validation metric of each.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        optimizer: Optimizer,
+        *,
+        evaluator: Evaluator | None = None,
+        log_interval: int = 50,
+        class_names: list[str] | None = None,
+    ) -> None:
+        if log_interval < 1:
+            raise ValueError(f"log_interval must be at least 1 iteration, got {log_interval}.")
+        self.output_dir = Path(output_dir)
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.log_interval = log_interval
+        self.class_names = class_names or []
+        self._trainer: Engine | None = None
+        self._bar: tqdm | None = None
+        self._writer: SummaryWriter | None = None
+        self._logger = logging.getLogger(__name__)
+        self._first_iteration, self._start_time = 0, 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after the handler that resumes a run.
+
+        Args:
+            engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
+        """
+        self._trainer = engine
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._abort)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._record_validation)
+
+    def _start(self, engine: Engine) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("history.csv", "validation.csv"):
+            _drop_rows_after(self.output_dir / name, engine.state.iteration)
+        self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
+        self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
+        total = engine.state.max_epochs * engine.state.epoch_length
+        # disable=None: a bar on a terminal, only the lines of the log in a file.
+        self._bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="it", disable=None)
+
+    def _record(self, engine: Engine) -> None:
+        iteration = engine.state.iteration
+        row = {
+            "iteration": iteration,
+            "seconds": round(time.monotonic() - self._start_time, 3),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **engine.state.terms,
+        }
+        _append_row(self.output_dir / "history.csv", row)
+        assert self._writer is not None
+        assert self._bar is not None
+        for name, value in row.items():
+            if name != "iteration":
+                self._writer.add_scalar(name, value, iteration)
+        self._bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+        self._bar.update()
+        if iteration % self.log_interval == 0:
+            total = engine.state.max_epochs * engine.state.epoch_length
+            pace = (time.monotonic() - self._start_time) / (iteration - self._first_iteration)
+            left = timedelta(seconds=round(pace * (total - iteration)))
+            terms = " ".join(f"{name}={value:.4g}" for name, value in engine.state.terms.items())
+            self._say(f"iteration {iteration}/{total} ({pace:.2f} s each, {left} left) {terms}")
+
+    def _record_validation(self, evaluator: Engine) -> None:
+        assert self._trainer is not None
+        iteration = self._trainer.state.iteration
+        mean = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        row: dict[str, Any] = {"iteration": iteration, "mean_dice": mean}
+        details = evaluator.state.metric_details.get(evaluator.state.key_metric_name)
+        if details is not None:
+            for index, value in enumerate(details.nanmean(dim=0).tolist()):
+                name = self.class_names[index] if index < len(self.class_names) else str(index + 1)
+                row[f"dice_{name}"] = value
+        _append_row(self.output_dir / "validation.csv", row)
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "iteration":
+                    self._writer.add_scalar(f"validation/{name}", value, iteration)
+        self._say(f"validation at iteration {iteration}: " + " ".join(f"{k}={v:.4f}" for k, v in list(row.items())[1:]))
+        self._draw()
+
+    def _finish(self, engine: Engine) -> None:
+        self._close()
+        self._draw()
+
+    def _abort(self, engine: Engine, error: BaseException) -> None:
+        self._close()
+        raise error
+
+    def _say(self, line: str) -> None:
+        with tqdm.external_write_mode():
+            self._logger.info(line)
+
+    def _draw(self) -> None:
+        history, validation = self.output_dir / "history.csv", self.output_dir / "validation.csv"
+        if history.is_file():
+            learning_curves(
+                history, self.output_dir / "learning_curves.png", validation if validation.is_file() else None
+            )
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row; a column that the file does not have yet is added to the rows before it as empty."""
+    columns = list(row)
+    if path.is_file():
+        with path.open(newline="") as stream:
+            known = next(csv.reader(stream), [])
+        new = [name for name in columns if name not in known]
+        columns = known + new
+        if new:
+            table = pd.read_csv(path).reindex(columns=columns)
+            with replacing(path) as temporary:
+                table.to_csv(temporary, index=False)
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=columns)
+        if stream.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _drop_rows_after(path: Path, iteration: int) -> None:
+    if not path.is_file():
+        return
+    # A process killed while writing leaves half a line: skip it, it is of a lost step.
+    table = pd.read_csv(path, on_bad_lines="skip")
+    table = table[pd.to_numeric(table["iteration"], errors="coerce") <= iteration]
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A picture at every validation, to see what the numbers do not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+
+from ..evaluation.pictures import case_picture
+
+
+class ValidationPicture:
+    """Draws the first validation case with its reference and prediction at every validation.
+
+    Args:
+        output_dir: folder of the run; pictures go to ``pictures/validation_<iteration>.png`` in it.
+        evaluator: the validation engine, or None without validation cases.
+        class_names: names of the foreground classes.
+    """
+
+    def __init__(
+        self, output_dir: str, *, evaluator: Evaluator | None = None, class_names: list[str] | None = None
+    ) -> None:
+        self.folder = Path(output_dir) / "pictures"
+        self.evaluator = evaluator
+        self.class_names = class_names
+        self._trainer: Engine | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the validation engine.
+
+        Args:
+            engine: the trainer, whose iteration names the picture.
+        """
+        self._trainer = engine
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+
+    def _draw(self, evaluator: Engine) -> None:
+        if evaluator.state.iteration % evaluator.state.epoch_length != 1 % evaluator.state.epoch_length:
+            return
+        assert self._trainer is not None
+        item, output = evaluator.state.batch[0], evaluator.state.output[0]
+        iteration = self._trainer.state.iteration
+        self.folder.mkdir(parents=True, exist_ok=True)
+        case_picture(
+            item["image_original"][0].numpy(),
+            output["label"][0].cpu().numpy(),
+            output["pred"][0].cpu().numpy(),
+            self.folder / f"validation_{iteration:08d}.png",
+            f"{item.get('case', 'first validation case')}, iteration {iteration}",
+            class_names=self.class_names,
+            affine=item["image_original"].affine.numpy(),
+        )

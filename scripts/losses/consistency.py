@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine distance between the predictions of two networks."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from .supervised import check_logits
+
+Mode = Literal["voxel", "volume"]
+
+
+class ConsistencyLoss(nn.Module):
+    r"""Cosine distance between the class probabilities of two networks; it trains both.
+
+    .. math:: L_{reg} = \mathrm{mean}\left(1 - \frac{p^a \cdot p^b}{\lVert p^a \rVert \, \lVert p^b \rVert}\right)
+
+    Equations 5 and 6 of https://arxiv.org/abs/2505.17690. Symmetric; 0 for equal predictions and at most 1.
+
+    Args:
+        mode: "voxel" takes the cosine over the classes of each voxel and the mean over voxels; "volume" takes the
+            cosine of the whole flattened probability volume of each sample and the mean over samples.
+
+    Raises:
+        ValueError: when the option is not one of these.
+    """
+
+    def __init__(self, mode: Mode = "voxel") -> None:
+        super().__init__()
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be 'voxel' or 'volume', got {mode!r}.")
+        self.mode = mode
+
+    def forward(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
+        """Measure the disagreement of two predictions.
+
+        Args:
+            logits_a: unnormalized scores of one network, (B, C, X, Y, Z), C >= 2.
+            logits_b: unnormalized scores of the other network, same shape.
+
+        Returns:
+            The loss, a float32 scalar connected to both inputs.
+
+        Raises:
+            ValueError: when the shapes do not fit.
+        """
+        check_logits(logits_a, "logits_a")
+        if logits_a.shape != logits_b.shape:
+            raise ValueError(
+                "logits_a and logits_b must have the same shape, "
+                f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}."
+            )
+        axes = [1] if self.mode == "voxel" else list(range(1, logits_a.ndim))
+        # 1 - cos is half the squared distance of the unit vectors; this form does not cancel where the networks agree.
+        difference = self._unit_probabilities(logits_a, axes) - self._unit_probabilities(logits_b, axes)
+        distance = difference.square().sum(dim=axes) / 2
+        return distance.sum() / max(1, distance.numel())
+
+    @staticmethod
+    def _unit_probabilities(logits: torch.Tensor, axes: list[int]) -> torch.Tensor:
+        probabilities = logits.float().softmax(dim=1)
+        # Probabilities sum to 1, so that this norm is never 0.
+        return probabilities * probabilities.square().sum(dim=axes, keepdim=True).rsqrt()

@@ -1,0 +1,238 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Contrastive loss between the features of uncertain voxels and the prototypes of the classes."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .supervised import check_voxel_map
+
+Form = Literal["hinge", "infonce", "literal", "own_class_minimized"]
+
+# Below the square roots, so that a feature vector of zeros (all channels cut by a ReLU) has a bounded gradient.
+_NORM_EPSILON = 1e-8
+_DISTANCE_EPSILON = 1e-12
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / (vectors.square().sum(dim=-1, keepdim=True) + _NORM_EPSILON).sqrt()
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Euclidean distance along the last axis, which broadcasts."""
+    return ((a - b).square().sum(dim=-1) + _DISTANCE_EPSILON).sqrt()
+
+
+class PrototypeContrastiveLoss(nn.Module):
+    r"""Align uncertain voxels with class prototypes and hold the prototypes apart.
+
+    The prototype of a class is the mean feature of its reliable voxels (Equation 10 of
+    https://arxiv.org/abs/2505.17690). With d the Euclidean distance of vectors scaled to length 1, u a sample of the
+    uncertain voxels, k(u) the class predicted there, and c the prototypes, the forms are
+
+    - "hinge": :math:`\mathrm{mean}_k \, \mathrm{mean}_{u: k(u) = k} \, d(u, c_k) + \mathrm{mean}_{i<j}
+      \max(0, m - d(c_i, c_j))`, the prototypes constant in the first term and trained by the second: what the text
+      around Equation 11 asks for;
+    - "infonce": :math:`\mathrm{mean}_u -\log \frac{\exp(\cos(u, c_{k(u)}) / T)}{\sum_k \exp(\cos(u, c_k) / T)}`,
+      the prototypes constant;
+    - "literal": :math:`\mathrm{mean}_u \sum_k d(u, c_k) + \sum_{i<j} d(c_i, c_j)`, Equation 11 as printed, for any
+      number of classes. Degenerate: it pulls all voxels and prototypes to one point and holds no class information;
+    - "own_class_minimized": the first term of "hinge" plus :math:`\sum_{i<j} d(c_i, c_j)`, the reading of the public
+      LUSEG code. It also pulls the prototypes together.
+
+    A class without prototype takes no part, nor does an uncertain voxel of such a class (except in "literal", which
+    never asks for the class of the voxel). The pair term is 0 for fewer than two prototypes.
+
+    Args:
+        num_classes: number of classes C with the background, at least 2.
+        form: one of the above.
+        margin: m, distance from which two prototypes are far enough apart, at least 0; the largest possible distance
+            is 2, and sqrt(2) for features that are nowhere negative.
+        temperature: T of "infonce", above 0.
+        sample_fraction: share of the uncertain voxels of each class to use, above 0 and at most 1; at least one voxel.
+        max_samples: largest number of uncertain voxels of each class to use, at least 1.
+        min_reliable: smallest number of reliable voxels to make a prototype of, at least 1. A class with fewer takes
+            the mean over the labeled voxels of that class if there are any, or has no prototype.
+
+    Raises:
+        ValueError: when an option is not one of these.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Form = "hinge",
+        margin: float = 1.0,
+        temperature: float = 0.1,
+        sample_fraction: float = 0.01,
+        max_samples: int = 4096,
+        min_reliable: int = 16,
+    ) -> None:
+        super().__init__()
+        if form not in get_args(Form):
+            raise ValueError(f"form must be 'hinge', 'infonce', 'literal' or 'own_class_minimized', got {form!r}.")
+        if not margin >= 0:
+            raise ValueError(f"margin must be at least 0, got {margin!r}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature!r}.")
+        if not 0 < sample_fraction <= 1:
+            raise ValueError(f"sample_fraction must be above 0 and at most 1, got {sample_fraction!r}.")
+        least = (("num_classes", num_classes, 2), ("max_samples", max_samples, 1), ("min_reliable", min_reliable, 1))
+        for name, value, minimum in least:
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value!r}.")
+        self.num_classes = num_classes
+        self.form = form
+        self.margin = margin
+        self.temperature = temperature
+        self.sample_fraction = sample_fraction
+        self.max_samples = max_samples
+        self.min_reliable = min_reliable
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        pseudo_label: torch.Tensor,
+        reliable: torch.Tensor,
+        labeled_features: torch.Tensor | None = None,
+        label: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Compare the uncertain voxels of the unlabeled batch with the prototypes of the classes.
+
+        Args:
+            features: last decoder map of the network to train, before dropout, (B, K, X, Y, Z).
+            pseudo_label: predicted class indices of the same voxels, (B, 1, X, Y, Z).
+            reliable: True where reliable; all other voxels are the uncertain ones, bool, (B, 1, X, Y, Z).
+            labeled_features: features of labeled voxels for the classes that lack reliable ones, (B', K, X', Y', Z').
+            label: class indices of these, (B', 1, X', Y', Z').
+            generator: source of the sample, on the CPU; without it, the global one of PyTorch, so that a training
+                which restores that state repeats its samples.
+
+        Returns:
+            The loss, a float32 scalar connected to the features; a connected zero where there is nothing to compare.
+
+        Raises:
+            ValueError: when the shapes do not fit, the mask is not bool, or only one labeled argument is given.
+        """
+        self._check(features, pseudo_label, reliable, labeled_features, label)
+        # Mixed precision would compute the products below in half precision, which cannot hold a sum over a volume.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.form != "infonce"):
+                classes, prototypes = self._prototypes(features, pseudo_label, reliable, labeled_features, label)
+            sampled_classes = range(self.num_classes) if self.form == "literal" else classes
+            vectors, sizes = self._sample(features, pseudo_label, reliable, list(sampled_classes), generator)
+            terms = self._alignment(vectors, sizes, prototypes) if classes and sum(sizes) else []
+            if len(classes) > 1 and self.form != "infonce":
+                terms.append(self._separation(prototypes))
+            if not terms:
+                # The sum of an empty part: zero with a gradient of zeros, also where a feature is infinite.
+                return features.narrow(0, 0, 0).float().sum()
+            return torch.stack(terms).sum()
+
+    def _check(
+        self,
+        features: torch.Tensor,
+        pseudo_label: torch.Tensor,
+        reliable: torch.Tensor,
+        labeled_features: torch.Tensor | None,
+        label: torch.Tensor | None,
+    ) -> None:
+        if features.ndim < 3:
+            raise ValueError(f"features must be of shape (B, K, X, Y, Z), got {tuple(features.shape)}.")
+        check_voxel_map(pseudo_label, "pseudo_label", features, "features")
+        check_voxel_map(reliable, "reliable", features, "features")
+        if reliable.dtype != torch.bool:
+            raise ValueError(f"reliable must be bool, got {reliable.dtype}.")
+        if (labeled_features is None) != (label is None):
+            missing = "labeled_features" if labeled_features is None else "label"
+            raise ValueError(f"labeled_features and label must be given together, got None for {missing}.")
+        if labeled_features is not None and label is not None:
+            if labeled_features.ndim < 3 or labeled_features.shape[1] != features.shape[1]:
+                raise ValueError(
+                    "labeled_features must have as many channels as features, "
+                    f"got {tuple(labeled_features.shape)} beside {tuple(features.shape)}."
+                )
+            check_voxel_map(label, "label", labeled_features, "labeled_features")
+
+    def _prototypes(
+        self,
+        features: torch.Tensor,
+        pseudo_label: torch.Tensor,
+        reliable: torch.Tensor,
+        labeled_features: torch.Tensor | None,
+        label: torch.Tensor | None,
+    ) -> tuple[list[int], torch.Tensor]:
+        """Sorted classes that have a prototype, and their prototypes scaled to length 1, (classes, K)."""
+        found = self._class_means(features, pseudo_label, reliable, self.min_reliable, list(range(self.num_classes)))
+        missing = [index for index in range(self.num_classes) if index not in found]
+        if missing and labeled_features is not None and label is not None:
+            every_voxel = torch.ones_like(label, dtype=torch.bool)
+            found.update(self._class_means(labeled_features, label, every_voxel, 1, missing))
+        classes = sorted(found)
+        if not classes:
+            return classes, features.new_zeros((0, features.shape[1]), dtype=torch.float32)
+        return classes, _unit(torch.stack([found[index] for index in classes]))
+
+    @staticmethod
+    def _class_means(
+        features: torch.Tensor, class_map: torch.Tensor, mask: torch.Tensor, min_count: int, classes: list[int]
+    ) -> dict[int, torch.Tensor]:
+        """Mean feature over the masked voxels of each of these classes that has at least ``min_count`` of them."""
+        members = torch.cat([(class_map == index) & mask for index in classes], dim=1).flatten(2)
+        counts = members.sum(dim=(0, 2)).tolist()
+        kept = [row for row, count in enumerate(counts) if count >= min_count]
+        if not kept:
+            return {}
+        # A matrix product with the masks sums without a copy of the volume for each class.
+        sums = torch.einsum("bkv,bcv->ck", features.flatten(2).float(), members[:, kept].float())
+        return {classes[row]: sums[position] / counts[row] for position, row in enumerate(kept)}
+
+    def _sample(
+        self,
+        features: torch.Tensor,
+        pseudo_label: torch.Tensor,
+        reliable: torch.Tensor,
+        classes: list[int],
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Features of uncertain voxels scaled to length 1, (samples, K), in the order of classes; samples of each."""
+        uncertain = ~reliable
+        chosen = [reliable.new_zeros(0, dtype=torch.long)]
+        sizes = []
+        for index in classes:
+            candidates = ((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1)
+            total = candidates.numel()
+            size = min(total, self.max_samples, max(1, int(self.sample_fraction * total)))
+            # Drawn on the CPU: the same sample on every device.
+            order = torch.randperm(total, generator=generator)[:size]
+            chosen.append(candidates[order.to(candidates.device)])
+            sizes.append(size)
+        position = torch.cat(chosen)
+        flat = features.flatten(2)
+        sample, voxel = position // flat.shape[2], position % flat.shape[2]
+        return _unit(flat[sample, :, voxel].float()), sizes
+
+    def _alignment(self, vectors: torch.Tensor, sizes: list[int], prototypes: torch.Tensor) -> list[torch.Tensor]:
+        if self.form == "literal":
+            return [_distance(vectors[:, None], prototypes[None]).sum(dim=1).mean()]
+        fixed = prototypes.detach()
+        own = torch.arange(len(sizes), device=vectors.device).repeat_interleave(
+            torch.tensor(sizes, device=vectors.device)
+        )
+        if self.form == "infonce":
+            return [F.cross_entropy(vectors @ fixed.T / self.temperature, own)]
+        distances = _distance(vectors, fixed[own])
+        class_means = [part.mean() for part in distances.split(sizes) if part.numel() > 0]
+        return [torch.stack(class_means).mean()]
+
+    def _separation(self, prototypes: torch.Tensor) -> torch.Tensor:
+        first, second = zip(*combinations(range(len(prototypes)), 2), strict=True)
+        distances = _distance(prototypes[list(first)], prototypes[list(second)])
+        return (self.margin - distances).relu().mean() if self.form == "hinge" else distances.sum()

@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised loss of the labeled voxels, and the shape checks which all losses of this folder share."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceCELoss
+from torch import nn
+
+
+def check_logits(logits: torch.Tensor, name: str = "logits") -> None:
+    """Refuse a tensor that cannot hold the scores of at least two classes.
+
+    Args:
+        logits: the tensor to look at; allowed is (B, C, X, Y, Z) or another number of spatial axes, C >= 2.
+        name: what to call it in the message.
+
+    Raises:
+        ValueError: when there is no spatial axis, or fewer than two classes.
+    """
+    if logits.ndim < 3 or logits.shape[1] < 2:
+        raise ValueError(f"{name} must be of shape (B, C, X, Y, Z) with C >= 2, got {tuple(logits.shape)}.")
+
+
+def check_voxel_map(
+    voxel_map: torch.Tensor, name: str, reference: torch.Tensor, reference_name: str = "logits"
+) -> None:
+    """Refuse a map that does not have exactly one channel on the grid of another tensor.
+
+    Args:
+        voxel_map: the tensor to look at; allowed is (B, 1, X, Y, Z).
+        name: what to call it in the message.
+        reference: the tensor whose batch and grid it must have, (B, any, X, Y, Z).
+        reference_name: what to call the reference in the message.
+
+    Raises:
+        ValueError: when the shapes do not fit; the message holds both.
+    """
+    if voxel_map.shape != (reference.shape[0], 1, *reference.shape[2:]):
+        raise ValueError(
+            f"{name} must have one channel on the grid of {reference_name}, "
+            f"got {tuple(voxel_map.shape)} beside {tuple(reference.shape)}."
+        )
+
+
+class SupervisedLoss(nn.Module):
+    r"""Cross-entropy plus foreground Dice of the labeled voxels.
+
+    .. math:: L_s = w_{ce} \, \mathrm{mean}_i(-\log p_i(y_i)) + w_{dice} \, \frac{1}{C - 1} \sum_{c \ge 1}
+        \left(1 - \frac{2 \sum_i p_i(c) y_i(c) + 10^{-5}}{\sum_i p_i(c)^2 + \sum_i y_i(c) + 10^{-5}}\right)
+
+    The sums of the Dice term go over all voxels of the batch. Equation 2 of "Semi-Supervised Medical Image
+    Segmentation via Dual Networks", https://arxiv.org/abs/2505.17690, with both weights 1.
+
+    Args:
+        dice_weight: factor of the Dice term, at least 0.
+        cross_entropy_weight: factor of the cross-entropy term, at least 0.
+
+    Raises:
+        ValueError: when a weight is negative.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0) -> None:
+        super().__init__()
+        for name, weight in (("dice_weight", dice_weight), ("cross_entropy_weight", cross_entropy_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must be at least 0, got {weight!r}.")
+        self.loss = DiceCELoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            squared_pred=True,
+            batch=True,
+            smooth_nr=1e-5,
+            smooth_dr=1e-5,
+            lambda_dice=dice_weight,
+            lambda_ce=cross_entropy_weight,
+        )
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Compare scores with the ground truth.
+
+        Args:
+            logits: unnormalized scores, (B, C, X, Y, Z), C >= 2.
+            label: class indices 0 to C - 1 of any number type, (B, 1, X, Y, Z).
+
+        Returns:
+            The loss, a float32 scalar; a zero connected to the logits for a batch without voxels.
+
+        Raises:
+            ValueError: when the shapes do not fit.
+        """
+        check_logits(logits)
+        check_voxel_map(label, "label", logits)
+        if logits.numel() == 0:
+            return logits.float().sum()
+        loss: torch.Tensor = self.loss(logits.float(), label.long())
+        return loss

@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What every training method offers to the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class Method(nn.Module):
+    """A training method: it holds the deployed network and computes one iteration's loss in its forward.
+
+    A method receives its networks, never builds them, and touches no file, device or optimizer. Whatever else it
+    trains or remembers (a teacher, a discriminator, a memory bank) is a submodule or a buffer, so that checkpoints
+    and distributed training see one module.
+
+    Args:
+        network: the deployed network: one tensor in, class probabilities out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        """Compute the loss of one batch.
+
+        Args:
+            batch: "image" (B_l, C, X, Y, Z), "label" (B_l, 1, X, Y, Z) class indices and, unless only labeled cases
+                are there, "unlabeled" (B_u, C, X, Y, Z).
+            step: number of iterations done before this one, from 0.
+
+        Returns:
+            "loss", the 0-dimensional sum to minimize, and every term ("loss_...") and weight ("weight_...") by name.
+
+        Raises:
+            NotImplementedError: always here; each method implements it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward.")
+
+    def after_step(self, step: int) -> None:
+        """React to an optimization step, for example by moving a teacher's weights; by default nothing.
+
+        Args:
+            step: number of iterations done before the one that has just ended, from 0.
+        """
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """List what the optimizer moves.
+
+        Returns:
+            all parameters of the method that take a gradient.
+        """
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]

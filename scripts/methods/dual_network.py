@@ -1,0 +1,255 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The dual-network method of https://arxiv.org/abs/2505.17690 with its readings and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from ..losses.consistency import ConsistencyLoss
+from ..losses.contrastive import PrototypeContrastiveLoss
+from ..losses.pseudo_label import PseudoLabelLoss
+from ..losses.rectification import RectificationLoss
+from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability
+from ..losses.supervised import SupervisedLoss
+from ..losses.uncertainty import UncertaintyLoss
+from ..networks.dual_network import DualNetwork
+from ..schedules import Weight
+from .base import Method
+
+Roles = Literal["fixed", "winner", "symmetric"]
+Source = Literal["cross", "self", "winner", "union"]
+Region = Literal["all", "unlabeled"]
+Learner = Literal["student", "loser", "both"]
+
+
+class _View(NamedTuple):
+    """What one of the two networks says of the batch; labeled crops come first."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+    num_labeled: int
+
+    @property
+    def labeled(self) -> torch.Tensor:
+        return self.logits[: self.num_labeled]
+
+    @property
+    def unlabeled(self) -> torch.Tensor:
+        return self.logits[self.num_labeled :]
+
+    def region(self, region: Region) -> torch.Tensor:
+        return self.logits if region == "all" else self.unlabeled
+
+
+class DualNetworkMethod(Method):
+    r"""Two networks that teach each other on unlabeled crops (Equations 1 to 11).
+
+    .. math:: L = L_s^S + L_s^T + w_r L_{rect} + w_{reg} L_{reg} + w_{une} L_{une} + w_u(t) (L_u^S + L_u^T) + w_c(t) L_c
+
+    with the V-Net as Teacher T and the ResNet34-V-Net as Student S. The defaults of the arguments are the reading of
+    the paper that docs/methods.md calls "paper"; configurations set the weights. A term of weight 0 is not computed.
+
+    Args:
+        network: the deployed pair of networks.
+        supervised: L_s, Equation 2.
+        rectification: the releases' term on labeled voxels where one network alone is confident of a class.
+        rectification_weight: its weight.
+        reliability: which voxels are certain enough to teach, by Equation 3 and the percentile rule under it.
+        reliability_combination: whether a network's pseudo-label is reliable by its "own" entropy, by that of both
+            ("and") or by that of either ("or").
+        pseudo_label: L_u, Equation 4.
+        pseudo_label_source: whose prediction teaches: that of the other network ("cross"), its own ("self"), that of
+            the network with the lower supervised loss for both ("winner"), or the union of both foregrounds for both
+            ("union", two classes only).
+        pseudo_label_weight: w_u.
+        consistency: L_reg, Equations 5 and 6.
+        consistency_region: on "all" crops or on the "unlabeled" ones.
+        consistency_weight: w_reg.
+        uncertainty: L_une, Equations 7 to 9.
+        uncertainty_region: on "all" crops or on the "unlabeled" ones.
+        uncertainty_weight: w_une.
+        contrastive: L_c, Equations 10 and 11; None where its weight is 0.
+        contrastive_network: who learns by it: the "student", the network with the higher supervised loss ("loser"),
+            or "both".
+        contrastive_weight: w_c.
+        roles: who is Teacher in L_une: the V-Net ("fixed"), the network with the lower supervised loss of this
+            iteration ("winner"), or each in turn ("symmetric", the mean of both directions).
+
+    Raises:
+        ValueError: when an option is none of its allowed values or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        network: DualNetwork,
+        *,
+        supervised: SupervisedLoss,
+        rectification: RectificationLoss | None = None,
+        rectification_weight: Weight | float = 0.5,
+        reliability: ReliabilityFilter | None = None,
+        reliability_combination: Combination = "own",
+        pseudo_label: PseudoLabelLoss | None = None,
+        pseudo_label_source: Source = "cross",
+        pseudo_label_weight: Weight | float = 1.0,
+        consistency: ConsistencyLoss | None = None,
+        consistency_region: Region = "all",
+        consistency_weight: Weight | float = 1.0,
+        uncertainty: UncertaintyLoss | None = None,
+        uncertainty_region: Region = "all",
+        uncertainty_weight: Weight | float = 1.0,
+        contrastive: PrototypeContrastiveLoss | None = None,
+        contrastive_network: Learner = "student",
+        contrastive_weight: Weight | float = 0.1,
+        roles: Roles = "fixed",
+    ) -> None:
+        super().__init__(network)
+        for name, value, allowed in (
+            ("roles", roles, Roles),
+            ("pseudo_label_source", pseudo_label_source, Source),
+            ("reliability_combination", reliability_combination, Combination),
+            ("consistency_region", consistency_region, Region),
+            ("uncertainty_region", uncertainty_region, Region),
+            ("contrastive_network", contrastive_network, Learner),
+        ):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}.")
+        if pseudo_label_source == "union" and reliability_combination == "own":
+            raise ValueError("pseudo_label_source 'union' needs reliability_combination 'and' or 'or', got 'own'.")
+        self.supervised = supervised
+        self.rectification = rectification or RectificationLoss()
+        self.rectification_weight = Weight.of(rectification_weight)
+        self.reliability = reliability or ReliabilityFilter()
+        self.reliability_combination: Combination = reliability_combination
+        self.pseudo_label = pseudo_label or PseudoLabelLoss()
+        self.pseudo_label_source: Source = pseudo_label_source
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.consistency = consistency or ConsistencyLoss()
+        self.consistency_region: Region = consistency_region
+        self.consistency_weight = Weight.of(consistency_weight)
+        self.uncertainty = uncertainty or UncertaintyLoss()
+        self.uncertainty_region: Region = uncertainty_region
+        self.uncertainty_weight = Weight.of(uncertainty_weight)
+        self.contrastive = contrastive
+        self.contrastive_network: Learner = contrastive_network
+        self.contrastive_weight = Weight.of(contrastive_weight)
+        if self.contrastive_weight and contrastive is None:
+            raise ValueError("contrastive must be given unless contrastive_weight is 0.")
+        self.roles: Roles = roles
+
+    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
+        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
+        label, num_labeled = batch["label"], batch["image"].shape[0]
+        has_unlabeled = "unlabeled" in batch
+        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
+        images = torch.cat((batch["image"], batch["unlabeled"])) if has_unlabeled else batch["image"]
+        teacher, student = (
+            self._view(subnetwork, images, num_labeled) for subnetwork in (self.network.vnet, self.network.resnet_vnet)
+        )
+        terms: dict[str, torch.Tensor] = {
+            "loss_supervised_vnet": self.supervised(teacher.labeled, label),
+            "loss_supervised_resnet_vnet": self.supervised(student.labeled, label),
+        }
+        total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
+        student_wins = self._student_wins(terms)
+        weights: dict[str, float] = {}
+
+        def add(name: str, weight: Weight, term: torch.Tensor) -> torch.Tensor:
+            terms[f"loss_{name}"] = term
+            weights[f"weight_{name}"] = weight(step)
+            return weight(step) * term
+
+        if self.rectification_weight:
+            rectification = self.rectification(teacher.labeled, student.labeled, label) + self.rectification(
+                student.labeled, teacher.labeled, label
+            )
+            total = total + add("rectification", self.rectification_weight, rectification)
+        if self.consistency_weight and (has_unlabeled or self.consistency_region == "all"):
+            consistency = self.consistency(
+                student.region(self.consistency_region), teacher.region(self.consistency_region)
+            )
+            total = total + add("consistency", self.consistency_weight, consistency)
+        if self.uncertainty_weight and (has_unlabeled or self.uncertainty_region == "all"):
+            total = total + add(
+                "uncertainty", self.uncertainty_weight, self._uncertainty(teacher, student, student_wins)
+            )
+        if has_unlabeled and (self.pseudo_label_weight or self.contrastive_weight):
+            reliable = combine_reliability(
+                self.reliability(teacher.unlabeled), self.reliability(student.unlabeled), self.reliability_combination
+            )
+            if self.pseudo_label_weight:
+                pseudo_label = self._pseudo_label(teacher, student, reliable, student_wins)
+                total = total + add("pseudo_label", self.pseudo_label_weight, pseudo_label)
+            if self.contrastive_weight:
+                contrastive = self._contrastive(teacher, student, reliable, student_wins, label)
+                total = total + add("contrastive", self.contrastive_weight, contrastive)
+        return {"loss": total, **terms, **weights}
+
+    @staticmethod
+    def _view(subnetwork: Any, images: torch.Tensor, num_labeled: int) -> _View:
+        features = subnetwork.features(images)
+        return _View(features, subnetwork.head(features), num_labeled)
+
+    def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
+        if self.roles != "winner" and self.pseudo_label_source != "winner" and self.contrastive_network != "loser":
+            return False
+        return bool(terms["loss_supervised_resnet_vnet"] < terms["loss_supervised_vnet"])
+
+    def _uncertainty(self, teacher: _View, student: _View, student_wins: bool) -> torch.Tensor:
+        teacher_logits, student_logits = (view.region(self.uncertainty_region) for view in (teacher, student))
+        if self.roles == "symmetric":
+            return (
+                self.uncertainty(student_logits, teacher_logits) + self.uncertainty(teacher_logits, student_logits)
+            ) / 2
+        if self.roles == "winner" and student_wins:
+            return self.uncertainty(teacher_logits, student_logits)
+        return self.uncertainty(student_logits, teacher_logits)
+
+    def _pseudo_label(
+        self, teacher: _View, student: _View, reliable: tuple[torch.Tensor, torch.Tensor], student_wins: bool
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            of_teacher = (teacher.unlabeled.argmax(dim=1, keepdim=True), reliable[0])
+            of_student = (student.unlabeled.argmax(dim=1, keepdim=True), reliable[1])
+            if self.pseudo_label_source == "cross":
+                for_teacher, for_student = of_student, of_teacher
+            elif self.pseudo_label_source == "self":
+                for_teacher, for_student = of_teacher, of_student
+            elif self.pseudo_label_source == "winner":
+                for_teacher = for_student = of_student if student_wins else of_teacher
+            else:
+                if teacher.logits.shape[1] != 2:
+                    raise ValueError(
+                        f"pseudo_label_source 'union' needs two classes, got logits of {teacher.logits.shape[1]}."
+                    )
+                for_teacher = for_student = (torch.maximum(of_teacher[0], of_student[0]), reliable[0])
+        return self.pseudo_label(teacher.unlabeled, *for_teacher) + self.pseudo_label(student.unlabeled, *for_student)
+
+    def _contrastive(
+        self,
+        teacher: _View,
+        student: _View,
+        reliable: tuple[torch.Tensor, torch.Tensor],
+        student_wins: bool,
+        label: torch.Tensor,
+    ) -> torch.Tensor:
+        assert self.contrastive is not None
+        learners = {
+            "student": [(student, reliable[1])],
+            "both": [(teacher, reliable[0]), (student, reliable[1])],
+            "loser": [(teacher, reliable[0]) if student_wins else (student, reliable[1])],
+        }[self.contrastive_network]
+        terms = [
+            self.contrastive(
+                view.features[view.num_labeled :],
+                view.unlabeled.argmax(dim=1, keepdim=True),
+                mask,
+                labeled_features=view.features[: view.num_labeled],
+                label=label,
+            )
+            for view, mask in learners
+        ]
+        return torch.stack(terms).mean()

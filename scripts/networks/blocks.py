@@ -1,0 +1,240 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution units and the checks of arguments that both networks share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import nn
+
+Normalization = Literal["batch", "instance", "group"]
+#: Width of the feature maps from full resolution down to 1/16 of it (V-Net column of the reference implementations).
+CHANNELS = (16, 32, 64, 128, 256)
+
+
+def normalization_layer(normalization: Normalization) -> str | tuple[str, dict[str, int]]:
+    """Translate the option into MONAI's ``norm`` argument.
+
+    Args:
+        normalization: "batch", "instance" (without affine parameters) or "group" (eight groups).
+
+    Returns:
+        what ``monai.networks.blocks.Convolution`` takes as ``norm``.
+
+    Raises:
+        ValueError: when the option is none of the three.
+    """
+    if normalization == "group":
+        return ("group", {"num_groups": 8})
+    if normalization not in ("batch", "instance"):
+        raise ValueError(f"normalization must be 'batch', 'instance' or 'group', got {normalization!r}.")
+    return normalization
+
+
+def check_channels(in_channels: int, out_channels: int) -> None:
+    """Refuse channel numbers that cannot segment.
+
+    Args:
+        in_channels: number of image channels, 1 to 16.
+        out_channels: number of classes with the background, 2 to 128.
+
+    Raises:
+        ValueError: when one of them is outside its range.
+    """
+    if not 1 <= in_channels <= 16:
+        raise ValueError(f"in_channels must be from 1 to 16, got {in_channels}.")
+    if not 2 <= out_channels <= 128:
+        raise ValueError(f"out_channels must be from 2 (background and one class) to 128, got {out_channels}.")
+
+
+def check_image(image: torch.Tensor, in_channels: int) -> None:
+    """Refuse an input that the five resolutions of the networks cannot hold.
+
+    Args:
+        image: network input, (B, in_channels, X, Y, Z).
+        in_channels: expected number of channels.
+
+    Raises:
+        ValueError: when the tensor is not of that shape or a spatial size is not divisible by 16.
+    """
+    if image.dim() != 5 or image.shape[1] != in_channels:
+        raise ValueError(f"image must have shape (B, {in_channels}, X, Y, Z), got {list(image.shape)}.")
+    if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0 or image.shape[4] % 16 != 0:
+        raise ValueError(f"image must have spatial sizes divisible by 16, got {list(image.shape[2:])}.")
+
+
+def convolution_stack(
+    in_channels: int, out_channels: int, *, num_convolutions: int, normalization: Normalization
+) -> nn.Sequential:
+    """Build a stack of 3x3x3 convolutions, each followed by normalization and ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of every convolution of the stack.
+        num_convolutions: how many of them.
+        normalization: see :func:`normalization_layer`.
+
+    Returns:
+        the stack; the spatial size stays.
+    """
+    return nn.Sequential(
+        *(
+            Convolution(
+                3,
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                norm=normalization_layer(normalization),
+                act=("relu", {"inplace": True}),
+                adn_ordering="NA",
+            )
+            for i in range(num_convolutions)
+        )
+    )
+
+
+def resampling_convolution(
+    in_channels: int, out_channels: int, *, normalization: Normalization, transposed: bool
+) -> Convolution:
+    """Build a 2x2x2 convolution of stride 2 that halves (or, transposed, doubles) the spatial size.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        normalization: see :func:`normalization_layer`.
+        transposed: False halves, True doubles.
+
+    Returns:
+        the convolution with normalization and ReLU.
+    """
+    return Convolution(
+        3,
+        in_channels,
+        out_channels,
+        strides=2,
+        kernel_size=2,
+        norm=normalization_layer(normalization),
+        act=("relu", {"inplace": True}),
+        adn_ordering="NA",
+        is_transposed=transposed,
+        padding=0,
+        output_padding=0 if transposed else None,
+    )
+
+
+def initialize_kaiming(module: nn.Module) -> None:
+    """Draw all convolution weights from He's normal distribution, as the dual-network releases do.
+
+    Args:
+        module: network whose (transposed) convolutions are drawn anew in place.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(layer.weight)
+
+
+class Decoder(nn.Module):
+    """V-Net decoder with additive skip connections, shared in form by both networks.
+
+    Args:
+        normalization: see :func:`normalization_layer`.
+    """
+
+    def __init__(self, normalization: Normalization = "batch") -> None:
+        super().__init__()
+        depths = (1, 2, 3, 3)
+        self.up = nn.ModuleList(
+            resampling_convolution(CHANNELS[i + 1], CHANNELS[i], normalization=normalization, transposed=True)
+            for i in reversed(range(4))
+        )
+        self.stacks = nn.ModuleList(
+            convolution_stack(CHANNELS[i], CHANNELS[i], num_convolutions=depths[i], normalization=normalization)
+            for i in reversed(range(4))
+        )
+
+    def forward(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
+        """Decode a feature pyramid.
+
+        Args:
+            pyramid: five feature maps from full resolution to 1/16: (B, 16, X, Y, Z), (B, 32, X/2, Y/2, Z/2), ...
+
+        Returns:
+            the feature map of the last decoder stage, (B, 16, X, Y, Z), after its ReLU.
+        """
+        features = pyramid[4]
+        for i, (up, stack) in enumerate(zip(self.up, self.stacks)):
+            features = stack(up(features) + pyramid[3 - i])
+        return features
+
+
+class SegmentationNetwork(nn.Module):
+    """Encoder, V-Net decoder and a 1x1x1 head behind dropout: the common form of both networks.
+
+    ``features`` and ``head`` are separate, since the contrastive loss works on the features before the dropout:
+    a dropout that switches off other channels in each sample would push apart equal features of two samples.
+
+    Args:
+        encoder: maps (B, in_channels, X, Y, Z) to the five feature maps that :class:`Decoder` takes.
+        in_channels: image channels.
+        out_channels: classes with the background.
+        dropout: probability with which a channel of the last feature map is switched off in training.
+        normalization: see :func:`normalization_layer`.
+
+    Raises:
+        ValueError: when a number is outside its range.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, in_channels: int, out_channels: int, *, dropout: float, normalization: Normalization
+    ) -> None:
+        super().__init__()
+        check_channels(in_channels, out_channels)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
+        self.in_channels = in_channels
+        self.encoder = encoder
+        self.decoder = Decoder(normalization)
+        self.dropout = nn.Dropout3d(dropout)
+        self.classifier = nn.Conv3d(CHANNELS[0], out_channels, kernel_size=1)
+        initialize_kaiming(self)
+
+    @torch.jit.export
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Compute the features of the last decoder stage, before dropout.
+
+        Args:
+            image: (B, in_channels, X, Y, Z), spatial sizes divisible by 16.
+
+        Returns:
+            features, (B, 16, X, Y, Z).
+
+        Raises:
+            ValueError: when the shape does not fit.
+        """
+        check_image(image, self.in_channels)
+        return self.decoder(self.encoder(image))
+
+    @torch.jit.export
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute the logits from the features.
+
+        Args:
+            features: (B, 16, X, Y, Z) as given by :meth:`features`.
+
+        Returns:
+            logits: unnormalized scores, (B, out_channels, X, Y, Z).
+        """
+        return self.classifier(self.dropout(features))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Segment an image.
+
+        Args:
+            image: (B, in_channels, X, Y, Z), spatial sizes divisible by 16.
+
+        Returns:
+            logits: unnormalized scores, (B, out_channels, X, Y, Z).
+        """
+        return self.head(self.features(image))

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""One optimization step of semi-supervised training; knows no method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys, ImageMetaKey
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .errors import BundleError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class NonFiniteLossError(BundleError):
+    """A loss was infinite or not a number; names the iteration, the terms and the cases of the batch."""
+
+
+class SemiSupervisedTrainer(SupervisedTrainer):
+    """Trainer of a :class:`scripts.methods.base.Method` on batches with a labeled and an unlabeled part.
+
+    An iteration moves the batch to the device, computes the method's loss under autocast, refuses a loss that is not
+    finite, and steps the optimizer. Everything else (learning rate, log, validation, checkpoints) is a handler. After
+    every iteration ``state.output`` holds the labeled images, their labels and the loss, and ``state.terms`` every
+    term and weight of the method by name.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs of ``epoch_length`` iterations.
+        train_data_loader: endless iterable of batches, see :class:`scripts.data.two_stream.TwoStreamLoader`.
+        network: the deployed network that ``method`` holds.
+        method: the method, or its wrapper for distributed training.
+        optimizer: optimizer of the method's parameters.
+        precision: "float32", "bfloat16" (autocast, any device) or "float16" (autocast with gradient scaling, GPU).
+        channels_last: keep images and weights in the memory format channels_last_3d, which is faster on CPUs and on
+            GPUs with tensor cores.
+        **kwargs: see ``monai.engines.SupervisedTrainer``.
+
+    Raises:
+        ValueError: when ``precision`` is not one of the three, or is "float16" on a CPU.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        method: nn.Module,
+        optimizer: Optimizer,
+        *,
+        precision: Precision = "float32",
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
+        device = torch.device(device)
+        if precision == "float16" and device.type == "cpu":
+            raise ValueError("precision 'float16' needs a GPU; on a CPU choose 'bfloat16' or 'float32'.")
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            train_data_loader=train_data_loader,
+            network=network,
+            optimizer=optimizer,
+            loss_function=method,
+            decollate=False,
+            **kwargs,
+        )
+        self.method = method
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        self.state.terms = {}
+        if channels_last:
+            method.to(memory_format=torch.channels_last_3d)
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict:
+        batch = {
+            key: value.as_tensor().to(
+                engine.state.device, non_blocking=engine.non_blocking, memory_format=self.memory_format
+            )
+            for key, value in batchdata.items()
+            if isinstance(value, torch.Tensor)
+        }
+        step = engine.state.iteration - 1
+        self.method.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(engine.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            output = self.method(batch, step)
+        engine.state.output = {
+            CommonKeys.IMAGE: batch[CommonKeys.IMAGE],
+            CommonKeys.LABEL: batch[CommonKeys.LABEL],
+            CommonKeys.LOSS: output["loss"].detach(),
+        }
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        # One transfer for all numbers: each would be a synchronization of its own on a GPU.
+        values = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in output.values()]).tolist()
+        engine.state.terms = dict(zip(output, values))
+        self._refuse_non_finite(engine.state.terms, batchdata)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        self.grad_scaler.scale(output["loss"]).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        method = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
+        method.after_step(step)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _refuse_non_finite(self, terms: Mapping[str, float], batch: Mapping[str, Any]) -> None:
+        broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+        if not broken:
+            return
+        cases = [
+            str(name)
+            for value in batch.values()
+            if hasattr(value, "meta")
+            for name in dict.fromkeys(value.meta.get(ImageMetaKey.FILENAME_OR_OBJ, []))
+        ]
+        raise NonFiniteLossError(
+            f"iteration {self.state.iteration}: {', '.join(broken)} on {', '.join(cases) or 'cases without a file name'}; "
+            "the last checkpoint is untouched. Check these cases, or lower the learning rate."
+        )

@@ -1,0 +1,421 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Split files and the cases they name: the schema, the shipped files, safe paths, and no label of an unlabeled case."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from scripts.data.phantom import generate_phantom_dataset
+from scripts.data.splits import LIST_NAMES, load_cases, read_split, write_boxes
+from scripts.errors import BundleError
+
+SPLITS_DIR = Path(__file__).parents[2] / "configs" / "splits"
+SPLIT = {
+    "version": 1,
+    "name": "tiny",
+    "description": "Six cases.",
+    "image": "images/{case}.nii.gz",
+    "label": "labels/{case}.nii.gz",
+    "labeled": ["a"],
+    "unlabeled": ["b", "c"],
+    "validation": ["d"],
+    "test": ["e", "f"],
+}
+
+
+def write_split(folder, **changes):
+    content = {key: value for key, value in (SPLIT | changes).items() if value is not ...}
+    path = folder / "split.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def save_label(path, foreground, shape=(6, 7, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = np.zeros(shape, dtype=np.uint8)
+    label[foreground] = 1
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A folder with the (empty) files of SPLIT: all images, and the labels of all but the unlabeled cases."""
+    folder = tmp_path / "dataset"
+    touch(folder, *(f"images/{case}.nii.gz" for case in "abcdef"), *(f"labels/{case}.nii.gz" for case in "adef"))
+    return folder
+
+
+def test_read_split_gives_every_field(tmp_path):
+    path = write_split(tmp_path, seed=3)
+    split = read_split(str(path))
+    assert (split.version, split.name, split.description, split.seed) == (1, "tiny", "Six cases.", 3)
+    assert (split.labeled, split.unlabeled, split.validation, split.test) == (("a",), ("b", "c"), ("d",), ("e", "f"))
+    assert split.path == path
+    assert split.image_path("a") == "images/a.nii.gz"
+    assert split.label_path("a") == "labels/a.nii.gz"
+    assert split.all_cases() == tuple("abcdef")
+    assert read_split(write_split(tmp_path)).seed is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 5}, "unknown key 'folds', allowed: version, name"),
+        ({"test": ...}, "missing key 'test'"),
+        ({"name": ...}, "missing key 'name'"),
+        ({"version": 2}, "version must be 1, got 2"),
+        ({"version": "1"}, 'version must be an integer, got str "1"'),
+        ({"version": True}, "version must be an integer, got bool true"),
+        ({"name": None}, "name must be a text, got NoneType null"),
+        ({"seed": "0"}, 'seed must be an integer, got str "0"'),
+        ({"labeled": "a"}, 'labeled must be a list of texts, got str "a"'),
+        ({"labeled": ["a", 1, None]}, "labeled must be a list of texts, got a list with NoneType, int"),
+        ({"image": "images/a.nii.gz"}, r"image must contain \{case\}, got 'images/a.nii.gz'"),
+        ({"label": "images/{case}.nii.gz"}, r"image and label must differ, both are 'images/\{case\}"),
+        ({"image": "/data/{case}.nii.gz"}, r"image must stay in dataset_dir .* got '/data/"),
+        ({"label": "../{case}.nii.gz"}, r"label must stay in dataset_dir .* got '\.\./"),
+        ({"label": "C:\\{case}.nii.gz"}, "label must stay in dataset_dir"),
+        ({"labeled": ["a", "a"]}, "labeled has case 'a' 2 times"),
+        ({"test": ["e", "a"]}, "case 'a' is in two lists: labeled and test"),
+        ({"unlabeled": ["b", " "]}, "unlabeled has an empty case id"),
+        ({"unlabeled": ["../b"]}, r"unlabeled: case id must stay in dataset_dir .* got '\.\./b'"),
+        ({"unlabeled": ["x\\..\\b"]}, "unlabeled: case id must stay in dataset_dir"),
+        ({"unlabeled": ["/etc/b"]}, "unlabeled: case id must stay in dataset_dir"),
+        ({"unlabeled": ["b\0"]}, "unlabeled: case id must stay in dataset_dir"),
+    ],
+)
+def test_each_problem_of_the_schema_is_named(changes, message, tmp_path):
+    path = write_split(tmp_path, **changes)
+    with pytest.raises(BundleError, match=message) as caught:
+        read_split(path)
+    assert str(caught.value).splitlines()[0] == f"{path}: 1 problem:"
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_all_problems_of_the_schema_are_named_at_once(tmp_path):
+    path = write_split(tmp_path, version=3, folds=1, name=..., labeled=["a", "b"], test=["", "e"])
+    with pytest.raises(BundleError) as caught:
+        read_split(path)
+    first, *problems = str(caught.value).splitlines()
+    assert first == f"{path}: 5 problems:"
+    assert problems[1:] == [
+        "- missing key 'name'",
+        "- version must be 1, got 3",
+        "- case 'b' is in two lists: labeled and unlabeled",
+        "- test has an empty case id",
+    ]
+
+
+def test_dots_inside_a_name_are_no_way_out(tmp_path):
+    assert read_split(write_split(tmp_path, labeled=["a..b", "site1/a"])).labeled == ("a..b", "site1/a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be a JSON object with version, name, .* got a list"),
+        ('{"labeled": ["a"], "labeled": ["b"]}', "key 'labeled' is given twice"),
+        (None, "split_file: .*split.json not found"),
+    ],
+)
+def test_what_is_not_a_split_file(text, message, tmp_path):
+    path = tmp_path / "split.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BundleError, match=message):
+        read_split(path)
+
+
+def test_folder_as_split_file(tmp_path):
+    with pytest.raises(BundleError, match=r"split_file: .* cannot be read"):
+        read_split(tmp_path)
+
+
+SHIPPED = {
+    "hippocampus_16": [16, 132, 20, 40],
+    "left_atrium_dev_16": [16, 48, 0, 16],
+    **{f"left_atrium_fold{fold}_16": [16, 64, 0, 20] for fold in range(5)},
+    **{f"left_atrium_fold{fold}_8": [8, 72, 0, 20] for fold in range(5)},
+    **{f"pancreas_fold{fold}_12": [12, 50, 0, 20] for fold in (0, 1)},
+    **{f"pancreas_fold{fold}_12": [12, 49, 0, 21] for fold in (2, 3)},
+}
+
+
+def test_every_shipped_split_is_known():
+    assert sorted(path.stem for path in SPLITS_DIR.glob("*.json")) == sorted(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_split(name):
+    split = read_split(SPLITS_DIR / f"{name}.json")
+    assert split.name == name
+    assert [len(split.cases(list_name)) for list_name in LIST_NAMES] == SHIPPED[name]
+    assert split.description.endswith(".")
+    text = split.path.read_text(encoding="ascii")
+    content = json.loads(text)
+    assert text == json.dumps(content, indent=4) + "\n"
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("left_atrium_fold*_16", 100), ("pancreas_fold*_12", 82)])
+def test_folds_test_every_case_once(pattern, count):
+    splits = [read_split(path) for path in SPLITS_DIR.glob(f"{pattern}.json")]
+    assert len({case for split in splits for case in split.test}) == count == sum(len(split.test) for split in splits)
+    assert len({frozenset(split.all_cases()) for split in splits}) == 1
+
+
+def test_fewer_labels_are_a_part_of_the_more():
+    for fold in range(5):
+        more, fewer = (read_split(SPLITS_DIR / f"left_atrium_fold{fold}_{number}.json") for number in (16, 8))
+        assert more.labeled[:8] == fewer.labeled
+        assert more.labeled[8:] + more.unlabeled == fewer.unlabeled
+        assert more.test == fewer.test
+
+
+def test_development_split_holds_no_test_case_of_its_fold():
+    development, fold = (read_split(SPLITS_DIR / f"left_atrium_{name}.json") for name in ("dev_16", "fold0_16"))
+    assert development.all_cases() == fold.labeled + fold.unlabeled
+    assert not set(development.all_cases()) & set(fold.test)
+
+
+def test_load_cases_gives_the_files(dataset, tmp_path):
+    cases = load_cases(dataset, write_split(tmp_path), lists=LIST_NAMES)
+    assert {name: [entry["case"] for entry in entries] for name, entries in cases.items()} == {
+        "labeled": ["a"],
+        "unlabeled": ["b", "c"],
+        "validation": ["d"],
+        "test": ["e", "f"],
+    }
+    assert cases["labeled"] == [
+        {"image": str(dataset / "images/a.nii.gz"), "label": str(dataset / "labels/a.nii.gz"), "case": "a"}
+    ]
+    assert list(load_cases(str(dataset), tmp_path / "split.json")) == ["labeled", "unlabeled", "validation"]
+
+
+def test_unlabeled_cases_never_have_a_label(dataset, tmp_path):
+    touch(dataset, "labels/b.nii.gz", "labels/c.nii.gz")
+    cases = load_cases(dataset, write_split(tmp_path), lists=LIST_NAMES)
+    assert cases["unlabeled"] == [
+        {"unlabeled": str(dataset / f"images/{case}.nii.gz"), "case": case} for case in ("b", "c")
+    ]
+    assert "labels" not in json.dumps([list(entry.values()) for entry in cases["unlabeled"]])
+
+
+@pytest.mark.parametrize(
+    "lists", [lists for count in range(1, 5) for lists in combinations(LIST_NAMES, count)], ids="-".join
+)
+def test_only_the_lists_asked_for_must_exist(lists, dataset, tmp_path):
+    split = read_split(write_split(tmp_path))
+    for list_name in set(LIST_NAMES) - set(lists):
+        for case in split.cases(list_name):
+            (dataset / f"images/{case}.nii.gz").unlink()
+            (dataset / f"labels/{case}.nii.gz").unlink(missing_ok=True)
+    assert list(load_cases(dataset, split.path, lists=lists)) == list(lists)
+    if len(lists) < 4:
+        with pytest.raises(BundleError, match="not found"):
+            load_cases(dataset, split.path, lists=LIST_NAMES)
+
+
+def test_unknown_list(dataset, tmp_path):
+    with pytest.raises(BundleError, match="lists must be of labeled, unlabeled, validation, test, got 'train'"):
+        load_cases(dataset, write_split(tmp_path), lists=["train"])
+
+
+def test_missing_files_are_named_together(dataset, tmp_path):
+    (dataset / "images/c.nii.gz").unlink()
+    (dataset / "labels/d.nii.gz").unlink()
+    with pytest.raises(BundleError, match=r"2 files of .* not found in .*: images/c\.nii\.gz, labels/d\.nii\.gz\.$"):
+        load_cases(dataset, write_split(tmp_path))
+
+
+def test_of_many_missing_files_ten_are_named(dataset, tmp_path):
+    split_path = write_split(tmp_path, unlabeled=[f"u{index:02d}" for index in range(12)])
+    with pytest.raises(BundleError, match=r"12 files .*images/u09\.nii\.gz and 2 more \(12 in all\)") as caught:
+        load_cases(dataset, split_path)
+    assert "u10" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_no_data_tells_what_to_do(made, tmp_path):
+    folder = tmp_path / "nothing"
+    if made:
+        folder.mkdir()
+    split_path = write_split(tmp_path, image="scans/{case}.nii")
+    with pytest.raises(BundleError) as caught:
+        load_cases(folder, split_path)
+    message = str(caught.value)
+    assert message.startswith(f"dataset_dir: {folder} {'is empty' if made else 'does not exist'};")
+    assert "scans/{case}.nii and labels/{case}.nii.gz" in message
+    assert f"`python -m scripts check --dataset_dir {folder} --split_file {split_path}`" in message
+    assert f"`python -m scripts phantom --output_dir {folder}`" in message
+    assert "docs/data.md" in message
+    assert "\n" not in message
+
+
+def test_no_data_and_no_split_tells_of_the_folder_first(tmp_path):
+    with pytest.raises(BundleError, match=r"dataset_dir: .* does not exist; expected are images/\{case\}\.nii\.gz"):
+        load_cases(tmp_path / "nothing", tmp_path / "nothing" / "split.json")
+
+
+def test_file_as_folder(tmp_path):
+    split_path = write_split(tmp_path)
+    with pytest.raises(BundleError, match="is not a folder"):
+        load_cases(split_path, split_path)
+
+
+def test_symbolic_links_must_stay_in_the_folder(dataset, tmp_path):
+    split_path = write_split(tmp_path)
+    touch(tmp_path, "elsewhere/secret.nii.gz")
+    for name, target in (("b", "../../elsewhere/secret.nii.gz"), ("c", "d.nii.gz")):
+        (dataset / f"images/{name}.nii.gz").unlink()
+        (dataset / f"images/{name}.nii.gz").symlink_to(target)
+    with pytest.raises(BundleError, match=r"every file must lie in .* these lead out: images/b\.nii\.gz\.$"):
+        load_cases(dataset, split_path)
+
+
+def test_folder_may_itself_be_a_symbolic_link(dataset, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(dataset, target_is_directory=True)
+    assert load_cases(link, write_split(tmp_path))["labeled"][0]["image"] == str(link / "images/a.nii.gz")
+    # But a folder inside of it may not lead elsewhere.
+    shutil.move(dataset / "labels", tmp_path / "labels")
+    (dataset / "labels").symlink_to(tmp_path / "labels", target_is_directory=True)
+    with pytest.raises(BundleError, match=r"these lead out: labels/a\.nii\.gz, labels/d\.nii\.gz"):
+        load_cases(link, tmp_path / "split.json")
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_missing_phantom_is_generated_once(made, tmp_path, caplog):
+    folder = tmp_path / "phantom"
+    if made:
+        folder.mkdir()
+    with caplog.at_level(logging.INFO, logger="scripts.data.splits"):
+        cases = load_cases(folder, folder / "split.json", phantom_dir=tmp_path / "x" / ".." / "phantom")
+        again = load_cases(folder, folder / "split.json", phantom_dir=folder)
+    assert [len(entries) for entries in cases.values()] == [3, 6, 1]
+    assert again == cases
+    assert len([record for record in caplog.records if record.name == "scripts.data.splits"]) == 1
+
+
+def test_other_folder_is_not_filled_with_phantoms(tmp_path):
+    with pytest.raises(BundleError, match="does not exist"):
+        load_cases(tmp_path / "mine", tmp_path / "mine" / "split.json", phantom_dir=tmp_path / "phantom")
+    assert not any(tmp_path.iterdir())
+
+
+def test_split_of_other_cases_does_not_generate_phantoms(tmp_path):
+    folder = tmp_path / "phantom"
+    with pytest.raises(BundleError, match="does not exist"):
+        load_cases(folder, write_split(tmp_path), phantom_dir=folder)
+    assert not folder.exists()
+
+
+def test_split_of_phantom_cases_kept_elsewhere_generates_them(tmp_path):
+    folder = tmp_path / "phantom"
+    lists = {"labeled": ["phantom_011"], "unlabeled": ["phantom_000"], "validation": ["phantom_001"], "test": []}
+    cases = load_cases(folder, write_split(tmp_path, **lists), phantom_dir=folder)
+    assert cases["labeled"][0]["image"] == str(folder / "images/phantom_011.nii.gz")
+
+
+def test_boxes_hold_the_foreground(dataset, tmp_path):
+    split_path = write_split(tmp_path)
+    save_label(dataset / "labels/a.nii.gz", np.s_[1:3, 2:7, 4:5])
+    save_label(dataset / "labels/b.nii.gz", np.s_[:, :, :])
+    save_label(dataset / "labels/d.nii.gz", np.s_[0, 0, 0])
+    save_label(dataset / "labels/e.nii.gz", ([1, 5], [6, 0], [3, 4]))
+    save_label(dataset / "labels/f.nii.gz", np.s_[2:4, 3:4, 5:8, 0], shape=(6, 7, 8, 1))
+    assert write_boxes(dataset, split_path) == dataset / "boxes.json"
+    expected = {
+        "a": [[1, 2, 4], [3, 7, 5]],
+        "b": [[0, 0, 0], [6, 7, 8]],  # unlabeled: this label is read for its box only
+        "d": [[0, 0, 0], [1, 1, 1]],
+        "e": [[1, 0, 3], [6, 7, 5]],
+        "f": [[2, 3, 5], [4, 4, 8]],
+    }
+    assert json.loads((dataset / "boxes.json").read_text()) == expected
+    cases = load_cases(dataset, split_path, lists=["labeled", "test"], with_boxes=True)
+    assert [entry["box"] for entries in cases.values() for entry in entries] == [
+        expected[case] for case in ("a", "e", "f")
+    ]
+    with pytest.raises(BundleError, match=r"has no box of c; `python -m scripts boxes --dataset_dir .* --split_file"):
+        load_cases(dataset, split_path, with_boxes=True)
+    assert "box" not in load_cases(dataset, split_path)["labeled"][0]
+
+
+def test_box_adds_no_label_to_an_unlabeled_case(tmp_path):
+    split_path = generate_phantom_dataset(tmp_path, num_cases=4, size=32)
+    write_boxes(tmp_path, split_path)
+    (entry,) = load_cases(tmp_path, split_path, with_boxes=True)["unlabeled"]
+    assert set(entry) == {"unlabeled", "case", "box"}
+
+
+def test_boxes_are_not_overwritten_unasked(tmp_path):
+    split_path = generate_phantom_dataset(tmp_path, num_cases=4, size=32)
+    boxes_path = write_boxes(tmp_path, split_path)
+    content = boxes_path.read_text()
+    boxes_path.write_text("{}")
+    with pytest.raises(BundleError, match=r"boxes\.json is already there; --overwrite true"):
+        write_boxes(tmp_path, split_path)
+    assert boxes_path.read_text() == "{}"
+    write_boxes(tmp_path, split_path, overwrite=True)
+    assert boxes_path.read_text() == content
+
+
+def test_labels_without_a_box(dataset, tmp_path):
+    split_path = write_split(tmp_path)
+    save_label(dataset / "labels/a.nii.gz", np.s_[:0])
+    save_label(dataset / "labels/d.nii.gz", np.s_[1, 1, 1, 1], shape=(4, 4, 4, 2))
+    save_label(dataset / "labels/e.nii.gz", np.s_[1, 1, 1])
+    (dataset / "labels/b.nii.gz").symlink_to(split_path)
+    with pytest.raises(BundleError) as caught:
+        write_boxes(dataset, split_path)
+    message = str(caught.value)
+    assert "a (its label has no foreground)" in message
+    assert "b (its label leads out of the folder)" in message
+    assert "d (its label must be 3D, got shape (4, 4, 4, 2))" in message
+    assert "f (" in message  # an empty file
+    assert ", e (" not in message
+    assert not (dataset / "boxes.json").exists()
+
+
+def test_boxes_need_labels(dataset, tmp_path):
+    shutil.rmtree(dataset / "labels")
+    with pytest.raises(BundleError, match=r"no case of .* has a label labels/"):
+        write_boxes(dataset, write_split(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"boxes\.json not found; `python -m scripts boxes"),
+        ("{", "with_boxes: .* is not JSON"),
+        ("[]", "must be a JSON object of boxes, got a list"),
+        ("{}", "has no box of a;"),
+        ('{"a": [[0, 0, 0], [1, 1]]}', r"must hold \[\[x0, y0, z0\], \[x1, y1, z1\]\] .* not for a;"),
+        ('{"a": [[0, 0, 0]]}', "does not for a;"),
+        ('{"a": "box"}', "does not for a;"),
+        ('{"a": [[0, 0, 0], [1, 1, 0]]}', "with 0 <= start < stop, but does not for a;"),
+        ('{"a": [[0, -1, 0], [1, 1, 1]]}', "does not for a;"),
+        ('{"a": [[0, 0, 0], [1, 1, 1.5]]}', "does not for a;"),
+    ],
+)
+def test_broken_boxes_file(text, message, dataset, tmp_path):
+    if text is not None:
+        (dataset / "boxes.json").write_text(text)
+    with pytest.raises(BundleError, match=message):
+        load_cases(dataset, write_split(tmp_path), lists=["labeled"], with_boxes=True)
