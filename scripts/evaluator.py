@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
 
@@ -30,6 +31,25 @@ def prepare_reference_batch(
     return image, batch.get("reference")
 
 
+class AutocastInferer(Inferer):
+    """Runs another inferer under autocast, and nothing else: the transforms after the network keep their precision.
+
+    Args:
+        inferer: the inferer to run.
+        precision: "float32" (no autocast), "bfloat16" or "float16".
+    """
+
+    def __init__(self, inferer: Inferer, precision: str) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.dtype: torch.dtype = getattr(torch, precision)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Infer; see ``monai.inferers.Inferer``."""
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.inferer(inputs, network, *args, **kwargs)
+
+
 class SegmentationEvaluator(SupervisedEvaluator):
     """Evaluator whose label is the "reference" of the batch, with mixed precision on CPUs and GPUs.
 
@@ -41,12 +61,6 @@ class SegmentationEvaluator(SupervisedEvaluator):
         **kwargs: see ``monai.engines.SupervisedEvaluator``.
     """
 
-    def __init__(self, *args: Any, precision: str = "float32", **kwargs: Any) -> None:
-        super().__init__(*args, prepare_batch=prepare_reference_batch, **kwargs)
-        # The transforms after the network stay outside of autocast.
-        self._plain_inferer, self.inferer = self.inferer, self._infer
-        self.dtype: torch.dtype = getattr(torch, precision)
-
-    def _infer(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self._plain_inferer(*args, **kwargs)
+    def __init__(self, *, precision: str = "float32", **kwargs: Any) -> None:
+        super().__init__(**{"prepare_batch": prepare_reference_batch, **kwargs})
+        self.inferer = AutocastInferer(self.inferer, precision)

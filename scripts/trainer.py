@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from monai.utils import CommonKeys, ImageMetaKey
+from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -41,8 +41,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         method: the method, or its wrapper for distributed training.
         optimizer: optimizer of the method's parameters.
         precision: "float32", "bfloat16" (autocast, any device) or "float16" (autocast with gradient scaling, GPU).
-        channels_last: keep images and weights in the memory format channels_last_3d, which is faster on CPUs and on
-            GPUs with tensor cores.
+        channels_last: hand the images over in the memory format channels_last_3d, which is faster on CPUs and on GPUs
+            with tensor cores where the weights are in that format too.
         **kwargs: see ``monai.engines.SupervisedTrainer``.
 
     Raises:
@@ -82,12 +82,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.state.terms = {}
-        if channels_last:
-            method.to(memory_format=torch.channels_last_3d)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict:
         batch = {
-            key: value.as_tensor().to(
+            key: convert_to_tensor(value).to(
                 engine.state.device, non_blocking=engine.non_blocking, memory_format=self.memory_format
             )
             for key, value in batchdata.items()
@@ -113,7 +111,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        method = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
+        method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
         method.after_step(step)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -129,6 +127,6 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             for name in dict.fromkeys(value.meta.get(ImageMetaKey.FILENAME_OR_OBJ, []))
         ]
         raise NonFiniteLossError(
-            f"iteration {self.state.iteration}: {', '.join(broken)} on {', '.join(cases) or 'cases without a file name'}; "
+            f"iteration {self.state.iteration}: {', '.join(broken)} on {', '.join(cases) or 'unnamed cases'}; "
             "the last checkpoint is untouched. Check these cases, or lower the learning rate."
         )

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import Evaluator
 from torch import nn
 
@@ -86,7 +86,7 @@ class Checkpoints:
         self._started = False
         self._logger = logging.getLogger(__name__)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the trainer.
 
         Args:
@@ -98,7 +98,7 @@ class Checkpoints:
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._keep_best)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Any) -> None:
         self.run_directory.claim()
         if self._started:
             return
@@ -108,10 +108,10 @@ class Checkpoints:
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
-    def _count(self, engine: Engine) -> None:
+    def _count(self, engine: Any) -> None:
         self.iteration = engine.state.iteration
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: Any) -> None:
         if not is_main_process():
             return
         content = {
@@ -130,7 +130,7 @@ class Checkpoints:
         for old in self.run_directory.checkpoints()[self.num_kept :]:
             old.unlink()
 
-    def _finish(self, engine: Engine) -> None:
+    def _finish(self, engine: Any) -> None:
         if engine.state.iteration % self.interval:
             self._save(engine)
         if is_main_process():
@@ -139,7 +139,7 @@ class Checkpoints:
                 "finished at iteration %d: %s", engine.state.iteration, self.run_directory.path / "model_final.pt"
             )
 
-    def _keep_best(self, evaluator: Engine) -> None:
+    def _keep_best(self, evaluator: Any) -> None:
         metric = evaluator.state.metrics.get(evaluator.state.key_metric_name)
         if metric is None or not math.isfinite(metric):
             return
@@ -149,7 +149,7 @@ class Checkpoints:
         if is_main_process():
             _save_tensors(self.run_directory.path / "model.pt", self.network.state_dict())
 
-    def _restore(self, engine: Engine) -> None:
+    def _restore(self, engine: Any) -> None:
         content = self._newest_readable()
         try:
             self.method.load_state_dict(content["method"])
@@ -185,7 +185,8 @@ class Checkpoints:
                 continue
             return content
         raise BundleError(
-            f"output_dir {self.run_directory.path} holds no readable checkpoint to resume: start anew by --overwrite true."
+            f"output_dir {self.run_directory.path} holds no readable checkpoint to resume: "
+            "start anew by --overwrite true."
         )
 
 

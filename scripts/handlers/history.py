@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import Evaluator
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
@@ -53,13 +53,13 @@ class TrainingHistory:
         self.evaluator = evaluator
         self.log_interval = log_interval
         self.class_names = class_names or []
-        self._trainer: Engine | None = None
+        self._trainer: Any = None
         self._bar: tqdm | None = None
         self._writer: SummaryWriter | None = None
         self._logger = logging.getLogger(__name__)
         self._first_iteration, self._start_time = 0, 0.0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handler that resumes a run.
 
         Args:
@@ -73,7 +73,7 @@ class TrainingHistory:
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._record_validation)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Any) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for name in ("history.csv", "validation.csv"):
             _drop_rows_after(self.output_dir / name, engine.state.iteration)
@@ -83,7 +83,7 @@ class TrainingHistory:
         # disable=None: a bar on a terminal, only the lines of the log in a file.
         self._bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="it", disable=None)
 
-    def _record(self, engine: Engine) -> None:
+    def _record(self, engine: Any) -> None:
         iteration = engine.state.iteration
         row = {
             "iteration": iteration,
@@ -106,7 +106,7 @@ class TrainingHistory:
             terms = " ".join(f"{name}={value:.4g}" for name, value in engine.state.terms.items())
             self._say(f"iteration {iteration}/{total} ({pace:.2f} s each, {left} left) {terms}")
 
-    def _record_validation(self, evaluator: Engine) -> None:
+    def _record_validation(self, evaluator: Any) -> None:
         assert self._trainer is not None
         iteration = self._trainer.state.iteration
         mean = float(evaluator.state.metrics[evaluator.state.key_metric_name])
@@ -124,11 +124,11 @@ class TrainingHistory:
         self._say(f"validation at iteration {iteration}: " + " ".join(f"{k}={v:.4f}" for k, v in list(row.items())[1:]))
         self._draw()
 
-    def _finish(self, engine: Engine) -> None:
+    def _finish(self, engine: Any) -> None:
         self._close()
         self._draw()
 
-    def _abort(self, engine: Engine, error: BaseException) -> None:
+    def _abort(self, engine: Any, error: BaseException) -> None:
         self._close()
         raise error
 

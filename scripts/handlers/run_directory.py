@@ -109,3 +109,20 @@ class RunDirectory:
         }
         with replacing(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=4, default=str) + "\n")
+
+
+def claim_report_directory(path: str, *, overwrite: bool | str = False) -> None:
+    """Make sure that an evaluation does not replace the tables of another.
+
+    Args:
+        path: folder of the tables and pictures.
+        overwrite: replace those that are there.
+
+    Raises:
+        BundleError: when the folder holds tables and overwrite is not set.
+    """
+    if (Path(path) / "metrics_cases.csv").exists() and not str2bool(overwrite):
+        raise BundleError(
+            f"evaluation_dir {path} already holds an evaluation: replace it by --overwrite true, "
+            "or choose another --evaluation_dir."
+        )

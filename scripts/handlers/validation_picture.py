@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import Evaluator
 
 from ..evaluation.pictures import case_picture
@@ -27,9 +28,9 @@ class ValidationPicture:
         self.folder = Path(output_dir) / "pictures"
         self.evaluator = evaluator
         self.class_names = class_names
-        self._trainer: Engine | None = None
+        self._trainer: Any = None
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the validation engine.
 
         Args:
@@ -39,7 +40,7 @@ class ValidationPicture:
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 
-    def _draw(self, evaluator: Engine) -> None:
+    def _draw(self, evaluator: Any) -> None:
         if evaluator.state.iteration % evaluator.state.epoch_length != 1 % evaluator.state.epoch_length:
             return
         assert self._trainer is not None

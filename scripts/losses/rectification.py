@@ -18,7 +18,7 @@ class RectificationLoss(nn.Module):
 
     where :math:`m_{i,c}` is true if "arg-max is c and the largest probability is at least ``threshold``" holds for
     exactly one of the networks. Not an equation of https://arxiv.org/abs/2505.17690 but part of its public code
-    (weight 0.5, threshold 0.6); threshold 0 is the rule of the mutual correction framework MCF (CVPR 2023).
+    (weight 0.5, threshold 0.6); threshold 0 is the rule of the public MCF code.
 
     Args:
         threshold: least probability of a confident prediction, from 0 to 1.

@@ -42,8 +42,8 @@ def entropy_bits(logits: torch.Tensor) -> torch.Tensor:
 def _order_statistic(values: torch.Tensor, rank: int) -> torch.Tensor:
     """Value of one rank of a flat tensor, counted from 0 for the smallest.
 
-    torch.kthvalue would say the same, but its CPU version takes quadratic time on values that fall smoothly along the
-    memory, as those of a volume can, and its CUDA version is refused where deterministic algorithms are demanded.
+    torch.kthvalue would say the same, but on a CPU it takes quadratic time on values that fall smoothly along the
+    memory, as those of a volume can.
     """
     count = values.numel()
     if rank < count // 2:

@@ -38,6 +38,7 @@ class SupervisedDualNetwork(Method):
         rectification_weight: Weight | float = 0.0,
     ) -> None:
         super().__init__(network)
+        self.network: DualNetwork = network
         self.supervised = supervised
         self.rectification = rectification or RectificationLoss()
         self.rectification_weight = Weight.of(rectification_weight)

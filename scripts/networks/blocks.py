@@ -124,6 +124,34 @@ def resampling_convolution(
     )
 
 
+class DeepestStage(nn.Sequential):
+    """The encoder stage at 1/16 of the size; on a CPU it trains maps of size 2 in float32 also under autocast.
+
+    PyTorch 2.13 computes the weight gradient of a 3x3x3 convolution in bfloat16 wrongly, often as infinity, on CPUs
+    where the first spatial axis of the map has size 2, as it has for patches of 32 voxels. The map is so small there
+    that float32 costs nothing.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute the stage.
+
+        Args:
+            features: (B, 128, X/8, Y/8, Z/8).
+
+        Returns:
+            features, (B, 256, X/16, Y/16, Z/16).
+        """
+        if not torch.jit.is_scripting() and features.device.type == "cpu" and features.shape[2] == 4:
+            with torch.autocast("cpu", enabled=False):
+                return self._layers(features.float())
+        return self._layers(features)
+
+    def _layers(self, features: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            features = layer(features)
+        return features
+
+
 def initialize_kaiming(module: nn.Module) -> None:
     """Draw all convolution weights from He's normal distribution, as the dual-network releases do.
 

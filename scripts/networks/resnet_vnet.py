@@ -9,7 +9,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 
-from .blocks import CHANNELS, Normalization, SegmentationNetwork
+from .blocks import CHANNELS, DeepestStage, Normalization, SegmentationNetwork
 
 
 class ResNet34Encoder(nn.Module):
@@ -44,7 +44,8 @@ class ResNet34Encoder(nn.Module):
         )
         first = ResNetBlock(in_channels, out_channels, spatial_dims=3, stride=2, downsample=shortcut)
         others = (ResNetBlock(out_channels, out_channels, spatial_dims=3) for _ in range(num_blocks - 1))
-        return nn.Sequential(first, *others)
+        # The widest stage is the one at 1/16 of the size.
+        return (DeepestStage if out_channels == CHANNELS[4] else nn.Sequential)(first, *others)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Compute the feature pyramid.

@@ -7,7 +7,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import CHANNELS, Normalization, SegmentationNetwork, convolution_stack, resampling_convolution
+from .blocks import (
+    CHANNELS,
+    DeepestStage,
+    Normalization,
+    SegmentationNetwork,
+    convolution_stack,
+    resampling_convolution,
+)
 
 
 class VNetEncoder(nn.Module):
@@ -28,8 +35,7 @@ class VNetEncoder(nn.Module):
         for i in range(1, 5):
             down = resampling_convolution(CHANNELS[i - 1], CHANNELS[i], normalization=normalization, transposed=False)
             stack = convolution_stack(CHANNELS[i], CHANNELS[i], num_convolutions=depths[i], normalization=normalization)
-            stages.append(nn.Sequential(down, stack))
-        stages[4].append(nn.Dropout3d(dropout))
+            stages.append(nn.Sequential(down, stack) if i < 4 else DeepestStage(down, stack, nn.Dropout3d(dropout)))
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:

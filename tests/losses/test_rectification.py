@@ -34,6 +34,11 @@ def test_value_by_hand():
     assert RectificationLoss()(OTHER, LOGITS, LABEL).item() == pytest.approx((0.9**2 + 0.9**2) / 2, rel=1e-5)
 
 
+def test_the_threshold_itself_is_confident():
+    certain = torch.tensor([-200.0, 200.0]).reshape(1, 2, 1, 1, 1)
+    assert RectificationLoss(1)(certain, -certain, make_map(0)).item() == 1
+
+
 def test_value_of_three_classes():
     # Class 1 against class 2: the voxel is disputed in both channels.
     logits, other = make_voxels([0.1, 0.7, 0.2]), make_voxels([0.1, 0.1, 0.8])

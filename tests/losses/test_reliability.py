@@ -87,6 +87,10 @@ def test_per_class_counts_by_hand():
     # 50 %: ceil(3.5) = 4 most certain ones of class 0 and ceil(1.5) = 2 of the tied ones of class 1.
     mask = ReliabilityFilter(50.0, scope="per_class")(logits).flatten().tolist()
     assert mask == [False] * 3 + [True] * 4 + [True, True, False]
+    # 60 % of five: the one voxel above the tie, and two of the four tied ones.
+    tied = logits_from_differences([1, 1, 3, 1, 1], (1, 5, 1, 1))
+    mask = ReliabilityFilter(60.0, scope="per_class")(tied).flatten().tolist()
+    assert mask == [True, True, True, False, False]
     # The global threshold loses class 1 altogether.
     assert not ReliabilityFilter(50.0)(logits).flatten()[7:].any()
 

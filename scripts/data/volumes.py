@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes to segment: found in a folder, read one by one, a bad one reported and passed over."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose
+from monai.utils.misc import str2bool
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..errors import BundleError
+
+_SUFFIXES = (".nii.gz", ".nii")
+_logger = logging.getLogger(__name__)
+
+
+def case_name(path: Path) -> str:
+    """Strip the folder and the NIfTI suffix of a file.
+
+    Args:
+        path: path of a NIfTI file.
+
+    Returns:
+        its name without ".nii" or ".nii.gz".
+    """
+    return next((path.name[: -len(suffix)] for suffix in _SUFFIXES if path.name.endswith(suffix)), path.stem)
+
+
+def list_volumes(
+    dataset_dir: str, output_dir: str, *, output_postfix: str = "seg", overwrite: bool | str = False
+) -> list[dict[str, str]]:
+    """List the NIfTI volumes of a folder, and make sure that no label map in the output folder is lost.
+
+    Args:
+        dataset_dir: folder with the volumes (its subfolders are not searched), or one NIfTI file.
+        output_dir: where the label maps will be written, as ``<case>_<output_postfix>.nii.gz``.
+        output_postfix: see there.
+        overwrite: replace label maps that are there already.
+
+    Returns:
+        ``{"image": path}`` of each volume, sorted.
+
+    Raises:
+        BundleError: when there is no volume, two volumes have one name, or a label map would be overwritten.
+    """
+    root = Path(dataset_dir)
+    if root.is_file():
+        paths = [root]
+    elif root.is_dir():
+        paths = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
+    else:
+        raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
+    paths = [path for path in paths if path.name.endswith(_SUFFIXES)]
+    if not paths:
+        raise BundleError(f"dataset_dir {dataset_dir} holds no volume: files that end in .nii.gz or .nii are expected.")
+    names: dict[str, Path] = {}
+    for path in paths:
+        other = names.setdefault(case_name(path), path)
+        if other != path:
+            raise BundleError(f"{other.name} and {path.name} would write the same label map: rename one of them.")
+    taken = [name for name in names if (Path(output_dir) / f"{name}_{output_postfix}.nii.gz").exists()]
+    if taken and not str2bool(overwrite):
+        raise BundleError(
+            f"output_dir {output_dir} already holds {len(taken)} of these label maps, such as "
+            f"{taken[0]}_{output_postfix}.nii.gz: replace them by --overwrite true, or choose another --output_dir."
+        )
+    return [{"image": str(path)} for path in paths]
+
+
+class ReadableVolumes(IterableDataset):
+    """Reads and transforms volumes one by one; one that cannot be read costs a line, not the run.
+
+    Args:
+        data: dictionaries with the path of a volume under "image".
+        transform: preprocessing of one dictionary.
+        in_channels: channels that the network takes; None skips the check.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        in_channels: int | None = None,
+    ) -> None:
+        self.data = data
+        self.transform = transform if transform is not None else Compose()
+        self.in_channels = in_channels
+        # Shared, since worker processes read the volumes where the loader has some.
+        self._num_failed = multiprocessing.Value("i", 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        start = time.monotonic()
+        for position in range(first, len(self.data), step):
+            item = self.data[position]
+            left = ""
+            if position > first:
+                pace = (time.monotonic() - start) / (position - first)
+                left = f" ({timedelta(seconds=round(pace * (len(self.data) - position)))} left)"
+            _logger.info("volume %d of %d: %s%s", position + 1, len(self.data), item["image"], left)
+            volume = self._read(item)
+            if volume is not None:
+                yield volume
+
+    def _read(self, item: Mapping[str, Any]) -> Any:
+        try:
+            volume = self.transform(dict(item))
+            self._check(volume["image"])
+        # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
+        except Exception as error:
+            with self._num_failed.get_lock():
+                self._num_failed.value += 1
+            _logger.error("%s cannot be segmented: %s", item["image"], _root_cause(error))
+            return None
+        return volume
+
+    def _check(self, image: torch.Tensor) -> None:
+        if image.ndim != 4:
+            raise BundleError(f"it must be a 3D volume, got shape {list(image.shape[1:])}.")
+        if self.in_channels is not None and image.shape[0] != self.in_channels:
+            raise BundleError(f"it must have {self.in_channels} channel(s), got {image.shape[0]}.")
+        if not torch.isfinite(image).all():
+            raise BundleError("it holds values that are not finite.")
+
+    def finish(self) -> None:
+        """Say at the end of a run how many volumes failed.
+
+        Raises:
+            BundleError: when at least one volume could not be segmented, so that the exit code tells it.
+        """
+        failed, self._num_failed.value = self._num_failed.value, 0
+        if failed:
+            raise BundleError(f"{failed} of {len(self.data)} volumes could not be segmented, see the lines above.")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
