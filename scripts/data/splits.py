@@ -159,32 +159,32 @@ def load_cases(
     Args:
         dataset_dir: folder of the data set, which the patterns of the split are relative to.
         split_file: path of the split file.
-        lists: the lists asked for; files of other lists need not exist.
+        lists: the lists that the run uses; files of the other lists need not exist.
         phantom_dir: when ``dataset_dir`` is this very folder and holds no data yet, the default phantom data set is
             generated there first. A split of other cases never fills it.
         with_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
             data set's ``boxes.json``, see :func:`write_boxes`.
 
     Returns:
-        For each list asked for, its cases in the order of the file.
+        For each of the four lists its cases in the order of the file.
 
     Raises:
         BundleError: When the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
-            of a list asked for is missing (all are named at once), or a box is.
+            of a list that the run uses is missing (all are named at once), or a box is.
     """
     dataset_path, split_path = Path(dataset_dir).expanduser(), Path(split_file).expanduser()
     if phantom_dir is not None and dataset_path.resolve() == Path(phantom_dir).expanduser().resolve():
         _fill_phantom_dir(dataset_path, split_path)
     _require_dataset_dir(dataset_path, split_path)
     split = read_split(split_path)
-    cases_of = {list_name: split.cases(list_name) for list_name in lists}
-    boxes = _read_boxes(dataset_path, split, cases=sum(cases_of.values(), ())) if with_boxes else {}
+    used = sum((split.cases(list_name) for list_name in lists), ())
+    boxes = _read_boxes(dataset_path, split, cases=used) if with_boxes else {}
 
     cases: dict[str, list[dict[str, Any]]] = {}
     outside, missing = [], []
-    for list_name, ids in cases_of.items():
+    for list_name in LIST_NAMES:
         cases[list_name] = []
-        for case in ids:
+        for case in split.cases(list_name):
             if list_name == "unlabeled":
                 relative_paths = {"unlabeled": split.image_path(case)}
             else:
@@ -193,11 +193,11 @@ def load_cases(
                 path = dataset_path / relative_path
                 if not is_inside(path, dataset_path):
                     outside.append(relative_path)
-                elif not path.is_file():
+                elif list_name in lists and not path.is_file():
                     missing.append(relative_path)
             entry: dict[str, Any] = {key: str(dataset_path / path) for key, path in relative_paths.items()}
             entry["case"] = case
-            if with_boxes:
+            if case in boxes:
                 entry["box"] = boxes[case]
             cases[list_name].append(entry)
     if outside:

@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Which part of the bundle may import which, and what no part may do."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+MODULES = sorted(SCRIPTS.rglob("*.py"))
+
+#: Parts of scripts/ (its packages and its modules) and the other parts that each may import.
+ALLOWED = {
+    "errors": set(),
+    "files": {"errors"},
+    "schedules": {"errors"},
+    "networks": {"errors"},
+    "losses": {"errors"},
+    # Networks only as the type of an argument: a method receives its network.
+    "methods": {"errors", "losses", "networks", "schedules"},
+    "data": {"errors", "files"},
+    "evaluation": {"errors", "files"},
+    "weights": {"errors", "files"},
+    "console": {"errors", "files"},
+    "evaluator": {"errors"},
+    "trainer": {"errors", "data.two_stream"},
+    "handlers": {"errors", "files", "evaluation"},
+    "__main__": {"errors", "data", "evaluation"},
+    "__init__": set(),
+}
+
+#: What the parts that compute may import beside the standard library: no file format, no engine, no table.
+LIBRARIES = {
+    "errors": set(),
+    "files": set(),
+    "schedules": {"torch", "monai"},
+    "networks": {"torch", "monai"},
+    "losses": {"torch", "monai"},
+    "methods": {"torch", "monai"},
+    "trainer": {"torch", "monai"},
+    "evaluator": {"torch", "monai"},
+}
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def part_of(path):
+    return path.relative_to(SCRIPTS).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Absolute dotted names that a module imports, at its top or anywhere else in it."""
+    package = ("scripts", *path.relative_to(SCRIPTS).parts[:-1])
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # "from . import x" may name a module or a name of one; both begin with the same part.
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def calls_of(path):
+    """Dotted names of the functions that a module calls, with the calls."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def forbidden_arrows(path):
+    allowed = ALLOWED[part_of(path)] | {part_of(path)}
+    for name in imports_of(path):
+        if name.split(".")[0] == "scripts":
+            target = name.removeprefix("scripts.")
+            if not any(target == other or target.startswith(f"{other}.") for other in allowed):
+                yield name
+
+
+def test_there_is_something_to_check():
+    assert len(MODULES) > 20
+    assert {part_of(path) for path in MODULES} <= ALLOWED.keys(), "a new part of scripts/ needs a line in ALLOWED"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_imports_go_downwards_only(path):
+    assert list(forbidden_arrows(path)) == []
+
+
+def test_nobody_imports_what_only_configurations_name():
+    for allowed in ALLOWED.values():
+        assert not allowed & {"trainer", "methods", "__main__", "evaluator", "handlers", "console", "weights"}
+
+
+def test_the_table_has_no_circle():
+    seen = set()
+    remaining = {part: {target.split(".")[0] for target in targets} for part, targets in ALLOWED.items()}
+    while remaining:
+        free = {part for part, targets in remaining.items() if targets <= seen}
+        assert free, f"{sorted(remaining)} import each other"
+        seen |= free
+        remaining = {part: targets for part, targets in remaining.items() if part not in free}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_inside_scripts_imports_are_relative(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] != "scripts" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module.split(".")[0] != "scripts"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part_of(path) in LIBRARIES], ids=lambda path: path.name)
+def test_parts_that_compute_import_few_libraries(path):
+    outside = {name.split(".")[0] for name in imports_of(path)} - {"scripts", "__future__"} - sys.stdlib_module_names
+    assert outside <= LIBRARIES[part_of(path)]
+
+
+def test_methods_build_no_network_and_touch_no_file():
+    for path in MODULES:
+        if part_of(path) == "methods":
+            called = {name.split(".")[-1] for name, _ in calls_of(path)}
+            assert not called & {"DualNetwork", "VNet", "ResNetVNet", "open", "Path", "cuda", "to", "SGD", "Adam"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_files_are_loaded_without_running_their_code(path):
+    for name, call in calls_of(path):
+        if name == "torch.load":
+            options = {keyword.arg: keyword.value for keyword in call.keywords}
+            assert isinstance(options.get("weights_only"), ast.Constant), f"line {call.lineno}"
+            assert options["weights_only"].value is True, f"line {call.lineno}"
+        assert name not in {
+            "load_state_dict_from_url",
+            "torch.hub.load",
+            "torch.jit.load",
+            "pickle.load",
+            "pickle.loads",
+            "pickle.Unpickler",
+            "np.load",
+            "eval",
+            "exec",
+            "os.system",
+        }, f"line {call.lineno}"
+    # Renamed functions would not be seen above.
+    assert not set(imports_of(path)) & {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_nothing_is_printed_and_no_device_is_chosen(path):
+    for name, call in calls_of(path):
+        assert name not in {"print", "torch.manual_seed", "np.random.seed", "random.seed"}, f"line {call.lineno}"
+        assert not name.endswith(".cuda"), f"line {call.lineno}"
+
+
+# --- the walk itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "arrows"),
+    [
+        ("losses/x.py", "from ..methods.base import Method", ["scripts.methods.base.Method"]),
+        ("losses/x.py", "from .. import trainer", ["scripts.trainer"]),
+        ("losses/x.py", "def f():\n    import scripts.handlers.history", ["scripts.handlers.history"]),
+        ("losses/x.py", "from .supervised import check_logits\nfrom ..errors import BundleError", []),
+        ("trainer.py", "from .data.two_stream import TwoStreamLoader", []),
+        ("trainer.py", "from .data.splits import load_cases", ["scripts.data.splits.load_cases"]),
+        ("data/prepare/x.py", "from ..splits import load_cases\nfrom ...errors import BundleError", []),
+        ("data/prepare/x.py", "from ...evaluation import metrics", ["scripts.evaluation.metrics"]),
+    ],
+)
+def test_the_walk_finds_arrows(tmp_path, monkeypatch, where, line, arrows):
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPTS", tmp_path)
+    path = tmp_path / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line + "\n")
+    assert list(forbidden_arrows(path)) == arrows

@@ -1,0 +1,227 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Misspelled arguments are refused, and mistakes cost one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from monai.transforms import Compose
+
+from scripts.console import prepare_command_line, report_in_one_line
+from scripts.errors import BundleError
+from scripts.schedules import Weight
+
+PROGRAM = "/some/where/monai/bundle/__main__.py"
+
+
+@pytest.fixture(autouse=True)
+def _keep_exception_hook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"iterations": 6000, "patch_size": [48, 48, 48], "train": {"trainer": {"amp": False}}}))
+    return str(path)
+
+
+@pytest.fixture
+def overlay(tmp_path):
+    path = tmp_path / "data_pancreas.json"
+    path.write_text(json.dumps({"uses_boxes": True}))
+    return str(path)
+
+
+def run(*arguments):
+    prepare_command_line([PROGRAM, "run", *arguments])
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_known_overrides_pass(config_file):
+    run("--config_file", config_file, "--iterations", "100", "--patch_size", "[16,16,16]")
+    run("--iterations=100", f"--config_file={config_file}", "--patch_size=[16,16,16]")
+    run("--config_file", config_file)
+
+
+@pytest.mark.parametrize("form", [["--iteratons", "100"], ["--iteratons=100"]])
+def test_a_misspelled_override_is_refused_with_a_hint(config_file, form):
+    with pytest.raises(BundleError) as caught:
+        run("--config_file", config_file, *form)
+    assert str(caught.value) == (
+        f"--iteratons is no key of the configuration {config_file}. Did you mean --iterations?"
+    )
+
+
+def test_an_override_before_the_configuration_is_checked_too(config_file):
+    with pytest.raises(BundleError, match=r"Did you mean --patch_size\?"):
+        run("--patchsize", "[16,16,16]", "--config_file", config_file)
+
+
+def test_an_override_like_nothing_is_refused_without_a_hint(config_file):
+    with pytest.raises(BundleError, match=r"--zzz is no key of the configuration .*train\.json\.$"):
+        run("--config_file", config_file, "--zzz", "1")
+
+
+@pytest.mark.parametrize("key", ["train#trainer#amp", "train::trainer::amp", "train#trainer::amp"])
+def test_nested_overrides_pass(config_file, key):
+    run("--config_file", config_file, f"--{key}", "true")
+    run("--config_file", config_file, f"--{key}=true")
+
+
+@pytest.mark.parametrize("key", ["trian#trainer#amp", "trian::trainer::amp"])
+def test_a_misspelled_nested_override_is_refused(config_file, key):
+    with pytest.raises(BundleError, match=rf"--{key} is no key of the configuration .* Did you mean --train\?"):
+        run("--config_file", config_file, f"--{key}", "true")
+
+
+@pytest.mark.parametrize("key", ["train#trainr#amp", "train::trainr::amp"])
+def test_a_misspelling_further_down_is_refused(config_file, key):
+    # MONAI would add a new object there, and the run would go on with the old value.
+    with pytest.raises(BundleError, match=rf"--{key} is no key of the configuration"):
+        run("--config_file", config_file, f"--{key}", "true")
+
+
+def test_a_new_argument_of_an_object_passes(config_file):
+    # The object may take more arguments than its configuration names.
+    run("--config_file", config_file, "--train#trainer#non_blocking", "true")
+
+
+@pytest.mark.parametrize("name", ["run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking"])
+def test_arguments_of_the_program_pass(config_file, name):
+    run("--config_file", config_file, f"--{name}", "x")
+
+
+def test_a_misspelled_argument_of_the_program_is_refused(config_file):
+    with pytest.raises(BundleError, match=r"Did you mean --logging_file\?"):
+        run("--config_file", config_file, "--loging_file", "configs/logging.conf")
+
+
+@pytest.mark.parametrize("separator", ["','", "', '"])
+def test_a_list_of_configurations(config_file, overlay, separator):
+    files = f"['{config_file}{separator}{overlay}']"
+    run("--config_file", files, "--iterations", "5", "--uses_boxes", "false")
+    with pytest.raises(BundleError, match=r"Did you mean --uses_boxes\?"):
+        run("--config_file", files, "--use_boxes", "false")
+    # Alone, the first file has no such key.
+    with pytest.raises(BundleError, match="--uses_boxes is no key"):
+        run("--config_file", config_file, "--uses_boxes", "false")
+
+
+def test_a_value_is_no_override(config_file):
+    run("--config_file", config_file, "--iterations", "zzz", "yyy", "-x")
+
+
+def test_without_a_configuration_nothing_is_checked():
+    run("--iteratons", "100")
+    run("--args_file", "args.json", "--config_file", "missing.json", "--iteratons", "100")
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/pytest", "scripts/__main__.py", "-c", ""])
+def test_other_programs_are_left_alone(config_file, program):
+    hook = sys.excepthook
+    prepare_command_line([program, "run", "--config_file", config_file, "--iteratons", "100"])
+    prepare_command_line([])
+    assert sys.excepthook is hook
+
+
+def test_mistakes_are_reported_in_one_line_from_now_on(config_file):
+    run("--config_file", config_file)
+    assert sys.excepthook is report_in_one_line
+
+
+def test_mistakes_are_reported_in_one_line_also_without_a_configuration():
+    run()
+    assert sys.excepthook is report_in_one_line
+
+
+def test_the_command_line_of_this_process_is_the_default(monkeypatch, config_file):
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", config_file, "--iteratons", "100"])
+    with pytest.raises(BundleError, match="--iteratons is no key"):
+        prepare_command_line()
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def report(error, capsys):
+    report_in_one_line(type(error), error, error.__traceback__)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def caught(function):
+    try:
+        function()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def refuse_weight(_=None):
+    Weight(-1.0)
+
+
+def raise_here():
+    raise ValueError("not an argument check of the bundle")
+
+
+def test_a_bundle_error_is_one_line(capsys):
+    assert report(BundleError("ckpt_path x.pt does not exist."), capsys) == "error: ckpt_path x.pt does not exist.\n"
+
+
+def test_an_argument_check_of_the_bundle_is_one_line(capsys):
+    assert report(caught(refuse_weight), capsys) == "error: final must be at least 0, got -1.0.\n"
+
+
+def test_a_mistake_that_monai_wraps_is_one_line(capsys):
+    error = caught(lambda: Compose([refuse_weight])({}))
+    assert isinstance(error, RuntimeError)
+    assert report(error, capsys) == "error: final must be at least 0, got -1.0.\n"
+
+
+def test_a_mistake_under_two_wrappers_is_one_line(capsys):
+    def wrap_twice():
+        try:
+            Compose([refuse_weight])({})
+        except RuntimeError:
+            # Without "from", as a failing error handler does it.
+            raise KeyError("run")  # noqa: B904
+
+    assert report(caught(wrap_twice), capsys) == "error: final must be at least 0, got -1.0.\n"
+
+
+@pytest.mark.parametrize("function", [raise_here, lambda: int("seven"), lambda: [][0]])
+def test_a_foreign_error_keeps_its_traceback(function, capsys):
+    error = caught(function)
+    text = report(error, capsys)
+    assert text.startswith("Traceback (most recent call last):")
+    assert f"{type(error).__name__}: {error}" in text
+    assert "test_console.py" in text
+
+
+def test_a_foreign_error_that_monai_wraps_keeps_its_traceback(capsys):
+    text = report(caught(lambda: Compose([lambda _: int("seven")])({})), capsys)
+    assert text.count("Traceback (most recent call last):") == 2
+    assert "invalid literal" in text
+
+
+def test_other_errors_inside_the_bundle_keep_their_traceback(capsys):
+    # A TypeError there is a bug of the bundle, not a mistake of its user.
+    error = caught(lambda: Weight("a"))
+    assert isinstance(error, TypeError)
+    assert report(error, capsys).startswith("Traceback")
+
+
+def test_an_error_without_a_traceback(capsys):
+    assert "ValueError: x" in report(ValueError("x"), capsys)
+
+
+def test_an_interruption_is_one_line(capsys):
+    assert report(KeyboardInterrupt(), capsys) == "stopped; go on with --resume true\n"

@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from scripts.files import replacing
+
+
+def test_a_file_is_written_with_its_folder(tmp_path):
+    target = tmp_path / "run" / "pictures" / "a.png"
+    with replacing(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".png"
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_old_file_stays_until_the_end(tmp_path):
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+    # Whoever opened the old file goes on reading it.
+    with target.open("rb") as reader:
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"new")
+            assert target.read_bytes() == b"old"
+        assert target.read_bytes() == b"new"
+        assert reader.read() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path, error):
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+
+    def fail():
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        fail()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failure_of_a_first_write_leaves_nothing(tmp_path):
+    def fail():
+        with replacing(tmp_path / "model.pt") as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_replaces_the_temporary_file(tmp_path):
+    # Some writers make their file anew instead of writing into the one that is there.
+    target = tmp_path / "a.csv"
+    with replacing(target) as temporary:
+        temporary.unlink()
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_permissions_are_the_usual_ones(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+        # The process keeps its mask.
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(umask)
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    with replacing(str(tmp_path / "split.json")) as temporary:
+        temporary.write_text("{}")
+    assert (tmp_path / "split.json").read_text() == "{}"
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    target = tmp_path / "a.txt"
+    with replacing(target) as first, replacing(target) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    # The outer block ends last.
+    assert target.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights are checked before they are used."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.errors import BundleError
+from scripts.weights import check_weights
+
+
+def make_network(num_classes=2):
+    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, num_classes, 1))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(make_network().state_dict(), path)
+    return path
+
+
+class Intruder:
+    """An object that runs a function where a file of it is unpickled without care."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the file was run')",))
+
+
+def test_good_weights_pass_and_change_nothing(weights):
+    network = make_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert check_weights(str(weights), network) is None
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert network.training
+
+
+def test_weights_of_another_precision_and_device_pass(tmp_path):
+    torch.save(make_network().half().state_dict(), tmp_path / "half.pt")
+    check_weights(str(tmp_path / "half.pt"), make_network())
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(
+            BundleError, match=rf"ckpt_path {path} does not exist: train first, or name a file"
+        ) as caught:
+            check_weights(str(path), make_network())
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500, -100])
+def test_truncated_file(weights, kept):
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(BundleError, match=r"model\.pt cannot be read as a file of weights; it may be damaged"):
+        check_weights(str(weights), make_network())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, world\n",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"<html></html>",
+        b"\x80\x02.",
+        b"PK\x03\x04",
+        bytes(1000),
+    ],
+)
+def test_other_file(weights, content):
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.pt cannot be read as a file of weights"):
+        check_weights(str(weights), make_network())
+
+
+def test_no_code_of_the_file_is_run(weights):
+    for save in (lambda: torch.save(Intruder(), weights), lambda: weights.write_bytes(pickle.dumps(Intruder()))):
+        save()
+        with pytest.raises(BundleError, match="cannot be read as a file of weights"):
+            check_weights(str(weights), make_network())
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        [1, 2],
+        torch.zeros(3),
+        nn.Linear(1, 1).state_dict(),
+        {"model": make_network().state_dict()},
+        {**make_network().state_dict(), "extra": torch.zeros(1)},
+        {name: value for name, value in make_network().state_dict().items() if name != "2.bias"},
+    ],
+)
+def test_another_network(weights, state):
+    torch.save(state, weights)
+    with pytest.raises(BundleError, match=r"model\.pt holds the weights of another network than the configured one"):
+        check_weights(str(weights), make_network())
+
+
+def test_values_that_are_no_tensors(weights):
+    torch.save(dict.fromkeys(make_network().state_dict(), 1.0), weights)
+    with pytest.raises(BundleError, match=r"model\.pt"):
+        check_weights(str(weights), make_network())
+
+
+def test_another_number_of_classes(weights):
+    with pytest.raises(BundleError) as caught:
+        check_weights(str(weights), make_network(num_classes=3))
+    assert str(caught.value) == (
+        f"ckpt_path {weights} does not fit: 2.weight has shape [2, 4, 1, 1, 1], the configured network needs "
+        "[3, 4, 1, 1, 1]; check num_classes and in_channels."
+    )
