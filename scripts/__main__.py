@@ -11,6 +11,7 @@ from typing import Any
 import fire
 import nibabel as nib
 import numpy as np
+from monai.utils.misc import str2bool
 from rich.console import Console
 from rich.markup import escape
 
@@ -53,7 +54,7 @@ def phantom(
         num_classes=num_classes,
         num_labeled=num_labeled,
         seed=seed,
-        overwrite=overwrite,
+        overwrite=str2bool(overwrite),
     )
     _console.print(f"{num_cases} cases and their split file: {escape(str(split))}")
 
@@ -97,7 +98,7 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
         split_file: its split file.
         overwrite: replace a boxes.json that is there.
     """
-    _console.print(escape(str(write_boxes(dataset_dir, split_file, overwrite=overwrite))))
+    _console.print(escape(str(write_boxes(dataset_dir, split_file, overwrite=str2bool(overwrite)))))
 
 
 def picture(image: str, prediction: str, output: str, reference: str | None = None, num_slices: int = 1) -> None:

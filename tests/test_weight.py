@@ -82,9 +82,9 @@ def test_it_has_no_state():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-0.1,), "final must be at least 0, got -0.1"),
-        ((math.nan,), "final must be at least 0, got nan"),
-        ((math.inf,), "final must be .*, got inf"),
+        ((-0.1,), r"final must be at least 0.*, got -0\.1"),
+        ((math.nan,), "final must be at least 0.*, got nan"),
+        ((math.inf,), "final must be at least 0.*, got inf"),
         (
             (1.0, "cosine"),
             "ramp must be one of constant, linear, sigmoid, stepped_sigmoid, paper_literal, got 'cosine'",
@@ -98,7 +98,7 @@ def test_arguments_are_refused(arguments, message):
 
 
 def test_negative_number_and_step_are_refused():
-    with pytest.raises(ValueError, match="final must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -1"):
         Weight.of(-1)
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         Weight(1.0)(-1)

@@ -29,7 +29,7 @@ from .pictures import View, draw_views, select_views
 
 STATUSES = ("found", "missed", "false_positive", "absent")
 MEAN_OVER_CLASSES = "mean over classes"
-ORIGINAL_IMAGE_KEY = "image_original"
+ORIGINAL_IMAGE_KEY = "original_image"
 CASE_KEY = "case"
 _HEADINGS = {
     "dice": "Dice [%]",
@@ -217,7 +217,7 @@ class CaseReportHandler:
 
     Attach it to a :class:`monai.engines.SupervisedEvaluator` whose postprocessing leaves, for each case, label maps
     of shape (1, X, Y, Z) under ``pred`` and ``label`` on the same grid. The image of that grid is looked for under
-    ``image_original`` and then, when its shape fits, under ``image``; without any the pictures show the outlines on
+    ``original_image`` and then, when its shape fits, under ``image``; without any the pictures show the outlines on
     black. A case is named by ``case``, or else by the file name of its image or label. The voxel size is that of the
     label. At the end of the run the report is written, its table is logged, and ``worst_<rank>_<case>.png`` are drawn
     into the same folder, where they take the place of those of an earlier run. Only the slices to be drawn of the

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.pictures import learning_curves
 from ..files import replacing
+from .run_directory import is_main_process
 
 
 class TrainingHistory:
@@ -66,6 +67,8 @@ class TrainingHistory:
             engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
         """
         self._trainer = engine
+        if not is_main_process():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
         engine.add_event_handler(Events.COMPLETED, self._finish)

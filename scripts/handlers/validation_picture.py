@@ -11,6 +11,7 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 
 from ..evaluation.pictures import case_picture
+from .run_directory import is_main_process
 
 
 class ValidationPicture:
@@ -37,7 +38,7 @@ class ValidationPicture:
             engine: the trainer, whose iteration names the picture.
         """
         self._trainer = engine
-        if self.evaluator is not None:
+        if self.evaluator is not None and is_main_process():
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 
     def _draw(self, evaluator: Any) -> None:
@@ -48,11 +49,11 @@ class ValidationPicture:
         iteration = self._trainer.state.iteration
         self.folder.mkdir(parents=True, exist_ok=True)
         case_picture(
-            item["image_original"][0].numpy(),
+            item["original_image"][0].numpy(),
             output["label"][0].cpu().numpy(),
             output["pred"][0].cpu().numpy(),
             self.folder / f"validation_{iteration:08d}.png",
             f"{item.get('case', 'first validation case')}, iteration {iteration}",
             class_names=self.class_names,
-            affine=item["image_original"].affine.numpy(),
+            affine=item["original_image"].affine.numpy(),
         )

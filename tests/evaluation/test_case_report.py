@@ -152,7 +152,7 @@ def item(name, *, shift=0, label=1, size=12, affine=None):
     reference[2:6, 4:8, 4:8] = 1
     prediction[2 + shift : 6 + shift, 4:8, 4:8] = label
     return (
-        {"image": meta(reference[::2, ::2, ::2], name=f"/data/{name}.nii.gz"), "image_original": meta(reference * 100)},
+        {"image": meta(reference[::2, ::2, ::2], name=f"/data/{name}.nii.gz"), "original_image": meta(reference * 100)},
         {"pred": meta(prediction, affine=affine), "label": meta(reference, affine=affine)},
     )
 
@@ -220,7 +220,7 @@ def test_no_pictures(tmp_path):
 
 def test_without_an_image_on_the_grid_the_picture_is_drawn_and_the_log_says_so(tmp_path, caplog):
     given, made = item("one")
-    del given["image_original"]
+    del given["original_image"]
     run(CaseReportHandler(2, tmp_path), [(given, made)])
     assert (tmp_path / "worst_1_one.png").exists()
     assert "case one: no image on the grid of the label" in caplog.text
@@ -298,7 +298,7 @@ def changed(entry, **changes):
         ),
         (changed(item("one"), pred=meta(np.zeros((12, 12, 9)))), "case 'one': prediction and reference must be label"),
         (changed(item("one"), label=torch.zeros(1, 12, 12, 12)), "case 'one': label must be a MetaTensor"),
-        (changed(item("one"), image_original=meta(np.zeros((9, 9, 9)))), "image_original must have the shape"),
+        (changed(item("one"), original_image=meta(np.zeros((9, 9, 9)))), "original_image must have the shape"),
         (item("one", label=2), "case 'one': prediction must hold labels from 0 to 1"),
     ],
 )

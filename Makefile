@@ -1,0 +1,53 @@
+# The two commands of this bundle are `make quickstart` and `make test`; each sets up what it needs in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+VENV := .venv
+BIN := $(VENV)/bin
+QUICKSTART := output/quickstart_$(shell date +%Y%m%d_%H%M%S)
+CASE := phantom_010
+QUIET := PYTHONWARNINGS=ignore
+
+.PHONY: quickstart test check format
+
+quickstart: $(VENV)/.runtime
+	@echo "1/4 training the dual network on generated phantom volumes"
+	@$(QUIET) $(BIN)/python -m monai.bundle run training --config_file configs/train.json --precision bfloat16 \
+		--iterations 60 --val_interval 30 --log_interval 10 --output_dir $(QUICKSTART)
+	@echo "2/4 evaluation on the test volumes"
+	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \
+		--precision bfloat16 --output_dir $(QUICKSTART)
+	@echo "3/4 segmentation of a test volume"
+	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file configs/inference.json --patch_size "[48,48,48]" \
+		--ckpt_path $(QUICKSTART)/model_final.pt --dataset_dir data/phantom/images/$(CASE).nii.gz \
+		--output_dir $(QUICKSTART)/inference
+	@echo "4/4 picture"
+	@$(QUIET) $(BIN)/python -m scripts picture --image data/phantom/images/$(CASE).nii.gz \
+		--reference data/phantom/labels/$(CASE).nii.gz --prediction $(QUICKSTART)/inference/$(CASE)_seg.nii.gz \
+		--output $(QUICKSTART)/$(CASE).png > /dev/null
+	@echo; cat $(QUICKSTART)/evaluation/metrics_summary.md
+	@echo; echo "label map: $(QUICKSTART)/inference/$(CASE)_seg.nii.gz"; echo "picture:   $(QUICKSTART)/$(CASE).png"
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.runtime: requirements.txt
+	@python=""; for name in python3.12 python3.11 python3.10 python3.13 python3 python; do \
+		if $$name -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; \
+		then python=$$name; break; fi; done; \
+	if [ -z "$$python" ]; then echo "error: Python 3.10 to 3.13 with its venv module is needed, none was found." >&2; exit 1; fi; \
+	[ -x $(BIN)/python ] || $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,260 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes of a folder: listed, read one by one, a bad one reported and passed over."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+from scripts.data.volumes import ReadableVolumes, case_name, list_volumes
+from scripts.errors import BundleError
+
+INFERENCE = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
+
+
+def save(path, array=None):
+    array = np.random.default_rng(0).normal(size=(6, 5, 4)) if array is None else array
+    nib.save(nib.Nifti1Image(np.asarray(array, dtype=np.float32), np.eye(4)), path)
+    return path
+
+
+def make_volumes(folder, *names):
+    for name in names:
+        save(folder / name)
+    return str(folder)
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("la_01.nii.gz", "la_01"), ("la_01.nii", "la_01"), ("a.b.nii.gz", "a.b"), ("x.nii.nii", "x.nii"), ("x.h5", "x")],
+)
+def test_case_name(name, case):
+    assert case_name(Path("/data") / name) == case
+
+
+def test_volumes_of_a_folder(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "more.nii").mkdir(parents=True)
+    make_volumes(folder, "b.nii.gz", "a.nii", "c.nii.gz", "._a.nii")
+    make_volumes(folder / "more.nii", "d.nii")
+    (folder / "readme.txt").write_text("no volume")
+    assert list_volumes(str(folder), str(tmp_path / "out")) == [
+        {"image": str(folder / name)} for name in ("a.nii", "b.nii.gz", "c.nii.gz")
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_file(tmp_path):
+    path = save(tmp_path / "a.nii.gz")
+    assert list_volumes(str(path), str(tmp_path / "out")) == [{"image": str(path)}]
+
+
+def test_nothing_to_segment(tmp_path):
+    (tmp_path / "readme.txt").write_text("no volume")
+    for place in (tmp_path, tmp_path / "readme.txt"):
+        with pytest.raises(BundleError, match=rf"dataset_dir {place} holds no volume: files that end in .nii.gz or"):
+            list_volumes(str(place), str(tmp_path / "out"))
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(BundleError, match=r"dataset_dir .*/none does not exist: it must be a NIfTI file or a folder"):
+        list_volumes(str(tmp_path / "none"), str(tmp_path))
+
+
+def test_two_volumes_of_one_name(tmp_path):
+    folder = make_volumes(tmp_path, "a.nii", "a.nii.gz")
+    with pytest.raises(BundleError, match=r"a\.nii and a\.nii\.gz would write the same label map: rename one"):
+        list_volumes(folder, str(tmp_path / "out"), overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, "false"])
+def test_label_maps_are_not_overwritten(tmp_path, overwrite):
+    folder, output = make_volumes(tmp_path, "a.nii", "b.nii.gz", "c.nii"), tmp_path / "out"
+    output.mkdir()
+    make_volumes(output, "b_seg.nii.gz", "c_seg.nii.gz", "z_seg.nii.gz")
+    with pytest.raises(BundleError) as caught:
+        list_volumes(folder, str(output), overwrite=overwrite)
+    assert str(caught.value) == (
+        f"output_dir {output} already holds 2 of these label maps, such as b_seg.nii.gz: replace them by "
+        "--overwrite true, or choose another --output_dir."
+    )
+    # Under another name nothing is lost.
+    assert len(list_volumes(folder, str(output), output_postfix="new", overwrite=overwrite)) == 3
+
+
+@pytest.mark.parametrize("overwrite", [True, "true", "True"])
+def test_label_maps_are_overwritten_on_request(tmp_path, overwrite):
+    folder, output = make_volumes(tmp_path, "a.nii"), tmp_path / "out"
+    output.mkdir()
+    make_volumes(output, "a_seg.nii.gz")
+    assert len(list_volumes(folder, str(output), overwrite=overwrite)) == 1
+
+
+def test_other_files_in_the_output_folder_do_not_matter(tmp_path):
+    folder = make_volumes(tmp_path, "a.nii")
+    (tmp_path / "b_seg.nii.gz").write_text("")
+    (tmp_path / "a_seg.png").write_text("")
+    assert list_volumes(str(tmp_path / "a.nii"), folder) == [{"image": str(tmp_path / "a.nii")}]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def shipped_preprocessing():
+    """The preprocessing of the shipped inference configuration."""
+    return ConfigParser(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("preprocessing")
+
+
+def plain_preprocessing():
+    return Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
+
+
+def truncated(path, kept=0.8):
+    save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+
+
+def with_value(value):
+    array = np.random.default_rng(0).normal(size=(6, 5, 4))
+    array[1, 2, 3] = value
+    return array
+
+
+BAD = {
+    "truncated.nii": truncated,
+    "header.nii": lambda path: truncated(path, kept=0.2),
+    "archive.nii.gz": truncated,
+    "text.nii": lambda path: path.write_text("no volume at all\nbut two lines\n"),
+    "empty.nii": lambda path: path.write_bytes(b""),
+    "text.nii.gz": lambda path: path.write_text("no volume at all"),
+    "slice.nii": lambda path: save(path, np.ones((6, 5))),
+    "series.nii": lambda path: save(path, np.random.default_rng(0).normal(size=(6, 5, 4, 3))),
+    "nan.nii": lambda path: save(path, with_value(np.nan)),
+    "infinite.nii": lambda path: save(path, with_value(-np.inf)),
+    "missing.nii": lambda path: None,
+}
+
+
+def error_lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("preprocessing", [plain_preprocessing, shipped_preprocessing])
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_volume_costs_one_line(tmp_path, caplog, preprocessing, name):
+    first, bad, last = save(tmp_path / "a.nii"), tmp_path / name, save(tmp_path / "z.nii.gz")
+    BAD[name](bad)
+    data = [{"image": str(path)} for path in (first, bad, last)]
+    volumes = ReadableVolumes(data, preprocessing(), in_channels=1)
+    read = list(volumes)
+    assert [Path(volume["image"].meta["filename_or_obj"]).name for volume in read] == ["a.nii", "z.nii.gz"]
+    assert [tuple(volume["image"].shape) for volume in read] == [(1, 6, 5, 4)] * 2
+    (line,) = error_lines(caplog)
+    assert line.startswith(f"{bad} cannot be segmented: ")
+    assert len(line) > len(f"{bad} cannot be segmented: ")
+    assert "\n" not in line
+    with pytest.raises(BundleError, match="1 of 3 volumes could not be segmented, see the lines above"):
+        volumes.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("slice.nii", "it must be a 3D volume, got shape [6, 5]."),
+        ("series.nii", "it must have 1 channel(s), got 3."),
+        ("nan.nii", "it holds values that are not finite."),
+        ("infinite.nii", "it holds values that are not finite."),
+    ],
+)
+def test_reasons(tmp_path, caplog, name, reason):
+    BAD[name](tmp_path / name)
+    volumes = ReadableVolumes([{"image": str(tmp_path / name)}], plain_preprocessing(), in_channels=1)
+    assert list(volumes) == []
+    assert error_lines(caplog) == [f"{tmp_path / name} cannot be segmented: {reason}"]
+
+
+def test_channels_are_checked_on_request_only(tmp_path, caplog):
+    BAD["series.nii"](tmp_path / "series.nii")
+    data = [{"image": str(tmp_path / "series.nii")}]
+    for in_channels in (None, 3):
+        (volume,) = ReadableVolumes(data, plain_preprocessing(), in_channels=in_channels)
+        assert volume["image"].shape == (3, 6, 5, 4)
+    assert error_lines(caplog) == []
+
+
+def test_an_error_without_words_is_named_by_its_kind(caplog):
+    def fail(_):
+        raise MemoryError
+
+    assert list(ReadableVolumes([{"image": "a.nii"}], fail)) == []
+    assert error_lines(caplog) == ["a.nii cannot be segmented: MemoryError"]
+
+
+def test_an_interruption_is_no_bad_volume():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(ReadableVolumes([{"image": "a.nii"}], interrupt))
+
+
+def test_finish_resets(tmp_path):
+    good, bad = save(tmp_path / "a.nii"), tmp_path / "none.nii"
+    volumes = ReadableVolumes([{"image": str(bad)}, {"image": str(good)}], plain_preprocessing(), in_channels=1)
+    volumes.finish()
+    for _ in range(2):
+        assert len(list(volumes)) == 1
+        with pytest.raises(BundleError, match="1 of 2 volumes"):
+            volumes.finish()
+        volumes.finish()
+
+
+def test_the_dictionaries_stay_and_no_transform_is_needed():
+    data = [{"image": torch.zeros(1, 2, 2, 2)}]
+    (volume,) = ReadableVolumes(data)
+    assert volume is not data[0]
+    assert volume["image"] is data[0]["image"]
+
+    def forget(item):
+        return {"image": item.pop("image")}
+
+    list(ReadableVolumes(data, forget))
+    assert set(data[0]) == {"image"}
+
+
+def test_progress_tells_position_and_file(tmp_path, caplog):
+    data = [{"image": str(save(tmp_path / name))} for name in ("a.nii", "b.nii")]
+    with caplog.at_level(logging.INFO):
+        list(ReadableVolumes(data, plain_preprocessing()))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("scripts.")]
+    assert len(lines) == 2
+    assert lines[0] == f"volume 1 of 2: {data[0]['image']}"
+    assert lines[1].startswith(f"volume 2 of 2: {data[1]['image']} (0:00:0")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_share_the_volumes_and_the_count(tmp_path, num_workers):
+    names = ["a.nii", "bad_1.nii", "b.nii", "c.nii", "bad_2.nii", "d.nii", "bad_3.nii"]
+    for name in names:
+        (truncated if name.startswith("bad") else save)(tmp_path / name)
+    data = [{"image": str(tmp_path / name)} for name in names]
+    volumes = ReadableVolumes(data, plain_preprocessing(), in_channels=1)
+    loader = DataLoader(volumes, batch_size=1, num_workers=num_workers)
+    read = [Path(name).name for batch in loader for name in batch["image"].meta["filename_or_obj"]]
+    assert sorted(read) == ["a.nii", "b.nii", "c.nii", "d.nii"]
+    with pytest.raises(BundleError, match="3 of 7 volumes could not be segmented"):
+        volumes.finish()
+    volumes.finish()

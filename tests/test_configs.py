@@ -1,0 +1,187 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT, SMALL
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.scripts import ckpt_export, verify_net_in_out
+
+from scripts.networks.dual_network import DualNetwork
+
+CONFIGS = ROOT / "configs"
+METHODS = sorted(path.stem for path in CONFIGS.glob("method_*.json"))
+DATA = sorted(path.stem for path in CONFIGS.glob("data_*.json"))
+OVERLAYS = [*METHODS, *DATA, "budget_cpu", "multi_gpu_train"]
+
+
+def read(name):
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.json")), ids=lambda path: path.stem)
+def test_files_are_pretty_ascii_json(path):
+    text = path.read_text()
+    assert text == json.dumps(json.loads(text), indent=4) + "\n"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_key_of_an_overlay_exists_in_train(name):
+    assert set(read(name)) <= set(read("train"))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
+    # A misspelled argument would only show when the object is built on the user's data.
+    def visit(node):
+        if isinstance(node, dict):
+            if str(node.get("_target_", "")).startswith("scripts."):
+                module, _, attribute = node["_target_"].rpartition(".")
+                parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+                assert {key for key in node if not key.startswith("_")} <= set(parameters)
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, list):
+            for value in node:
+                visit(value)
+
+    visit(read(name))
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_train_config_has_all_properties_with_every_method(method, phantom_dir, tmp_path, make_workflow):
+    names = ["train"] if method is None else ["train", method]
+    workflow = make_workflow(*names, dataset_dir=str(phantom_dir), output_dir=str(tmp_path / "run"), **SMALL)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert not (tmp_path / "run").exists(), "building a workflow must not write anything"
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_data_overlays_build_with_three_class_phantoms(data, tmp_path, make_workflow, phantom_dir):
+    overrides = {
+        "dataset_dir": str(phantom_dir),
+        "split_file": str(phantom_dir / "split.json"),
+        "output_dir": str(tmp_path / "run"),
+        "uses_boxes": False,
+        "crop": {"_target_": "scripts.data.boxes.CropToBoxd", "_disabled_": True},
+        "cache_rate": 0.0,
+    }
+    workflow = make_workflow("train", data, **overrides)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.max_epochs * workflow.parser.get_parsed_content("train#trainer#epoch_length") == 6000
+
+
+def test_evaluate_config_has_all_properties(phantom_dir, tmp_path, make_workflow):
+    workflow = make_workflow(
+        "train", "evaluate", dataset_dir=str(phantom_dir), output_dir=str(tmp_path / "run"), **SMALL
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_inference_config_has_all_properties(phantom_dir, tmp_path, make_workflow):
+    workflow = make_workflow(
+        "inference",
+        workflow_type="infer",
+        dataset_dir=str(phantom_dir / "images"),
+        output_dir=str(tmp_path / "labels"),
+        load_pretrain=False,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_inference_transforms_and_inferer_need_nothing_of_scripts():
+    config = read("inference")
+    consumed = {key: config[key] for key in ("preprocessing", "postprocessing", "inferer", "handlers")}
+    macros = {name: config[name] for name in ("orient", "resample", "window", "normalize")}
+    assert "scripts" not in json.dumps([consumed, macros])
+
+
+def test_run_and_training_do_the_same():
+    parser = ConfigParser(read("train"))
+    assert parser["training"] == "%run"
+    parser.resolve_macro_and_relative_ids()
+    assert parser["training"] == parser["run"]
+
+
+def test_paper_settings_are_the_defaults():
+    config = read("train")
+    assert config["iterations"] == 6000
+    assert config["optimizer"] == {
+        "_target_": "torch.optim.SGD",
+        "params": "$@method_def.trainable_parameters()",
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.0001,
+    }
+    assert (config["lr_scheduler"]["step_size"], config["lr_scheduler"]["gamma"]) == (2500, 0.1)
+    assert (config["labeled_batch_size"], config["unlabeled_batch_size"]) == (2, 2)
+    left_atrium, pancreas = read("data_left_atrium"), read("data_pancreas")
+    assert (left_atrium["patch_size"], left_atrium["strides"]) == ([112, 112, 80], [18, 18, 4])
+    assert (pancreas["patch_size"], pancreas["strides"]) == ([96, 96, 96], [16, 16, 16])
+
+
+def test_metadata_and_requirements_name_the_same_versions():
+    metadata = read("metadata")
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    named = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+        **metadata["required_packages_version"],
+    }
+    assert named == pins
+    assert metadata["version"] in metadata["changelog"]
+    assert f"## {metadata['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"].keys() == {"0", "1"}
+
+
+def test_network_matches_its_metadata(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file="configs/metadata.json",
+        config_file="configs/inference.json",
+        device="cpu",
+        n=1,
+        p=1,
+    )
+    config = read("inference")
+    assert config["num_classes"] == read("metadata")["network_data_format"]["outputs"]["pred"]["num_channels"]
+
+
+def test_network_is_exported_to_torchscript(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    network = DualNetwork().eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file="configs/metadata.json",
+        config_file="configs/inference.json",
+        bundle_root=str(tmp_path),
+    )
+    exported = torch.jit.load(tmp_path / "model.ts")
+    image = torch.randn(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image), network(image))
+
+
+def test_workflow_starts_from_the_file_alone(monkeypatch, tmp_path, phantom_dir):
+    # No bundle_root is given and the working directory is another one.
+    monkeypatch.chdir(tmp_path)
+    workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.json"), logging_file=False)
+    workflow.parser["dataset_dir"] = str(phantom_dir)
+    workflow.initialize()
+    assert workflow.bundle_root == str(ROOT)

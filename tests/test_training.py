@@ -1,0 +1,285 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL, refused
+
+from scripts.trainer import NonFiniteLossError
+
+
+def run(make_workflow, phantom_dir, output_dir, *names, **overrides):
+    arguments = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(output_dir), **overrides}
+    workflow = make_workflow("train", *names, **arguments)
+    workflow.initialize()
+    workflow.run()
+    return workflow
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_dir, tmp_path_factory):
+    """A finished run of four iterations, with its folder."""
+    from monai.bundle import ConfigWorkflow
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs/train.json"),
+        logging_file=False,
+        **SMALL,
+        dataset_dir=str(phantom_dir),
+        output_dir=str(folder),
+    )
+    workflow.initialize()
+    workflow.run()
+    return folder
+
+
+def test_run_leaves_models_checkpoints_history_and_pictures(finished):
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "checkpoint_00000002.pt",
+        "checkpoint_00000004.pt",
+    ]
+    history = pd.read_csv(finished / "history.csv")
+    assert history["iteration"].tolist() == [1, 2, 3, 4]
+    for term in ("pseudo_label", "consistency", "uncertainty", "contrastive", "rectification"):
+        assert history[f"loss_{term}"].notna().all()
+        assert history[f"weight_{term}"].notna().all()
+    assert history["learning_rate"].tolist() == [0.01] * 4
+    assert pd.read_csv(finished / "validation.csv")["iteration"].tolist() == [2, 4]
+    assert len(list((finished / "pictures").glob("validation_*.png"))) == 2
+    assert (finished / "learning_curves.png").stat().st_size > 5000
+    assert any((finished / "tensorboard").iterdir())
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["seed"] == 1337
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_models_are_bare_weights_of_the_deployed_network(finished):
+    from scripts.networks.dual_network import DualNetwork
+
+    for name in ("model.pt", "model_final.pt"):
+        DualNetwork().load_state_dict(load(finished / name))
+    checkpoint = load(finished / "checkpoints" / "checkpoint_00000004.pt")
+    final = load(finished / "model_final.pt")
+    assert_equal_weights({name.removeprefix("network."): value for name, value in checkpoint["method"].items()}, final)
+    assert checkpoint["best_metric"] == pytest.approx(pd.read_csv(finished / "validation.csv")["mean_dice"].max())
+
+
+def test_folder_with_a_run_is_refused_and_kept(finished, make_workflow, phantom_dir):
+    before = (finished / "history.csv").read_bytes()
+    with refused("already holds a run: go on with it by --resume true"):
+        run(make_workflow, phantom_dir, finished)
+    assert (finished / "history.csv").read_bytes() == before
+
+
+def test_resume_without_a_run_is_refused(tmp_path, make_workflow, phantom_dir):
+    with refused("holds no run: drop --resume"):
+        run(make_workflow, phantom_dir, tmp_path / "empty", resume=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(finished, make_workflow, phantom_dir):
+    with refused("exclude each other"):
+        run(make_workflow, phantom_dir, finished, resume="true", overwrite="true")
+
+
+def test_overwrite_keeps_what_no_run_wrote(tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    run(make_workflow, phantom_dir, folder, iterations=2)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "checkpoints" / "checkpoint_00000099.pt").write_text("of the old run")
+    run(make_workflow, phantom_dir, folder, iterations=2, overwrite="true")
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "checkpoints" / "checkpoint_00000099.pt").exists()
+
+
+def _shorten(folder, iteration):
+    """Bring a finished run to the state of one that was killed after the checkpoint of this iteration."""
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.stem.split("_")[1]) > iteration:
+            path.unlink()
+    (folder / "model_final.pt").unlink()
+
+
+def test_resumed_run_ends_with_the_same_bits(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    _shorten(folder, 2)
+    torch.manual_seed(99)
+    run(make_workflow, phantom_dir, folder, resume="true")
+    assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
+    first = load(folder / "checkpoints" / "checkpoint_00000004.pt")
+    second = load(finished / "checkpoints" / "checkpoint_00000004.pt")
+    assert first["best_metric"] == second["best_metric"]
+    assert first["lr_scheduler"] == second["lr_scheduler"]
+    assert torch.equal(first["random"]["torch"], second["random"]["torch"])
+    resumed, straight = (pd.read_csv(path / "history.csv") for path in (folder, finished))
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), straight.drop(columns="seconds"))
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    finished, tmp_path, make_workflow, phantom_dir, caplog
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    damaged = folder / "checkpoints" / "checkpoint_00000004.pt"
+    damaged.write_bytes(damaged.read_bytes()[:100_000])
+    run(make_workflow, phantom_dir, folder, resume=True)
+    assert any("checkpoint_00000004.pt is damaged" in record.message for record in caplog.records)
+    assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
+
+
+def test_only_damaged_checkpoints_are_refused(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"no checkpoint")
+    with refused("holds no readable checkpoint"):
+        run(make_workflow, phantom_dir, folder, resume=True)
+
+
+def test_checkpoint_of_another_method_is_refused(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with refused("of another method or network"):
+        run(make_workflow, phantom_dir, folder, resume=True, num_classes=3)
+
+
+def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):
+    def start(folder, *more):
+        arguments = {**SMALL, "iterations": 8, "dataset_dir": phantom_dir, "output_dir": folder}
+        options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+        command += ["--config_file", str(ROOT / "configs/train.json"), *options, *more]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    straight = start(tmp_path / "straight")
+    output = straight.communicate(timeout=300)[0]
+    assert straight.returncode == 0, output
+
+    killed = start(tmp_path / "killed")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed/checkpoints/checkpoint_00000004.pt").exists():
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed/model_final.pt").exists()
+
+    resumed = start(tmp_path / "killed", "--resume", "true")
+    output = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0, output
+    assert "resumed at iteration" in output
+    assert_equal_weights(load(tmp_path / "killed/model_final.pt"), load(tmp_path / "straight/model_final.pt"))
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    overrides = {**SMALL, "checkpoint_interval": 1, "dataset_dir": str(phantom_dir), "output_dir": str(folder)}
+    workflow = make_workflow("train", **overrides)
+    workflow.initialize()
+    trainer, method = workflow.trainer, workflow.parser.get_parsed_content("method_def")
+    supervised = method.supervised.forward
+
+    def broken(logits, label):
+        return supervised(logits, label) * (float("nan") if trainer.state.iteration == 3 else 1.0)
+
+    method.supervised.forward = broken
+    named = r"iteration 3: loss = nan, loss_supervised_vnet = nan.*phantom_\d+\.nii\.gz"
+    with refused(named, NonFiniteLossError):
+        workflow.run()
+    assert load(folder / "checkpoints" / "checkpoint_00000002.pt")["iteration"] == 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_mixed_precision_and_any_memory_format(precision, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    run(make_workflow, phantom_dir, folder, iterations=2, precision=precision, channels_last=False)
+    assert np.isfinite(pd.read_csv(folder / "history.csv")["loss"]).all()
+    assert all(value.dtype != torch.bfloat16 for value in load(folder / "model_final.pt").values())
+
+
+def test_half_precision_on_a_cpu_is_refused(tmp_path, make_workflow, phantom_dir):
+    with refused("precision 'float16' needs a GPU", ValueError):
+        run(make_workflow, phantom_dir, tmp_path / "run", precision="float16", device="$torch.device('cpu')")
+
+
+def test_control_without_unlabeled_cases(tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    run(make_workflow, phantom_dir, folder, "method_supervised_dual", iterations=2)
+    columns = pd.read_csv(folder / "history.csv").columns
+    assert "loss_supervised_vnet" in columns
+    assert "loss_pseudo_label" not in columns
+
+
+def test_split_without_validation_trains_and_keeps_the_last_model(tmp_path, make_workflow, phantom_dir):
+    split = json.loads((phantom_dir / "split.json").read_text())
+    split["test"] += split["validation"]
+    split["validation"] = []
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    folder = tmp_path / "run"
+    run(make_workflow, phantom_dir, folder, iterations=2, split_file=str(tmp_path / "split.json"))
+    assert (folder / "model_final.pt").is_file()
+    assert not (folder / "model.pt").exists()
+
+
+def test_missing_data_set_names_what_is_expected(tmp_path, make_workflow):
+    with refused("python -m scripts check .*python -m scripts phantom"):
+        run(make_workflow, tmp_path / "nothing", tmp_path / "run")
+
+
+def test_evaluation_compares_on_the_grid_of_the_files(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "evaluation"
+    overrides = {
+        **SMALL,
+        "dataset_dir": str(phantom_dir),
+        "ckpt_path": str(finished / "model_final.pt"),
+        "evaluation_dir": str(folder),
+        "spacing": [2.0, 2.0, 2.0],
+    }
+    workflow = make_workflow("train", "evaluate", **overrides)
+    workflow.initialize()
+    workflow.run()
+    table = pd.read_csv(folder / "metrics_cases.csv")
+    split = json.loads((phantom_dir / "split.json").read_text())
+    assert table["case"].tolist() == split["test"]
+    assert len(list(folder.glob("worst_*.png"))) == len(split["test"])
+    prediction = workflow.evaluator.state.output[0]["pred"]
+    reference = nib.load(phantom_dir / "labels" / f"{split['test'][-1]}.nii.gz")
+    assert prediction.shape[1:] == reference.shape
+    mask, truth = prediction[0].numpy() == 1, np.asanyarray(reference.dataobj) == 1
+    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert table["dice"].iloc[-1] == pytest.approx(dice)
+
+    again = make_workflow("train", "evaluate", **overrides)
+    again.initialize()
+    with refused("already holds an evaluation"):
+        again.run()
+
+
+def test_evaluation_without_weights_is_refused(tmp_path, make_workflow, phantom_dir):
+    workflow = make_workflow("train", "evaluate", dataset_dir=str(phantom_dir), output_dir=str(tmp_path))
+    workflow.initialize()
+    with refused(r"model_final\.pt does not exist: train first"):
+        workflow.run()
