@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, refused
+
+from scripts.networks.dual_network import DualNetwork
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of an untrained network: they segment something, which is enough here."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(DualNetwork().state_dict(), path)
+    return path
+
+
+def segment(make_workflow, weights, dataset_dir, output_dir, **overrides):
+    arguments = {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        "ckpt_path": str(weights),
+        "patch_size": [32, 32, 32],
+        "overlap": 0.25,
+        **overrides,
+    }
+    workflow = make_workflow("inference", workflow_type="infer", **arguments)
+    workflow.initialize()
+    workflow.run()
+
+
+@pytest.mark.parametrize("spacing", [None, [1.7, 1.3, 1.5]], ids=["own spacing", "resampled"])
+def test_label_maps_have_the_geometry_of_their_files(spacing, weights, phantom_dir, tmp_path, make_workflow):
+    segment(make_workflow, weights, phantom_dir / "images", tmp_path, spacing=spacing)
+    files = sorted((phantom_dir / "images").iterdir())
+    assert len(files) == 6
+    for file in files:
+        image = nib.load(file)
+        label = nib.load(tmp_path / f"{file.name.removesuffix('.nii.gz')}_seg.nii.gz")
+        assert label.get_data_dtype() == np.uint8
+        assert label.shape == image.shape
+        np.testing.assert_allclose(label.affine, image.affine, atol=1e-4)
+        assert set(np.unique(np.asanyarray(label.dataobj))) <= {0, 1}
+
+
+def test_orientation_of_a_file_does_not_move_its_label(weights, phantom_dir, tmp_path, make_workflow):
+    image = nib.load(phantom_dir / "images/phantom_000.nii.gz")
+    (tmp_path / "in").mkdir()
+    nib.save(nib.as_closest_canonical(image), tmp_path / "in/ras.nii.gz")
+    turned = nib.orientations.axcodes2ornt("PIL")
+    canonical = nib.as_closest_canonical(image)
+    nib.save(
+        canonical.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(canonical.affine), turned)),
+        tmp_path / "in/pil.nii.gz",
+    )
+    segment(make_workflow, weights, tmp_path / "in", tmp_path / "out")
+    ras = nib.load(tmp_path / "out/ras_seg.nii.gz")
+    pil = nib.as_closest_canonical(nib.load(tmp_path / "out/pil_seg.nii.gz"))
+    np.testing.assert_array_equal(np.asanyarray(ras.dataobj), np.asanyarray(pil.dataobj))
+    assert 0 < np.asanyarray(ras.dataobj).mean() < 1
+
+
+def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_dir, tmp_path, make_workflow):
+    file = phantom_dir / "images/phantom_001.nii.gz"
+    segment(make_workflow, weights, file, tmp_path, save_probabilities=True, save_uncertainty=True)
+    label, probabilities, uncertainty = (
+        np.asanyarray(nib.load(tmp_path / f"phantom_001_{name}.nii.gz").dataobj)
+        for name in ("seg", "probabilities", "uncertainty")
+    )
+    assert probabilities.shape == (*label.shape, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-4)
+    np.testing.assert_array_equal(probabilities.argmax(axis=-1), label)
+    assert uncertainty.shape == label.shape
+    assert uncertainty.min() >= 0
+    assert 0 < uncertainty.max() <= 1
+
+
+def test_label_maps_alone_are_written_by_default(weights, phantom_dir, tmp_path, make_workflow):
+    segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom_001_seg.nii.gz"]
+    with refused("already holds 1 of these label maps, such as phantom_001_seg"):
+        segment(make_workflow, weights, phantom_dir / "images", tmp_path)
+    segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path, overwrite="true")
+
+
+def test_weights_of_another_number_of_classes_are_refused(weights, phantom_dir, tmp_path, make_workflow):
+    with refused("check num_classes and in_channels"):
+        segment(make_workflow, weights, phantom_dir / "images", tmp_path, num_classes=3)
+
+
+def test_bad_files_cost_a_line_each_and_the_exit_code(weights, phantom_dir, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = (phantom_dir / "images/phantom_000.nii.gz").read_bytes()
+    (folder / "good ä.nii.gz").write_bytes(good)
+    (folder / "truncated.nii.gz").write_bytes(good[: len(good) // 2])
+    (folder / "text.nii").write_text("no image")
+    nib.save(nib.Nifti1Image(np.zeros((8, 8), np.float32), np.eye(4)), folder / "flat.nii.gz")
+    hollow = np.ones((32, 32, 32), np.float32)
+    hollow[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(hollow, np.eye(4)), folder / "hollow.nii.gz")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ROOT / "configs/inference.json")]
+    command += ["--dataset_dir", str(folder), "--output_dir", str(tmp_path / "out"), "--ckpt_path", str(weights)]
+    command += ["--patch_size", "[32,32,32]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in output
+    for name in ("truncated.nii.gz", "text.nii", "flat.nii.gz", "hollow.nii.gz"):
+        lines = [line for line in output.splitlines() if name in line and "cannot be segmented" in line]
+        assert len(lines) == 1, output
+    assert "error: 4 of 5 volumes could not be segmented" in output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good ä_seg.nii.gz"]
+
+
+def test_mistakes_of_the_command_line_cost_one_line(tmp_path):
+    def call(*words):
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ROOT / "configs/inference.json")]
+        done = subprocess.run(
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    assert call("--dataset_dri", "x").endswith("Did you mean --dataset_dir?")
+    assert call("--ckpt_path", "nothing.pt").startswith("error: ckpt_path nothing.pt does not exist")
