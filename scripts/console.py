@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
@@ -42,17 +43,32 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
         return
     config = ConfigParser.load_config_files(DefaultParseValue(given["config_file"]))
     for name in given:
-        key = name.replace("::", "#").split("#")[0]
-        if key not in config and key not in _RUN_ARGUMENTS:
-            similar = difflib.get_close_matches(key, [*config, *_RUN_ARGUMENTS], n=1)
+        path = name.replace("::", "#").split("#")
+        if name not in _RUN_ARGUMENTS and not _is_known(config, path):
+            others = [] if path[0] in config else [*config, *_RUN_ARGUMENTS]
+            similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {given['config_file']}.{hint}")
+
+
+def _is_known(place: Any, path: Sequence[str]) -> bool:
+    """Tell whether a path leads to something that is there; an object may take more arguments than are configured."""
+    for key in path:
+        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict) and key in place:
+            place = place[key]
+        else:
+            return isinstance(place, dict) and "_target_" in place
+    return True
 
 
 def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
+            # Fire reads --config-file as --config_file.
+            name = name.replace("-", "_")
             follows = arguments[i + 1] if i + 1 < len(arguments) else ""
             yield name, value if equals else follows
 

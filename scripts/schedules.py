@@ -139,8 +139,8 @@ class Weight:
     """
 
     def __init__(self, final: float, ramp: Ramp = "constant", length: int = 0) -> None:
-        if final < 0:
-            raise ValueError(f"final must be at least 0, got {final!r}.")
+        if not 0 <= final < math.inf:
+            raise ValueError(f"final must be at least 0 and finite, got {final!r}.")
         if ramp not in _RAMPS:
             raise ValueError(f"ramp must be one of {', '.join(_RAMPS)}, got {ramp!r}.")
         if length < 0:

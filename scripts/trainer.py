@@ -91,6 +91,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             for key, value in batchdata.items()
             if isinstance(value, torch.Tensor)
         }
+        size = batch[CommonKeys.IMAGE].shape[2]
+        if self.dtype == torch.bfloat16 and engine.state.device.type == "cpu" and size < 32:
+            # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
+            raise ValueError(f"patch_size must start with at least 32 for 'bfloat16' on a CPU, got {size}.")
         step = engine.state.iteration - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)

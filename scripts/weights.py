@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from torch import nn
@@ -29,10 +27,12 @@ def check_weights(path: str, network: nn.Module) -> None:
         raise BundleError(f"ckpt_path {path} does not exist: train first, or name a file of weights by --ckpt_path.")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+    # What is no file of weights fails in as many ways as its first bytes have meanings to the reader.
+    except Exception as error:
         raise BundleError(f"ckpt_path {path} cannot be read as a file of weights; it may be damaged.") from error
     expected = network.state_dict()
-    if not isinstance(state, dict) or state.keys() != expected.keys():
+    is_state = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    if not is_state or state.keys() != expected.keys():
         raise BundleError(f"ckpt_path {path} holds the weights of another network than the configured one.")
     for name, value in expected.items():
         if state[name].shape != value.shape:

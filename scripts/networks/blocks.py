@@ -50,6 +50,19 @@ def check_channels(in_channels: int, out_channels: int) -> None:
         raise ValueError(f"out_channels must be from 2 (background and one class) to 128, got {out_channels}.")
 
 
+def check_dropout(dropout: float) -> None:
+    """Refuse a dropout that is no probability below 1.
+
+    Args:
+        dropout: probability of switching off a channel.
+
+    Raises:
+        ValueError: when it is negative, 1 or above.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
+
+
 def check_image(image: torch.Tensor, in_channels: int) -> None:
     """Refuse an input that the five resolutions of the networks cannot hold.
 
@@ -209,18 +222,12 @@ class SegmentationNetwork(nn.Module):
         out_channels: classes with the background.
         dropout: probability with which a channel of the last feature map is switched off in training.
         normalization: see :func:`normalization_layer`.
-
-    Raises:
-        ValueError: when a number is outside its range.
     """
 
     def __init__(
         self, encoder: nn.Module, in_channels: int, out_channels: int, *, dropout: float, normalization: Normalization
     ) -> None:
         super().__init__()
-        check_channels(in_channels, out_channels)
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
         self.in_channels = in_channels
         self.encoder = encoder
         self.decoder = Decoder(normalization)

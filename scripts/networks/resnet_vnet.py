@@ -9,7 +9,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 
-from .blocks import CHANNELS, DeepestStage, Normalization, SegmentationNetwork
+from .blocks import CHANNELS, DeepestStage, Normalization, SegmentationNetwork, check_channels, check_dropout
 
 
 class ResNet34Encoder(nn.Module):
@@ -89,5 +89,8 @@ class ResNetVNet(SegmentationNetwork):
         dropout: float = 0.5,
         normalization: Normalization = "batch",
     ) -> None:
+        # Before any layer is built: those refuse in other words, or not at all.
+        check_channels(in_channels, out_channels)
+        check_dropout(dropout)
         encoder = ResNet34Encoder(in_channels)
         super().__init__(encoder, in_channels, out_channels, dropout=dropout, normalization=normalization)

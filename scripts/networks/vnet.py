@@ -12,6 +12,8 @@ from .blocks import (
     DeepestStage,
     Normalization,
     SegmentationNetwork,
+    check_channels,
+    check_dropout,
     convolution_stack,
     resampling_convolution,
 )
@@ -81,5 +83,8 @@ class VNet(SegmentationNetwork):
         dropout: float = 0.5,
         normalization: Normalization = "batch",
     ) -> None:
+        # Before any layer is built: those refuse in other words, or not at all.
+        check_channels(in_channels, out_channels)
+        check_dropout(dropout)
         encoder = VNetEncoder(in_channels, dropout=dropout, normalization=normalization)
         super().__init__(encoder, in_channels, out_channels, dropout=dropout, normalization=normalization)
