@@ -24,7 +24,7 @@ quickstart: $(VENV)/.runtime
 	@$(QUIET) $(BIN)/python -m scripts picture --image data/phantom/images/$(CASE).nii.gz \
 		--reference data/phantom/labels/$(CASE).nii.gz --prediction $(QUICKSTART)/inference/$(CASE)_seg.nii.gz \
 		--output $(QUICKSTART)/$(CASE).png > /dev/null
-	@echo; cat $(QUICKSTART)/evaluation/metrics_summary.md
+	@echo; grep '^|' $(QUICKSTART)/evaluation/metrics_summary.md
 	@echo; echo "label map: $(QUICKSTART)/inference/$(CASE)_seg.nii.gz"; echo "picture:   $(QUICKSTART)/$(CASE).png"
 
 test: $(VENV)/.dev
