@@ -185,3 +185,15 @@ def test_workflow_starts_from_the_file_alone(monkeypatch, tmp_path, phantom_dir)
     workflow.parser["dataset_dir"] = str(phantom_dir)
     workflow.initialize()
     assert workflow.bundle_root == str(ROOT)
+
+
+def test_augmented_crops_keep_the_patch_size(phantom_dir, tmp_path, make_workflow):
+    # Quarter turns swap axes: they must come before the crop, or a patch that is not a cube breaks the batch.
+    arguments = {**SMALL, "patch_size": [32, 48, 16], "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
+    workflow = make_workflow("train", "method_dual_network_improved", **arguments)
+    workflow.initialize()
+    batches = iter(workflow.parser.get_parsed_content("train#dataloader"))
+    for _ in range(8):
+        batch = next(batches)
+        assert batch["image"].shape == batch["label"].shape == batch["unlabeled"].shape == (2, 1, 32, 48, 16)
+        assert set(batch["label"].unique().tolist()) <= {0.0, 1.0}
