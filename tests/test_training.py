@@ -71,7 +71,7 @@ def test_run_leaves_models_checkpoints_history_and_pictures(finished):
     assert (finished / "learning_curves.png").stat().st_size > 5000
     assert any((finished / "tensorboard").iterdir())
     facts = json.loads((finished / "run.json").read_text())
-    assert facts["seed"] == 1337
+    assert facts["settings"]["seed"] == 1337
     assert facts["versions"]["torch"] == torch.__version__
 
 
@@ -107,9 +107,11 @@ def test_overwrite_keeps_what_no_run_wrote(tmp_path, make_workflow, phantom_dir)
     folder = tmp_path / "run"
     run(make_workflow, phantom_dir, folder, iterations=2)
     (folder / "notes.txt").write_text("mine")
+    (folder / "pictures" / "holiday.png").write_text("mine")
     (folder / "checkpoints" / "checkpoint_00000099.pt").write_text("of the old run")
     run(make_workflow, phantom_dir, folder, iterations=2, overwrite="true")
     assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "pictures" / "holiday.png").read_text() == "mine"
     assert not (folder / "checkpoints" / "checkpoint_00000099.pt").exists()
 
 
@@ -162,7 +164,29 @@ def test_checkpoint_of_another_method_is_refused(finished, tmp_path, make_workfl
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     with refused("of another method or network"):
-        run(make_workflow, phantom_dir, folder, resume=True, num_classes=3)
+        run(make_workflow, phantom_dir, folder, resume=True, **{"network_def#normalization": "group"})
+
+
+def test_run_is_not_resumed_with_other_settings(finished, make_workflow, phantom_dir):
+    with refused("iterations was 4, is 8; patch_size was \\[32, 32, 32\\], is \\[48, 32, 32\\]"):
+        run(make_workflow, phantom_dir, finished, resume=True, iterations=8, patch_size=[48, 32, 32])
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(finished / "run.json", folder)
+    shutil.copy(finished / "history.csv", folder)
+    run(make_workflow, phantom_dir, folder, resume=True)
+    assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
+    assert pd.read_csv(folder / "history.csv")["iteration"].tolist() == [1, 2, 3, 4]
+
+
+def test_files_of_the_user_are_not_taken_for_a_run(tmp_path, make_workflow, phantom_dir):
+    (tmp_path / "model.pt").write_text("mine")
+    with refused("holds no run, but files that a run would replace, such as model.pt"):
+        run(make_workflow, phantom_dir, tmp_path, overwrite=True)
+    assert (tmp_path / "model.pt").read_text() == "mine"
 
 
 def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):

@@ -103,7 +103,7 @@ class Checkpoints:
         if self._started:
             return
         self._started = True
-        if self.run_directory.resume:
+        if self.run_directory.resume and self.run_directory.checkpoints():
             self._restore(engine)
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)

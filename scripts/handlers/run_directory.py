@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,9 +20,18 @@ from monai.utils.misc import str2bool
 from ..errors import BundleError
 from ..files import replacing
 
+_FACTS_FILE = "run.json"
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
-_RUN_FILES = ("run.json", "history.csv", "validation.csv", "model.pt", "model_final.pt", "learning_curves.png")
-_RUN_FOLDERS = ("checkpoints", "tensorboard", "pictures")
+_RUN_FILES = (
+    "history.csv",
+    "validation.csv",
+    "model.pt",
+    "model_final.pt",
+    "learning_curves.png",
+    "checkpoints/checkpoint_*.pt",
+    "tensorboard/events.out.tfevents.*",
+    "pictures/validation_*.png",
+)
 
 
 def is_main_process() -> bool:
@@ -39,7 +47,9 @@ class RunDirectory:
         output_dir: folder of the run.
         resume: go on with the run that the folder holds; a text like "true" is understood.
         overwrite: remove the run that the folder holds and start anew; files that no run writes stay.
-        facts: what belongs into ``run.json`` besides versions and command line: seed, split file, ...
+        facts: what ``run.json`` tells of the run besides versions and command line: folder of the data, split file, ...
+        settings: what must be the same when the run is resumed, since it would not go on as it began: iterations,
+            seed, sizes of patch and batch, ...
     """
 
     def __init__(
@@ -49,11 +59,13 @@ class RunDirectory:
         resume: bool | str = False,
         overwrite: bool | str = False,
         facts: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.path = Path(output_dir)
         self.resume = str2bool(resume)
         self.overwrite = str2bool(overwrite)
         self.facts = facts or {}
+        self.settings = settings or {}
         self._claimed = False
 
     def checkpoints(self) -> list[Path]:
@@ -64,8 +76,8 @@ class RunDirectory:
         """Make sure that this run may write into the folder; called before anything slow happens.
 
         Raises:
-            BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, or when
-                there is no run to resume.
+            BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, when there
+                is no run to resume, or when it was begun with other settings.
         """
         if self._claimed or not is_main_process():
             return
@@ -73,30 +85,49 @@ class RunDirectory:
             raise BundleError("resume and overwrite exclude each other: give one of them.")
         if self.path.exists() and not self.path.is_dir():
             raise BundleError(f"output_dir must be a folder, but {self.path} is a file.")
-        holds_run = any((self.path / name).exists() for name in (*_RUN_FILES, *_RUN_FOLDERS))
+        holds_run = (self.path / _FACTS_FILE).is_file()
         if holds_run and not self.resume and not self.overwrite:
             raise BundleError(
                 f"output_dir {self.path} already holds a run: go on with it by --resume true, "
                 "replace it by --overwrite true, or choose another --output_dir."
             )
+        strangers = [] if holds_run else [path.name for path in self._files()]
+        if strangers:
+            raise BundleError(
+                f"output_dir {self.path} holds no run, but files that a run would replace, such as {strangers[0]}: "
+                "choose another --output_dir."
+            )
         if self.resume and not holds_run:
             raise BundleError(f"resume is true, but output_dir {self.path} holds no run: drop --resume.")
-        if self.overwrite:
-            self._remove_run()
-        if not self.resume:
+        if self.resume:
+            self._refuse_other_settings()
+        else:
+            for path in self._files():
+                path.unlink()
             self._write_facts()
         self._claimed = True
 
-    def _remove_run(self) -> None:
-        for name in _RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
-        for name in _RUN_FOLDERS:
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
+    def _files(self) -> list[Path]:
+        return [path for pattern in _RUN_FILES for path in sorted(self.path.glob(pattern))]
+
+    def _refuse_other_settings(self) -> None:
+        try:
+            begun = json.loads((self.path / _FACTS_FILE).read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
+        # Through JSON, as the settings of the file went.
+        now = json.loads(json.dumps(self.settings, default=str))
+        changed = [f"{name} was {begun.get(name)}, is {now[name]}" for name in now if begun.get(name) != now[name]]
+        if changed:
+            raise BundleError(
+                f"the run in {self.path} was begun with other settings ({'; '.join(changed)}): resume it with those, "
+                "or train anew in another --output_dir."
+            )
 
     def _write_facts(self) -> None:
         facts = {
             **self.facts,
+            "settings": self.settings,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": sys.argv,
             "versions": {
@@ -107,7 +138,7 @@ class RunDirectory:
                 "numpy": np.__version__,
             },
         }
-        with replacing(self.path / "run.json") as temporary:
+        with replacing(self.path / _FACTS_FILE) as temporary:
             temporary.write_text(json.dumps(facts, indent=4, default=str) + "\n")
 
 

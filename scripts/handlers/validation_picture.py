@@ -42,7 +42,7 @@ class ValidationPicture:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 
     def _draw(self, evaluator: Any) -> None:
-        if evaluator.state.iteration % evaluator.state.epoch_length != 1 % evaluator.state.epoch_length:
+        if evaluator.state.iteration != 1:
             return
         assert self._trainer is not None
         item, output = evaluator.state.batch[0], evaluator.state.output[0]
