@@ -209,18 +209,23 @@ def draw_views(
     headings = ["image", "reference", "prediction", "difference"] if with_reference else ["image", "prediction"]
     handles = _class_handles(views, class_names) + (_difference_handles(views) if with_reference else [])
     legend_columns = 3 * len(headings) // 2
-    panel_width, title_height, legend_height = 2.7, 0.6, 0.2 + 0.22 * -(-len(handles) // legend_columns)
+    panel_width, label_width, title_height, legend_height = (
+        2.7,
+        0.45,
+        0.6,
+        0.2 + 0.22 * -(-len(handles) // legend_columns),
+    )
     # A row is as high as its slice needs, within limits which keep long thin slices on the page.
     ratios = [float(np.clip(view.image.shape[0] * view.aspect / view.image.shape[1], 0.35, 1.4)) for view in views]
     height = panel_width * sum(ratios) + title_height + legend_height
-    figure = Figure(figsize=(panel_width * len(headings) + 0.3, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = Figure(figsize=(panel_width * len(headings) + label_width, height), dpi=DOTS_PER_INCH, facecolor="white")
     grid = figure.subplots(
         len(views),
         len(headings),
         squeeze=False,
         gridspec_kw={
             "height_ratios": ratios,
-            "left": 0.3 / (panel_width * len(headings) + 0.3),
+            "left": label_width / (panel_width * len(headings) + label_width),
             "right": 0.995,
             "top": 1 - title_height / height,
             "bottom": legend_height / height,
@@ -233,7 +238,7 @@ def draw_views(
             _draw_panel(axes, view, heading)
             if row == 0:
                 axes.set_title(heading, fontsize=10, pad=4)
-        grid[row][0].set_ylabel(view.name, fontsize=9)
+        grid[row][0].set_ylabel(view.name.replace(", ", "\n"), fontsize=9)
 
     # Text is taken literally: a dollar sign in a file name starts no formula.
     figure.text(0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=12, parse_math=False)
