@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,12 +90,20 @@ def report_in_one_line(kind: type[BaseException], error: BaseException, trace: T
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             sys.stderr.write(f"error: {cause}\n")
+            _let_threads_end()
             return
         cause = cause.__cause__ or cause.__context__
     if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("stopped; go on with --resume true\n")
+        sys.stderr.write("stopped; a training goes on with --resume true\n")
         return
     sys.__excepthook__(kind, error, trace)
+
+
+def _let_threads_end() -> None:
+    """Give the pool that still reads volumes the time to end: torch aborts the process when it is cut off."""
+    for thread in threading.enumerate():
+        if isinstance(thread, DummyProcess):
+            thread.join(timeout=10)
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -161,6 +161,9 @@ class Weight:
         """
         return value if isinstance(value, Weight) else cls(value)
 
+    def __repr__(self) -> str:
+        return f"Weight({self.final}, {self.ramp}, {self.length})"
+
     def __bool__(self) -> bool:
         return self.final > 0
 

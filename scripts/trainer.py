@@ -112,6 +112,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self._refuse_non_finite(engine.state.terms, batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.grad_scaler.scale(output["loss"]).backward()
+        if not self.grad_scaler.is_enabled():
+            # A gradient can be infinite where the loss is not, and would be in the weights of the next checkpoint.
+            gradients = [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
+            engine.state.terms["gradient_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+            self._refuse_non_finite(engine.state.terms, batchdata)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -126,9 +131,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             return
         cases = [
             str(name)
-            for value in batch.values()
-            if hasattr(value, "meta")
-            for name in dict.fromkeys(value.meta.get(ImageMetaKey.FILENAME_OR_OBJ, []))
+            for key in (CommonKeys.IMAGE, "unlabeled")
+            if hasattr(batch.get(key), "meta")
+            for name in dict.fromkeys(batch[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, []))
         ]
         raise NonFiniteLossError(
             f"iteration {self.state.iteration}: {', '.join(broken)} on {', '.join(cases) or 'unnamed cases'}; "

@@ -1,15 +1,45 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Check a file of network weights before a run relies on it."""
+"""Read files of tensors, and check weights before a run relies on them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import nn
 
 from .errors import BundleError
+
+
+class DamagedFileError(BundleError):
+    """A file of tensors that cannot be read, or whose content is not what was written."""
+
+
+def read_tensors(path: str | Path) -> Any:
+    """Read what ``torch.save`` wrote, without running code of the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its content, on the CPU.
+
+    Raises:
+        DamagedFileError: when it cannot be read or a checksum is wrong, which ``torch.load`` alone does not notice.
+    """
+    try:
+        with ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DamagedFileError(f"the checksum of {broken} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file makes zip and unpickling fail in a dozen unrelated ways.
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise DamagedFileError(f"{path} is damaged ({lines[0] if lines else type(error).__name__})") from error
 
 
 def check_weights(path: str, network: nn.Module) -> None:
@@ -26,9 +56,8 @@ def check_weights(path: str, network: nn.Module) -> None:
     if not file.is_file():
         raise BundleError(f"ckpt_path {path} does not exist: train first, or name a file of weights by --ckpt_path.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    # What is no file of weights fails in as many ways as its first bytes have meanings to the reader.
-    except Exception as error:
+        state = read_tensors(file)
+    except DamagedFileError as error:
         raise BundleError(f"ckpt_path {path} cannot be read as a file of weights; it may be damaged.") from error
     expected = network.state_dict()
     is_state = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())

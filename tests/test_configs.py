@@ -106,6 +106,19 @@ def test_inference_transforms_and_inferer_need_nothing_of_scripts():
     assert "scripts" not in json.dumps([consumed, macros])
 
 
+def test_images_are_prepared_in_inference_as_in_training():
+    train, inference = read("train"), read("inference")
+    for name in ("orient", "resample", "window", "normalize"):
+        assert inference[name] == train[name]
+    shared = ["%orient", "%resample", "%window", "%normalize"]
+    for steps in (
+        train["train"]["deterministic_transforms"],
+        train["validate"]["preprocessing"]["transforms"],
+        inference["preprocessing"]["transforms"],
+    ):
+        assert [step for step in steps if step in shared] == shared
+
+
 def test_run_and_training_do_the_same():
     parser = ConfigParser(read("train"))
     assert parser["training"] == "%run"

@@ -86,9 +86,47 @@ def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_di
 def test_label_maps_alone_are_written_by_default(weights, phantom_dir, tmp_path, make_workflow):
     segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom_001_seg.nii.gz"]
-    with refused("already holds 1 of these label maps, such as phantom_001_seg"):
+    with refused("already holds 1 of the files to write, such as phantom_001_seg"):
         segment(make_workflow, weights, phantom_dir / "images", tmp_path)
     segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path, overwrite="true")
+
+
+def test_options_of_the_command_line_may_be_texts(weights, phantom_dir, tmp_path, make_workflow):
+    file = phantom_dir / "images/phantom_001.nii.gz"
+    options = {"save_probabilities": "false", "save_uncertainty": "true", "amp": "false", "output_ext": ".nii"}
+    segment(make_workflow, weights, file, tmp_path, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phantom_001_seg.nii", "phantom_001_uncertainty.nii"]
+    (tmp_path / "phantom_001_seg.nii").unlink()
+    with refused("already holds 1 of the files to write, such as phantom_001_uncertainty.nii:"):
+        segment(make_workflow, weights, file, tmp_path, **options)
+
+
+@pytest.mark.parametrize("load_pretrain", [False, "false"])
+def test_without_weights_no_file_of_them_is_asked_for(load_pretrain, phantom_dir, tmp_path, make_workflow):
+    file = phantom_dir / "images/phantom_001.nii.gz"
+    segment(make_workflow, tmp_path / "none.pt", file, tmp_path, load_pretrain=load_pretrain)
+    assert (tmp_path / "phantom_001_seg.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_postfix": ""}, "output_postfix must be a text"),
+        ({"output_postfix": "uncertainty"}, "output_postfix must not be probabilities or uncertainty"),
+        ({"output_ext": ".png"}, "output_ext must be .nii.gz or .nii, got '.png'"),
+        ({"save_uncertainty": "perhaps"}, "save_uncertainty must be true or false, got 'perhaps'"),
+        ({}, "output_dir must be another folder than that of the volumes"),
+    ],
+)
+def test_volumes_are_never_replaced(options, message, phantom_dir, tmp_path, make_workflow):
+    volume = tmp_path / "a.nii.gz"
+    volume.write_bytes((phantom_dir / "images/phantom_000.nii.gz").read_bytes())
+    before = volume.read_bytes()
+    # The weights do not exist: the options are looked at first.
+    with refused(message):
+        segment(make_workflow, "none.pt", tmp_path, tmp_path, overwrite=True, **options)
+    assert volume.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_weights_of_another_number_of_classes_are_refused(weights, phantom_dir, tmp_path, make_workflow):
@@ -121,7 +159,7 @@ def test_bad_files_cost_a_line_each_and_the_exit_code(weights, phantom_dir, tmp_
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good ä_seg.nii.gz"]
 
 
-def test_mistakes_of_the_command_line_cost_one_line(tmp_path):
+def test_mistakes_of_the_command_line_cost_one_line(phantom_dir, tmp_path):
     def call(*words):
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ROOT / "configs/inference.json")]
         done = subprocess.run(
@@ -132,4 +170,7 @@ def test_mistakes_of_the_command_line_cost_one_line(tmp_path):
         return done.stderr.strip().splitlines()[-1]
 
     assert call("--dataset_dri", "x").endswith("Did you mean --dataset_dir?")
-    assert call("--ckpt_path", "nothing.pt").startswith("error: ckpt_path nothing.pt does not exist")
+    places = ("--dataset_dir", str(phantom_dir / "images"), "--output_dir", "out")
+    assert call(*places, "--ckpt_path", "nothing.pt").startswith("error: ckpt_path nothing.pt does not exist")
+    assert call(*places, "--output_postfix", "''").startswith("error: output_postfix must be a text of letters")
+    assert call(*places, "--save_uncertainty", "perhaps").endswith("must be true or false, got 'perhaps'.")

@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, refused
 
+from scripts.data.phantom import generate_phantom_dataset
+from scripts.data.splits import write_boxes
 from scripts.trainer import NonFiniteLossError
 
 
@@ -139,13 +141,19 @@ def test_resumed_run_ends_with_the_same_bits(finished, tmp_path, make_workflow, 
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), straight.drop(columns="seconds"))
 
 
+@pytest.mark.parametrize("how", ["truncated", "changed"])
 def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    finished, tmp_path, make_workflow, phantom_dir, caplog
+    how, finished, tmp_path, make_workflow, phantom_dir, caplog
 ):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     damaged = folder / "checkpoints" / "checkpoint_00000004.pt"
-    damaged.write_bytes(damaged.read_bytes()[:100_000])
+    content = bytearray(damaged.read_bytes())
+    if how == "truncated":
+        content = content[:100_000]
+    else:
+        content[len(content) // 2 : len(content) // 2 + 64] = bytes(64 * [255])
+    damaged.write_bytes(content)
     run(make_workflow, phantom_dir, folder, resume=True)
     assert any("checkpoint_00000004.pt is damaged" in record.message for record in caplog.records)
     assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
@@ -307,3 +315,104 @@ def test_evaluation_without_weights_is_refused(tmp_path, make_workflow, phantom_
     workflow.initialize()
     with refused(r"model_final\.pt does not exist: train first"):
         workflow.run()
+
+
+def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with refused("precision must be float32, bfloat16 or float16, got 'bf16'"):
+        run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
+    with refused("does not exist"):
+        run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def test_run_is_not_resumed_with_another_method_or_other_cases(finished, tmp_path, make_workflow, phantom_dir):
+    with refused("method was DualNetworkMethod"):
+        run(make_workflow, phantom_dir, finished, resume=True, **{"method_def#consistency_weight": 0.5})
+    with refused("optimizer was SGD"):
+        run(make_workflow, phantom_dir, finished, resume=True, **{"optimizer#lr": 0.5})
+    split = json.loads((phantom_dir / "split.json").read_text())
+    split["unlabeled"].append(split["labeled"].pop())
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with refused("cases was 2 labeled, .* is 1 labeled"):
+        run(make_workflow, phantom_dir, finished, resume=True, split_file=str(tmp_path / "split.json"))
+
+
+def test_gradient_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    overrides = {**SMALL, "checkpoint_interval": 1, "dataset_dir": str(phantom_dir), "output_dir": str(folder)}
+    workflow = make_workflow("train", **overrides)
+    workflow.initialize()
+    trainer, network = workflow.trainer, workflow.parser.get_parsed_content("network")
+    network.vnet.classifier.weight.register_hook(
+        lambda gradient: gradient * (float("inf") if trainer.state.iteration == 2 else 1.0)
+    )
+    with refused(r"iteration 2: gradient_norm = (inf|nan) on ", NonFiniteLossError):
+        workflow.run()
+    assert load(folder / "checkpoints" / "checkpoint_00000001.pt")["iteration"] == 1
+
+
+def test_broken_case_costs_one_line(tmp_path, phantom_dir):
+    folder = tmp_path / "data"
+    shutil.copytree(phantom_dir, folder)
+    case = json.loads((folder / "split.json").read_text())["labeled"][0]
+    image = folder / "images" / f"{case}.nii.gz"
+    image.write_bytes(image.read_bytes()[:1000])
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file"]
+    command += [str(ROOT / "configs/train.json"), "--dataset_dir", str(folder), "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert f"{case}.nii.gz cannot be read" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_pancreas_protocol_on_ct_phantoms(tmp_path, make_workflow):
+    data = tmp_path / "data"
+    split = generate_phantom_dataset(data, num_cases=6, size=48, modality="ct", num_labeled=2)
+    write_boxes(data, split)
+    overrides = {
+        "dataset_dir": str(data),
+        "split_file": str(split),
+        "output_dir": str(tmp_path / "run"),
+        **SMALL,
+        "iterations": 2,
+        "crop#margin": 3,
+        "strides": [16, 16, 16],
+    }
+    workflow = make_workflow("train", "data_pancreas", **overrides)
+    workflow.initialize()
+    workflow.run()
+    image = workflow.train_dataset[0]["image"]
+    assert image.shape == (1, 32, 32, 32)
+    evaluation = make_workflow("train", "data_pancreas", "evaluate", **overrides)
+    evaluation.initialize()
+    evaluation.run()
+    prediction = evaluation.evaluator.state.output[-1]["pred"]
+    item = evaluation.evaluator.state.batch[-1]
+    assert prediction.shape == item["original_image"].shape
+    # Nothing is predicted outside of the box: the crop is undone with background.
+    (x0, y0, z0), (x1, y1, z1) = item["box"]
+    outside = prediction.clone()
+    margin = 6
+    outside[
+        :, max(0, x0 - margin) : x1 + margin, max(0, y0 - margin) : y1 + margin, max(0, z0 - margin) : z1 + margin
+    ] = 0
+    assert outside.sum() == 0
+
+
+def test_two_processes_train_one_network(tmp_path, phantom_dir):
+    arguments = {**SMALL, "iterations": 2, "dataset_dir": phantom_dir, "output_dir": tmp_path / "run"}
+    options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    files = [str(ROOT / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["monai.bundle", "run", "training", "--config_file", str(files), "--device", "$torch.device('cpu')"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pd.read_csv(tmp_path / "run/history.csv")["iteration"].tolist() == [1, 2]
+    assert all(torch.isfinite(value).all() for value in load(tmp_path / "run/model_final.pt").values())

@@ -13,6 +13,7 @@ A split file is JSON; a case is in exactly one list, and the two patterns are re
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -207,6 +208,20 @@ def load_cases(
             f"dataset_dir: {_files(len(missing))} of {split_path} not found in {dataset_path}: {_some(missing)}."
         )
     return cases
+
+
+def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
+    """Tell in one line which cases a training uses, to see whether two runs used the same.
+
+    Args:
+        cases: what :func:`load_cases` gives.
+
+    Returns:
+        The numbers of labeled and unlabeled cases and a hash of their ids.
+    """
+    ids = [[entry["case"] for entry in cases[name]] for name in ("labeled", "unlabeled")]
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+    return f"{len(ids[0])} labeled, {len(ids[1])} unlabeled, {digest}"
 
 
 def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:

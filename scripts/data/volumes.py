@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +22,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..errors import BundleError
 
 _SUFFIXES = (".nii.gz", ".nii")
+_OTHER_MAPS = ("probabilities", "uncertainty")
+_POSTFIX = re.compile(r"[\w.+-]+")
 _logger = logging.getLogger(__name__)
 
 
@@ -36,44 +40,103 @@ def case_name(path: Path) -> str:
 
 
 def list_volumes(
-    dataset_dir: str, output_dir: str, *, output_postfix: str = "seg", overwrite: bool | str = False
+    dataset_dir: str,
+    output_dir: str,
+    *,
+    output_postfix: str = "seg",
+    output_ext: str = ".nii.gz",
+    save_probabilities: bool | str = False,
+    save_uncertainty: bool | str = False,
+    overwrite: bool | str = False,
 ) -> list[dict[str, str]]:
-    """List the NIfTI volumes of a folder, and make sure that no label map in the output folder is lost.
+    """List the NIfTI volumes of a folder, and make sure that writing their maps replaces no file unasked.
+
+    The volumes themselves are never replaced: the maps go to another folder.
 
     Args:
         dataset_dir: folder with the volumes (its subfolders are not searched), or one NIfTI file.
-        output_dir: where the label maps will be written, as ``<case>_<output_postfix>.nii.gz``.
-        output_postfix: see there.
-        overwrite: replace label maps that are there already.
+        output_dir: where the label maps will be written, as ``<case>_<output_postfix><output_ext>``.
+        output_postfix: see there; not one of the names of the other maps.
+        output_ext: ending of all maps, ``.nii.gz`` or ``.nii``.
+        save_probabilities: whether ``<case>_probabilities`` will be written too.
+        save_uncertainty: whether ``<case>_uncertainty`` will be written too.
+        overwrite: replace maps that are there already.
 
     Returns:
         ``{"image": path}`` of each volume, sorted.
 
     Raises:
-        BundleError: when there is no volume, two volumes have one name, or a label map would be overwritten.
+        BundleError: when an option is not allowed, there is no volume, two volumes have one name, the output folder is
+            that of the volumes, or a map would be overwritten.
     """
+    options = {"save_probabilities": save_probabilities, "save_uncertainty": save_uncertainty, "overwrite": overwrite}
+    wanted = {name: _truth(name, value) for name, value in options.items()}
+    postfixes = [output_postfix, *(name for name in _OTHER_MAPS if wanted[f"save_{name}"])]
+    _check_names(output_postfix, output_ext)
+
     root = Path(dataset_dir)
+    paths = _volumes_at(root)
+    output = Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise BundleError(f"output_dir must be a folder, got the file {output_dir}.")
+    if output.resolve() == (root if root.is_dir() else root.parent).resolve():
+        raise BundleError(
+            f"output_dir must be another folder than that of the volumes, got {output_dir} for both: "
+            "the maps would mix with the volumes."
+        )
+    targets: dict[str, Path] = {}
+    for path in paths:
+        for postfix in postfixes:
+            name = f"{case_name(path)}_{postfix}{output_ext}"
+            other = targets.setdefault(name, path)
+            if other != path:
+                raise BundleError(f"{other.name} and {path.name} would both write {name}: rename one of them.")
+    taken = [name for name in targets if os.path.lexists(output / name)]
+    # A link in the output folder may lead back to a volume, which even overwrite must not replace.
+    volumes = {path.resolve() for path in paths}
+    linked = [name for name in taken if (output / name).resolve() in volumes]
+    if linked:
+        raise BundleError(f"output_dir {output_dir}: {linked[0]} is a link to one of the volumes.")
+    if taken and not wanted["overwrite"]:
+        raise BundleError(
+            f"output_dir {output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
+            "replace them by --overwrite true, or choose another --output_dir."
+        )
+    return [{"image": str(path)} for path in paths]
+
+
+def _volumes_at(root: Path) -> list[Path]:
     if root.is_file():
         paths = [root]
     elif root.is_dir():
         paths = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     else:
-        raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
+        raise BundleError(f"dataset_dir {root} does not exist: it must be a NIfTI file or a folder of them.")
     paths = [path for path in paths if path.name.endswith(_SUFFIXES)]
     if not paths:
-        raise BundleError(f"dataset_dir {dataset_dir} holds no volume: files that end in .nii.gz or .nii are expected.")
-    names: dict[str, Path] = {}
-    for path in paths:
-        other = names.setdefault(case_name(path), path)
-        if other != path:
-            raise BundleError(f"{other.name} and {path.name} would write the same label map: rename one of them.")
-    taken = [name for name in names if (Path(output_dir) / f"{name}_{output_postfix}.nii.gz").exists()]
-    if taken and not str2bool(overwrite):
+        raise BundleError(f"dataset_dir {root} holds no volume: files that end in .nii.gz or .nii are expected.")
+    return paths
+
+
+def _check_names(output_postfix: Any, output_ext: Any) -> None:
+    if output_ext not in _SUFFIXES:
+        raise BundleError(f"output_ext must be {' or '.join(_SUFFIXES)}, got {output_ext!r}.")
+    # A number is refused as well: the writer takes 0 for no postfix.
+    if not isinstance(output_postfix, str) or not _POSTFIX.fullmatch(output_postfix):
         raise BundleError(
-            f"output_dir {output_dir} already holds {len(taken)} of these label maps, such as "
-            f"{taken[0]}_{output_postfix}.nii.gz: replace them by --overwrite true, or choose another --output_dir."
+            f"output_postfix must be a text of letters, digits and any of . _ + -, got {output_postfix!r}."
         )
-    return [{"image": str(path)} for path in paths]
+    if output_postfix.lower() in _OTHER_MAPS:
+        raise BundleError(
+            f"output_postfix must not be {' or '.join(_OTHER_MAPS)}, the names of the other maps, got {output_postfix!r}."
+        )
+
+
+def _truth(name: str, value: Any) -> bool:
+    try:
+        return str2bool(value)
+    except ValueError:
+        raise BundleError(f"{name} must be true or false, got {value!r}.") from None
 
 
 class ReadableVolumes(IterableDataset):

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import random
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 
 from ..errors import BundleError
 from ..files import replacing
+from ..weights import DamagedFileError, read_tensors
 from .run_directory import RunDirectory, is_main_process
 
 _FORMAT = 1
@@ -99,10 +98,10 @@ class Checkpoints:
             self.evaluator.add_event_handler(Events.COMPLETED, self._keep_best)
 
     def _start(self, engine: Any) -> None:
-        self.run_directory.claim()
         if self._started:
             return
         self._started = True
+        self.run_directory.begin()
         if self.run_directory.resume and self.run_directory.checkpoints():
             self._restore(engine)
         # Added now and not in attach: events reach handlers in the order in which they were added.
@@ -140,8 +139,10 @@ class Checkpoints:
             )
 
     def _keep_best(self, evaluator: Any) -> None:
-        metric = evaluator.state.metrics.get(evaluator.state.key_metric_name)
-        if metric is None or not math.isfinite(metric):
+        name = evaluator.state.key_metric_name
+        metric, details = evaluator.state.metrics.get(name), evaluator.state.metric_details.get(name)
+        # MONAI's mean over no value at all is 0.
+        if metric is None or not math.isfinite(metric) or (details is not None and details.isnan().all()):
             return
         if self.best_metric is not None and metric <= self.best_metric:
             return
@@ -166,23 +167,20 @@ class Checkpoints:
         engine.state.epoch = self.iteration // engine.state.epoch_length
         engine.data_loader.start_at(self.iteration)
         _restore_random_state(content["random"])
+        if not is_main_process():
+            # The checkpoint is of the main process: the others must not draw the same dropout.
+            torch.default_generator.manual_seed(torch.initial_seed() + torch.distributed.get_rank())
         self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
 
     def _newest_readable(self) -> dict[str, Any]:
         for path in self.run_directory.checkpoints():
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content["format"] != _FORMAT:
-                    raise BundleError(
-                        f"checkpoint {path} has format {content['format']}, this version reads {_FORMAT}."
-                    )
-            except BundleError:
-                raise
-            except (RuntimeError, OSError, EOFError, KeyError, TypeError, BadZipFile, pickle.UnpicklingError) as error:
-                self._logger.warning(
-                    "checkpoint %s is damaged (%s): taking the one before it", path, str(error).splitlines()[0]
-                )
+                content = read_tensors(path)
+            except DamagedFileError as error:
+                self._logger.warning("checkpoint %s: taking the one before it", error)
                 continue
+            if not isinstance(content, dict) or content.get("format") != _FORMAT:
+                raise BundleError(f"{path} is no checkpoint that this version reads (format {_FORMAT}).")
             return content
         raise BundleError(
             f"output_dir {self.run_directory.path} holds no readable checkpoint to resume: "

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ _RUN_FILES = (
     "tensorboard/events.out.tfevents.*",
     "pictures/validation_*.png",
 )
+#: What a process killed in the middle of writing leaves, see :func:`scripts.files.replacing`.
+_LEFTOVERS = ("checkpoints/.checkpoint_*.pt", ".model*.pt")
+#: A folder with one of these holds work that could be lost.
+_RESULTS = ("history.csv", "model*.pt", "checkpoints/checkpoint_*.pt")
 
 
 def is_main_process() -> bool:
@@ -66,49 +72,56 @@ class RunDirectory:
         self.overwrite = str2bool(overwrite)
         self.facts = facts or {}
         self.settings = settings or {}
-        self._claimed = False
+        self._begun = False
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints of the run, newest first."""
         return sorted((self.path / "checkpoints").glob("checkpoint_*.pt"), reverse=True)
 
     def claim(self) -> None:
-        """Make sure that this run may write into the folder; called before anything slow happens.
+        """Make sure that this run may write into the folder, before anything slow happens; changes nothing.
 
         Raises:
             BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, when there
-                is no run to resume, or when it was begun with other settings.
+                is no run to resume, when it was begun with other settings, or when files of the user are in the way.
         """
-        if self._claimed or not is_main_process():
-            return
         if self.resume and self.overwrite:
             raise BundleError("resume and overwrite exclude each other: give one of them.")
         if self.path.exists() and not self.path.is_dir():
             raise BundleError(f"output_dir must be a folder, but {self.path} is a file.")
-        holds_run = (self.path / _FACTS_FILE).is_file()
-        if holds_run and not self.resume and not self.overwrite:
+        existing = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
+        is_run = (self.path / _FACTS_FILE).is_file()
+        results = self._files(_RESULTS)
+        if results and not is_run:
+            raise BundleError(
+                f"output_dir {self.path} holds no run, but files that a run would replace, such as {results[0].name}: "
+                "choose another --output_dir."
+            )
+        if results and not self.resume and not self.overwrite:
             raise BundleError(
                 f"output_dir {self.path} already holds a run: go on with it by --resume true, "
                 "replace it by --overwrite true, or choose another --output_dir."
             )
-        strangers = [] if holds_run else [path.name for path in self._files()]
-        if strangers:
-            raise BundleError(
-                f"output_dir {self.path} holds no run, but files that a run would replace, such as {strangers[0]}: "
-                "choose another --output_dir."
-            )
-        if self.resume and not holds_run:
+        if self.resume and not is_run:
             raise BundleError(f"resume is true, but output_dir {self.path} holds no run: drop --resume.")
         if self.resume:
             self._refuse_other_settings()
-        else:
-            for path in self._files():
-                path.unlink()
-            self._write_facts()
-        self._claimed = True
 
-    def _files(self) -> list[Path]:
-        return [path for pattern in _RUN_FILES for path in sorted(self.path.glob(pattern))]
+    def begin(self) -> None:
+        """Clear the folder, unless the run is resumed, and write down what is run; called when all else is ready."""
+        if self._begun or not is_main_process():
+            return
+        self.claim()
+        for path in self._files(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES)):
+            path.unlink()
+        if not self.resume:
+            self._write_facts()
+        self._begun = True
+
+    def _files(self, patterns: Iterable[str]) -> list[Path]:
+        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
 
     def _refuse_other_settings(self) -> None:
         try:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,24 @@ class Method(nn.Module):
         Args:
             step: number of iterations done before the one that has just ended, from 0.
         """
+
+    def describe(self) -> str:
+        """Tell the class of this method and all its options, to see whether two runs used the same.
+
+        Returns:
+            one line without the networks.
+        """
+
+        def options(module: nn.Module) -> dict[str, Any]:
+            return {key: value for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+
+        parts = [f"{name}={value}" for name, value in options(self).items()]
+        parts += [
+            f"{name}={type(module).__name__}{options(module)}"
+            for name, module in self.named_children()
+            if name != "network"
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """List what the optimizer moves.

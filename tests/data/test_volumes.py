@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -75,7 +76,7 @@ def test_missing_folder(tmp_path):
 
 def test_two_volumes_of_one_name(tmp_path):
     folder = make_volumes(tmp_path, "a.nii", "a.nii.gz")
-    with pytest.raises(BundleError, match=r"a\.nii and a\.nii\.gz would write the same label map: rename one"):
+    with pytest.raises(BundleError, match=r"a\.nii and a\.nii\.gz would both write a_seg\.nii\.gz: rename one"):
         list_volumes(folder, str(tmp_path / "out"), overwrite=True)
 
 
@@ -87,7 +88,7 @@ def test_label_maps_are_not_overwritten(tmp_path, overwrite):
     with pytest.raises(BundleError) as caught:
         list_volumes(folder, str(output), overwrite=overwrite)
     assert str(caught.value) == (
-        f"output_dir {output} already holds 2 of these label maps, such as b_seg.nii.gz: replace them by "
+        f"output_dir {output} already holds 2 of the files to write, such as b_seg.nii.gz: replace them by "
         "--overwrite true, or choose another --output_dir."
     )
     # Under another name nothing is lost.
@@ -103,10 +104,88 @@ def test_label_maps_are_overwritten_on_request(tmp_path, overwrite):
 
 
 def test_other_files_in_the_output_folder_do_not_matter(tmp_path):
+    folder, output = make_volumes(tmp_path, "a.nii"), tmp_path / "out"
+    output.mkdir()
+    for name in ("b_seg.nii.gz", "a_seg.png", "a_seg.nii", "a_probabilities.nii.gz", "a_uncertainty.nii.gz"):
+        (output / name).write_text("")
+    assert list_volumes(folder, str(output)) == [{"image": str(tmp_path / "a.nii")}]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a_seg.nii", {"output_ext": ".nii"}),
+        ("a_probabilities.nii.gz", {"save_probabilities": True}),
+        ("a_uncertainty.nii.gz", {"save_uncertainty": "true"}),
+        ("a_uncertainty.nii", {"save_probabilities": True, "save_uncertainty": True, "output_ext": ".nii"}),
+    ],
+)
+def test_every_file_to_write_is_looked_at(tmp_path, name, options):
+    folder, output = make_volumes(tmp_path, "a.nii.gz"), tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    assert len(list_volumes(folder, str(output))) == 1
+    with pytest.raises(BundleError, match=f"already holds 1 of the files to write, such as {name}: replace"):
+        list_volumes(folder, str(output), **options)
+    assert len(list_volumes(folder, str(output), **options, overwrite=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_postfix": ""}, "output_postfix must be a text of letters, digits and any of . _ + -, got ''."),
+        ({"output_postfix": 0}, "output_postfix must be a text of letters, digits and any of . _ + -, got 0."),
+        ({"output_postfix": None}, "output_postfix must be a text of letters, digits and any of . _ + -, got None."),
+        ({"output_postfix": "../a"}, "output_postfix must be a text of letters, digits and any of . _ + -, got '../a'"),
+        ({"output_postfix": "probabilities"}, "output_postfix must not be probabilities or uncertainty, the names of"),
+        ({"output_postfix": "Uncertainty"}, "of the other maps, got 'Uncertainty'."),
+        ({"output_ext": ".mha"}, "output_ext must be .nii.gz or .nii, got '.mha'."),
+        ({"output_ext": ""}, "output_ext must be .nii.gz or .nii, got ''."),
+        ({"output_ext": "nii"}, "output_ext must be .nii.gz or .nii, got 'nii'."),
+        ({"overwrite": "maybe"}, "overwrite must be true or false, got 'maybe'."),
+        ({"save_probabilities": 2}, "save_probabilities must be true or false, got 2."),
+        ({"save_uncertainty": None}, "save_uncertainty must be true or false, got None."),
+    ],
+)
+def test_options(tmp_path, options, message):
     folder = make_volumes(tmp_path, "a.nii")
-    (tmp_path / "b_seg.nii.gz").write_text("")
-    (tmp_path / "a_seg.png").write_text("")
-    assert list_volumes(str(tmp_path / "a.nii"), folder) == [{"image": str(tmp_path / "a.nii")}]
+    with pytest.raises(BundleError, match=re.escape(message)):
+        list_volumes(folder, str(tmp_path / "out"), **{"overwrite": True, **options})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_folder_of_the_volumes_is_no_output_folder(tmp_path, overwrite):
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    make_volumes(folder, "a.nii")
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, folder / "a.nii"):
+        for output in (folder, folder / "more" / "..", tmp_path / "link"):
+            with pytest.raises(BundleError, match="output_dir must be another folder than that of the volumes, got"):
+                list_volumes(str(place), str(output), overwrite=overwrite)
+        assert len(list_volumes(str(place), str(folder / "more"), overwrite=overwrite)) == 1
+
+
+def test_a_link_to_a_volume_is_not_written_through(tmp_path):
+    folder, output = make_volumes(tmp_path, "a.nii.gz", "b.nii.gz"), tmp_path / "out"
+    output.mkdir()
+    (output / "b_seg.nii.gz").symlink_to(tmp_path / "a.nii.gz")
+    with pytest.raises(BundleError, match=r"output_dir .*: b_seg\.nii\.gz is a link to one of the volumes"):
+        list_volumes(folder, str(output), overwrite=True)
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    folder = make_volumes(tmp_path, "a.nii")
+    with pytest.raises(BundleError, match=r"output_dir must be a folder, got the file .*a\.nii\."):
+        list_volumes(folder, str(tmp_path / "a.nii"))
+
+
+def test_two_volumes_whose_different_maps_share_a_name(tmp_path):
+    folder = make_volumes(tmp_path, "a.nii", "a_b.nii")
+    options = {"output_postfix": "b_uncertainty", "overwrite": True}
+    assert len(list_volumes(folder, str(tmp_path / "out"), **options)) == 2
+    with pytest.raises(BundleError, match=r"a\.nii and a_b\.nii would both write a_b_uncertainty\.nii\.gz"):
+        list_volumes(folder, str(tmp_path / "out"), **options, save_uncertainty=True)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Load the volumes of a case and refuse what cannot be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
+
+from ..errors import BundleError
+
+
+class LoadCased(MapTransform):
+    """Load volumes channel first, and check that they can be trained on.
+
+    A label that lies on another grid than its image, or holds 255 where 1 is meant, would train without a word.
+
+    Args:
+        keys: keys of the paths; those that a case does not have are left out.
+        num_classes: classes with the background; a label holds 0 to num_classes - 1.
+        in_channels: channels that an image must have.
+        label_key: which of the keys is the label.
+        image_key: key of the image of that label.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        num_classes: int,
+        in_channels: int = 1,
+        label_key: str = "label",
+        image_key: str = "image",
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.label_key = label_key
+        self.image_key = image_key
+        self._load = {key: Compose([LoadImaged(keys=key), EnsureChannelFirstd(keys=key)]) for key in self.keys}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load a case.
+
+        Args:
+            data: dictionary with paths.
+
+        Returns:
+            the dictionary with volumes (C, X, Y, Z) in the place of the paths.
+
+        Raises:
+            BundleError: when a file cannot be read, is not a volume, holds values that are not finite, or when a label
+                does not fit its image or its classes; names the file.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path = result[key]
+            try:
+                result = self._load[key](result)
+            # Files fail in as many ways as there are readers.
+            except Exception as error:
+                raise BundleError(f"{path} cannot be read: {_root_cause(error)}") from error
+            self._check(result[key], str(path), channels=1 if key == self.label_key else self.in_channels)
+        if self.label_key in result and self.image_key in result:
+            self._check_label(result[self.label_key], result[self.image_key], str(data[self.label_key]))
+        return result
+
+    def _check(self, volume: MetaTensor, path: str, *, channels: int) -> None:
+        if volume.ndim != 4:
+            raise BundleError(f"{path} must be a 3D volume, got shape {list(volume.shape[1:])}.")
+        if volume.shape[0] != channels:
+            raise BundleError(f"{path} must have {channels} channel(s), got {volume.shape[0]}.")
+        if not torch.isfinite(volume).all():
+            raise BundleError(f"{path} holds values that are not finite.")
+
+    def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:
+        if label.shape[1:] != image.shape[1:]:
+            raise BundleError(
+                f"{path} has shape {list(label.shape[1:])}, but its image has {list(image.shape[1:])}: they must agree."
+            )
+        if not torch.allclose(label.affine, image.affine, atol=1e-3):
+            raise BundleError(f"{path} has another affine than its image: they must lie on the same grid.")
+        values = label.unique()
+        if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= self.num_classes:
+            found = ", ".join(f"{value:g}" for value in values[:8].tolist())
+            raise BundleError(
+                f"{path} must hold whole numbers from 0 to {self.num_classes - 1} (num_classes {self.num_classes}), "
+                f"got {found}{', ...' if len(values) > 8 else ''}."
+            )
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

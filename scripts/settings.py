@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Check the settings of a run before anything slow or lasting happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import BundleError
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _three(value: Any, accept: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 3 and all(map(accept, value))
+
+
+def _at_least(least: int) -> Check:
+    return f"a whole number of at least {least}", lambda value: _whole(value) and value >= least
+
+
+_TRUTH: Check = ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in ("true", "false"))
+_CHECKS: dict[str, Check] = {
+    "iterations": _at_least(1),
+    "val_interval": _at_least(1),
+    "checkpoint_interval": _at_least(1),
+    "log_interval": _at_least(1),
+    "labeled_batch_size": _at_least(1),
+    "unlabeled_batch_size": _at_least(0),
+    "num_workers": _at_least(0),
+    "sw_batch_size": _at_least(1),
+    "in_channels": ("a whole number from 1 to 16", lambda value: _whole(value) and 1 <= value <= 16),
+    "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
+    "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
+    "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
+    "precision": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
+    "patch_size": (
+        "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",
+        lambda value: _three(value, lambda size: _whole(size) and size >= 16 and size % 16 == 0),
+    ),
+    "strides": (
+        "three whole numbers of at least 1, such as [16,16,16]",
+        lambda value: _three(value, lambda step: _whole(step) and step >= 1),
+    ),
+    "spacing": (
+        "null or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
+        lambda value: value is None or _three(value, lambda size: _number(size) and size > 0),
+    ),
+    "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
+    "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
+    "resume": _TRUTH,
+    "overwrite": _TRUTH,
+    "channels_last": ("true or false", lambda value: isinstance(value, bool)),
+    "class_names": (
+        "a list of texts, one for each class without the background",
+        lambda value: (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
+        ),
+    ),
+}
+
+
+def check_settings(**settings: Any) -> None:
+    """Refuse settings of a wrong type or out of range, all at once.
+
+    Args:
+        **settings: values by the name of their configuration key.
+
+    Raises:
+        BundleError: when a setting is not allowed; names each, what is allowed, and what came.
+    """
+    problems = [
+        f"{name} must be {_CHECKS[name][0]}, got {value!r}"
+        for name, value in settings.items()
+        if not _CHECKS[name][1](value)
+    ]
+    names, num_classes = settings.get("class_names"), settings.get("num_classes")
+    if not problems and names is not None and num_classes is not None and len(names) != num_classes - 1:
+        problems.append(f"class_names must name the {num_classes - 1} class(es) without the background, got {names!r}")
+    if problems:
+        raise BundleError("; ".join(problems) + ".")

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.loading import LoadCased
+from scripts.errors import BundleError
+
+
+@pytest.fixture
+def case(tmp_path):
+    """Paths of an image and its label of two classes."""
+    random = np.random.default_rng(0)
+    label = np.zeros((6, 7, 8), np.uint8)
+    label[2:4, 3:5, 1:6] = 1
+    nib.save(nib.Nifti1Image(random.normal(size=label.shape).astype(np.float32), np.eye(4)), tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
+    return {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz"), "case": "a"}
+
+
+def replace(path, array, affine=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+
+
+def load(case, **options):
+    return LoadCased(keys=["image", "label", "unlabeled"], num_classes=2, **options)(case)
+
+
+def test_volumes_are_channel_first(case):
+    result = load(case)
+    assert result["image"].shape == result["label"].shape == (1, 6, 7, 8)
+    assert result["label"].unique().tolist() == [0, 1]
+    assert result["case"] == "a"
+
+
+def test_unlabeled_case(case):
+    assert load({"unlabeled": case["image"]})["unlabeled"].shape == (1, 6, 7, 8)
+
+
+@pytest.mark.parametrize("value", [2, 255, -1])
+def test_label_values_out_of_range(value, case):
+    array = np.zeros((6, 7, 8), np.int16)
+    array[1] = value
+    replace(case["label"], array)
+    with pytest.raises(BundleError, match=rf"label\.nii\.gz must hold whole numbers from 0 to 1 .*got .*{value}"):
+        load(case)
+
+
+def test_fractional_label(case):
+    replace(case["label"], np.full((6, 7, 8), 0.9, np.float32))
+    with pytest.raises(BundleError, match=r"label\.nii\.gz must hold whole numbers .* got 0\.9"):
+        load(case)
+
+
+def test_label_of_another_shape(case):
+    replace(case["label"], np.zeros((6, 7, 9), np.uint8))
+    with pytest.raises(BundleError, match=r"has shape \[6, 7, 9\], but its image has \[6, 7, 8\]"):
+        load(case)
+
+
+def test_label_on_another_grid(case):
+    replace(case["label"], np.zeros((6, 7, 8), np.uint8), np.diag([1, 1, 2, 1]))
+    with pytest.raises(BundleError, match="another affine than its image"):
+        load(case)
+
+
+def test_truncated_file_is_named(case):
+    with open(case["image"], "r+b") as file:
+        file.truncate(200)
+    with pytest.raises(BundleError, match=r"image\.nii\.gz cannot be read: "):
+        load(case)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((6, 7), "must be a 3D volume"), ((6, 7, 8, 3), r"must have 1 channel")])
+def test_other_dimensions(shape, message, case):
+    replace(case["image"], np.zeros(shape, np.float32))
+    with pytest.raises(BundleError, match=rf"image\.nii\.gz {message}"):
+        load(case)
+
+
+def test_image_with_channels(case):
+    replace(case["image"], np.zeros((6, 7, 8, 3), np.float32))
+    assert load(case, in_channels=3)["image"].shape == (3, 6, 7, 8)
+
+
+def test_values_that_are_not_finite(case):
+    array = np.ones((6, 7, 8), np.float32)
+    array[1, 2, 3] = np.inf
+    replace(case["image"], array)
+    with pytest.raises(BundleError, match=r"image\.nii\.gz holds values that are not finite"):
+        load(case)

@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from conftest import refused
+
+from scripts.settings import check_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", 0),
+        ("iterations", 1.5),
+        ("iterations", "abc"),
+        ("val_interval", 0),
+        ("checkpoint_interval", -1),
+        ("labeled_batch_size", 0),
+        ("labeled_batch_size", "two"),
+        ("num_workers", -1),
+        ("num_classes", "two"),
+        ("num_classes", 1),
+        ("seed", -1),
+        ("seed", "abc"),
+        ("cache_rate", 2),
+        ("precision", "bf16"),
+        ("patch_size", [32, 32]),
+        ("patch_size", [32, 32, 40]),
+        ("patch_size", [32, 32, -16]),
+        ("patch_size", 32),
+        ("strides", [16, 16]),
+        ("strides", 16),
+        ("spacing", [1, 1]),
+        ("spacing", [0, 1, 1]),
+        ("spacing", "abc"),
+        ("val_overlap", 1.5),
+        ("resume", "maybe"),
+        ("channels_last", "yes"),
+        ("class_names", "organ"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(name, value):
+    with refused(rf"^{name} must be .+, got "):
+        check_settings(**{name: value})
+
+
+def test_all_wrong_settings_are_named_at_once():
+    with refused(r"iterations must be .*; patch_size must be .*; seed must be "):
+        check_settings(iterations=0, patch_size=[1, 2], seed=None, num_classes=2)
+
+
+def test_names_must_fit_the_classes():
+    with refused(r"class_names must name the 2 class\(es\) without the background, got \['organ'\]"):
+        check_settings(num_classes=3, class_names=["organ"])
+
+
+def test_allowed_settings_pass():
+    check_settings(
+        iterations=6000,
+        unlabeled_batch_size=0,
+        spacing=[1, 1.25, 2],
+        patch_size=(96, 96, 96),
+        precision="bfloat16",
+        resume="true",
+        overwrite=False,
+        class_names=["a", "b"],
+        num_classes=3,
+    )
+    check_settings(spacing=None)
