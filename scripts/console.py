@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import threading
 import traceback
@@ -78,25 +79,38 @@ def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 def report_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Report a user's mistake in one line, and anything else with its traceback; an exception hook.
 
-    A mistake is a :class:`BundleError`, or a ValueError that an argument check of this bundle raised, also where MONAI
-    wraps it into another exception.
-
     Args:
         kind: class of the exception.
         error: the exception.
         trace: its traceback.
     """
+    line = "stopped; a training goes on with --resume true" if issubclass(kind, KeyboardInterrupt) else _mistake(error)
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(f"{line}\n")
+    _let_threads_end()
+
+
+def _mistake(error: BaseException) -> str | None:
+    """Put a mistake into one line: also one that MONAI wraps into other exceptions; None for what is no mistake.
+
+    A mistake is a :class:`BundleError`, a ValueError that an argument check of this bundle raised, a file or folder
+    that the system refuses, or an argument that a configured object does not take.
+    """
+    component = None
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
-            sys.stderr.write(f"error: {cause}\n")
-            _let_threads_end()
-            return
+            return f"error: {cause}"
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"error: {cause.filename}: {cause.strerror}"
+        if component is not None and isinstance(cause, (TypeError, ValueError)):
+            return f"error: {component} cannot be made from its configuration: {cause}"
+        found = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
+        component = found.group(1) if found else component
         cause = cause.__cause__ or cause.__context__
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("stopped; a training goes on with --resume true\n")
-        return
-    sys.__excepthook__(kind, error, trace)
+    return None
 
 
 def _let_threads_end() -> None:

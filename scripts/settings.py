@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from .errors import BundleError
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -23,6 +25,15 @@ def _number(value: Any) -> bool:
 
 def _three(value: Any, accept: Callable[[Any], bool]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 3 and all(map(accept, value))
+
+
+def _available(value: Any) -> bool:
+    try:
+        torch.empty(0, device=value)
+    # Each kind of device is missing in its own way.
+    except Exception:
+        return False
+    return True
 
 
 def _at_least(least: int) -> Check:
@@ -43,6 +54,7 @@ _CHECKS: dict[str, Check] = {
     "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
     "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
+    "device": ("a device of this machine, such as cpu or cuda:0", _available),
     "precision": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",

@@ -8,6 +8,7 @@ import json
 import sys
 
 import pytest
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from scripts.console import prepare_command_line, report_in_one_line
@@ -230,4 +231,17 @@ def test_an_error_without_a_traceback(capsys):
 
 
 def test_an_interruption_is_one_line(capsys):
-    assert report(KeyboardInterrupt(), capsys) == "stopped; go on with --resume true\n"
+    assert report(KeyboardInterrupt(), capsys) == "stopped; a training goes on with --resume true\n"
+
+
+def test_a_file_that_the_system_refuses_is_one_line(tmp_path, capsys):
+    error = caught(lambda: (tmp_path / "nothing" / "file.txt").open())
+    assert report(error, capsys) == f"error: {tmp_path / 'nothing' / 'file.txt'}: No such file or directory\n"
+
+
+def test_an_argument_that_an_object_does_not_take_is_one_line(capsys):
+    parser = ConfigParser({"schedule": {"_target_": "scripts.schedules.Weight", "final": 1.0, "rmap": "linear"}})
+    text = report(caught(lambda: parser.get_parsed_content("schedule")), capsys)
+    assert text.startswith("error: scripts.schedules.Weight cannot be made from its configuration: ")
+    assert text.count("\n") == 1
+    assert "rmap" in text

@@ -25,6 +25,8 @@ from scripts.settings import check_settings
         ("seed", "abc"),
         ("cache_rate", 2),
         ("precision", "bf16"),
+        ("device", "cuda:99"),
+        ("device", "gpu"),
         ("patch_size", [32, 32]),
         ("patch_size", [32, 32, 40]),
         ("patch_size", [32, 32, -16]),

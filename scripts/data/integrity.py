@@ -37,14 +37,29 @@ class _Findings:
     foreground_share: float | None = None
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+        problems: one line each, which starts with the case or the file; none when all is well.
+        summary: lines of a table with one line a list, for people to compare with what they expect: cases, how many
+            of them could be read, range of the shapes in voxels, of the spacing in mm and of the intensities, and the
+            mean share of foreground voxels (the unlabeled cases have none to show). Empty when no file was read.
+    """
+
+    problems: list[str]
+    summary: list[str] = field(default_factory=list)
+
+
 def check_dataset(
     dataset_dir: str | Path,
     split_file: str | Path,
     num_classes: int | None = None,
     lists: Sequence[str] | None = None,
     jobs: int = 2,
-) -> list[str]:
-    """Check all that a training takes for granted about its files.
+) -> Report:
+    """Check all that a training takes for granted about its files, and describe them. Each file is read once.
 
     Checked are: the schema of the split; that each file exists, stays in the folder and can be read to its end; that
     images are 3D (a fourth dimension of one is tolerated), finite and not constant; that a label has its image's shape
@@ -56,11 +71,11 @@ def check_dataset(
         split_file: path of the split file.
         num_classes: number of classes with the background; label values must be below. When None, the values must
             be 0, 1, 2, ... without a gap over all cases.
-        lists: lists to check, all four when None.
+        lists: lists to check and to describe, all four when None; the files of the others are not read.
         jobs: number of files read at the same time.
 
     Returns:
-        The problems, one line each, which starts with the case or the file; none when all is well.
+        The problems and the summary.
 
     Raises:
         BundleError: When ``num_classes``, ``lists`` or ``jobs`` is out of its range, or the split file is not JSON.
@@ -70,65 +85,26 @@ def check_dataset(
     try:
         split = read_split(split_file)
     except SplitError as error:
-        return [f"{split_file}: {problem}" for problem in error.problems]
+        return Report([f"{split_file}: {problem}" for problem in error.problems])
     dataset_path = Path(dataset_dir).expanduser()
     if not dataset_path.is_dir():
-        return [f"{dataset_dir}: is not a folder."]
-    all_findings = _inspect_all(dataset_path, split, lists=lists, num_classes=num_classes, jobs=jobs)
+        return Report([f"{dataset_dir}: is not a folder."])
+    # A list that is named twice must not make its cases duplicates of themselves.
+    names = list(dict.fromkeys(LIST_NAMES if lists is None else lists))
+    all_findings = _inspect_all(dataset_path, split, lists=names, num_classes=num_classes, jobs=jobs)
     problems = [problem for findings in all_findings for problem in findings.problems]
     if num_classes is None:
         problems += _gap_problems(all_findings, split_file)
-    return problems + _duplicate_problems(all_findings)
-
-
-def summary(dataset_dir: str | Path, split_file: str | Path, jobs: int = 2) -> list[str]:
-    """Describe a data set in a table with one line a list, for people to compare with what they expect.
-
-    Args:
-        dataset_dir: folder of the data set.
-        split_file: path of the split file.
-        jobs: number of files read at the same time.
-
-    Returns:
-        The lines of the table: cases, how many of them could be read, range of the shapes in voxels, of the spacing in
-        mm and of the intensities, and the mean share of foreground voxels (the unlabeled cases have none to show).
-
-    Raises:
-        BundleError: When ``jobs`` is out of its range or the split file is not valid.
-    """
-    split = read_split(split_file)
-    all_findings = _inspect_all(Path(dataset_dir).expanduser(), split, lists=None, num_classes=None, jobs=jobs)
-    rows = [("list", "cases", "read", "shape", "spacing in mm", "intensity", "foreground")]
-    for list_name in LIST_NAMES:
-        listed = [findings for findings in all_findings if findings.list_name == list_name]
-        shapes = [findings.shape for findings in listed if findings.shape is not None]
-        spacings = [findings.spacing_mm for findings in listed if findings.spacing_mm is not None]
-        ranges = [findings.intensity_range for findings in listed if findings.intensity_range is not None]
-        shares = [findings.foreground_share for findings in listed if findings.foreground_share is not None]
-        intensity = f"{min(low for low, _ in ranges):.4g} to {max(high for _, high in ranges):.4g}" if ranges else "-"
-        rows.append(
-            (
-                list_name,
-                str(len(listed)),
-                str(len(ranges)),
-                _range_text(shapes, lambda number: f"{number:.0f}"),
-                _range_text(spacings, lambda number: f"{number:.3g}"),
-                intensity,
-                f"{np.mean(shares):.2%}" if shares else "-",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    problems += _duplicate_problems(all_findings)
+    return Report(problems, _summary_lines(all_findings, lists=names))
 
 
 def _inspect_all(
-    dataset_path: Path, split: Split, lists: Sequence[str] | None, num_classes: int | None, jobs: int
+    dataset_path: Path, split: Split, lists: Sequence[str], num_classes: int | None, jobs: int
 ) -> list[_Findings]:
     if jobs < 1:
         raise BundleError(f"jobs must be at least 1, got {jobs}.")
-    todo = [
-        (case, list_name) for list_name in (LIST_NAMES if lists is None else lists) for case in split.cases(list_name)
-    ]
+    todo = [(case, list_name) for list_name in lists for case in split.cases(list_name)]
 
     def inspect(item: tuple[str, str]) -> _Findings:
         return _inspect_case(dataset_path, split, case=item[0], list_name=item[1], num_classes=num_classes)
@@ -251,6 +227,30 @@ def _duplicate_problems(all_findings: Iterable[_Findings]) -> list[str]:
         else:
             problems.append(f"{same}, a leak between the lists {first.list_name} and {findings.list_name}")
     return problems
+
+
+def _summary_lines(all_findings: Sequence[_Findings], lists: Sequence[str]) -> list[str]:
+    rows = [("list", "cases", "read", "shape", "spacing in mm", "intensity", "foreground")]
+    for list_name in lists:
+        listed = [findings for findings in all_findings if findings.list_name == list_name]
+        shapes = [findings.shape for findings in listed if findings.shape is not None]
+        spacings = [findings.spacing_mm for findings in listed if findings.spacing_mm is not None]
+        ranges = [findings.intensity_range for findings in listed if findings.intensity_range is not None]
+        shares = [findings.foreground_share for findings in listed if findings.foreground_share is not None]
+        intensity = f"{min(low for low, _ in ranges):.4g} to {max(high for _, high in ranges):.4g}" if ranges else "-"
+        rows.append(
+            (
+                list_name,
+                str(len(listed)),
+                str(len(ranges)),
+                _range_text(shapes, lambda number: f"{number:.0f}"),
+                _range_text(spacings, lambda number: f"{number:.3g}"),
+                intensity,
+                f"{np.mean(shares):.2%}" if shares else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _range_text(rows: Sequence[Sequence[float]], to_text: Callable[[float], str]) -> str:

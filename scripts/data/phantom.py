@@ -10,8 +10,8 @@ bright as an organ, so intensity alone does not find it.
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ..errors import BundleError
+from ..files import replacing
 
 FloatArray = NDArray[np.float32]
 Vector = tuple[float, float, float]
@@ -36,6 +37,9 @@ SPLIT_FILE_NAME = "split.json"
 MAX_CLASSES = 5
 _IMAGE_PATTERN, _LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
 _CASE_NAME = re.compile(r"phantom_\d{3,}")
+# Finished files, and the temporary ones that a killed process leaves.
+_VOLUME_NAME = re.compile(r"phantom_\d{3,}\.nii\.gz|\.phantom_\d{3,}\.nii\.\w+\.gz")
+_UNFINISHED_SPLIT_NAME = re.compile(r"\.split\.\w+\.json")
 # The order of the stored axes, case after case: the last one also has the axes permuted.
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR")
 
@@ -170,24 +174,14 @@ def write_json(path: Path, content: Any) -> None:
         path: file to write; its folder is made if missing.
         content: what JSON can hold.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
-        temporary_path.write_text(json.dumps(content, indent=4) + "\n", encoding="ascii")
-        os.replace(temporary_path, path)
-    finally:
-        temporary_path.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="ascii")
 
 
 def _save(image: nibabel.Nifti1Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id comes first: nibabel tells the format by the end of the name.
-    temporary_path = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
-        nibabel.save(image, temporary_path)
-        os.replace(temporary_path, path)
-    finally:
-        temporary_path.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        # Not by nibabel.save, which tells the format by the end of the name. Without a time the bytes repeat.
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _volume_folders(output_path: Path) -> list[Path]:
@@ -195,14 +189,13 @@ def _volume_folders(output_path: Path) -> list[Path]:
 
 
 def _is_volume(path: Path) -> bool:
-    name = path.name.removesuffix(".nii.gz")
-    return path.name.endswith(".nii.gz") and is_phantom_case(re.sub(r"^\.\d+_", "", name))
+    return _VOLUME_NAME.fullmatch(path.name) is not None
 
 
 def _is_unfinished(output_path: Path) -> bool:
     folders = _volume_folders(output_path)
     for path in output_path.iterdir():
-        unfinished_split = path.name.startswith(".") and path.name.endswith(f"_{SPLIT_FILE_NAME}")
+        unfinished_split = _UNFINISHED_SPLIT_NAME.fullmatch(path.name)
         if not unfinished_split and not (path in folders and path.is_dir()):
             return False
     return all(_is_volume(path) for folder in folders if folder.is_dir() for path in folder.iterdir())
@@ -210,7 +203,7 @@ def _is_unfinished(output_path: Path) -> bool:
 
 def _remove_volumes(output_path: Path) -> None:
     for folder in _volume_folders(output_path):
-        for path in folder.glob("*.nii.gz"):
+        for path in folder.glob("*.gz"):
             if _is_volume(path):
                 path.unlink()
 

@@ -20,38 +20,6 @@ Status = Literal["found", "missed", "false_positive", "absent"]
 METRIC_NAMES = ("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm")
 
 
-def dice(prediction: npt.ArrayLike, reference: npt.ArrayLike) -> float:
-    """Dice coefficient ``2 |P and R| / (|P| + |R|)``; 1 when both masks are empty, 0 when only one is.
-
-    Args:
-        prediction: mask of any shape, non-zero is foreground.
-        reference: mask of the same shape.
-
-    Returns:
-        A value from 0 to 1.
-
-    Raises:
-        BundleError: when the shapes differ.
-    """
-    return _overlaps(*_as_masks(prediction, reference))[0]
-
-
-def jaccard(prediction: npt.ArrayLike, reference: npt.ArrayLike) -> float:
-    """Jaccard index ``|P and R| / |P or R|``; 1 when both masks are empty, 0 when only one is.
-
-    Args:
-        prediction: mask of any shape, non-zero is foreground.
-        reference: mask of the same shape.
-
-    Returns:
-        A value from 0 to 1.
-
-    Raises:
-        BundleError: when the shapes differ.
-    """
-    return _overlaps(*_as_masks(prediction, reference))[1]
-
-
 def surface(mask: Mask) -> Mask:
     """Foreground voxels with a background voxel among their face neighbors; beyond the array all is background.
 
@@ -65,79 +33,19 @@ def surface(mask: Mask) -> Mask:
     return mask & ~ndimage.binary_erosion(mask, structure=footprint, border_value=0)
 
 
-def surface_distances(
-    prediction: npt.ArrayLike, reference: npt.ArrayLike, spacing: Sequence[float] | None = None
-) -> tuple[Distances, Distances]:
-    """Distance of each surface voxel of one mask to the nearest surface voxel of the other, in both directions.
-
-    Args:
-        prediction: mask of any shape, non-zero is foreground.
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis in mm; None measures in voxels.
-
-    Returns:
-        The distances from prediction to reference, and from reference to prediction, unsorted. Both are empty when
-        either mask is empty: there is no distance to nothing.
-
-    Raises:
-        BundleError: when the shapes differ, or ``spacing`` is not one positive number an axis.
-    """
-    predicted, expected = _as_masks(prediction, reference)
-    sampling = None if spacing is None else _as_spacing(spacing, axes=predicted.ndim)
-    if not predicted.any() or not expected.any():
-        return np.empty(0), np.empty(0)
-    predicted, expected = _crop_to_foreground(predicted, expected)
-    return _distances_between(surface(predicted), surface(expected), sampling)
-
-
-def hausdorff_distance_95(
-    prediction: npt.ArrayLike, reference: npt.ArrayLike, spacing: Sequence[float] | None = None
-) -> float:
-    """95th percentile of the surface distances of both directions taken together.
-
-    This is the ``hd95`` of the medpy library, which the published tables use. The maximum of the 95th percentiles of
-    the two directions, which other libraries report under the same name, is never smaller and often larger.
-
-    Args:
-        prediction: mask of any shape, non-zero is foreground.
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis in mm; None measures in voxels.
-
-    Returns:
-        The distance in voxels or mm; NaN when either mask is empty.
-
-    Raises:
-        BundleError: when the shapes differ, or ``spacing`` is not one positive number an axis.
-    """
-    return _percentile_95(*surface_distances(prediction, reference, spacing))
-
-
-def average_surface_distance(
-    prediction: npt.ArrayLike, reference: npt.ArrayLike, spacing: Sequence[float] | None = None
-) -> float:
-    """Mean distance from the surface of the prediction to that of the reference: one direction only.
-
-    This is the ``asd`` of the medpy library, which the published tables use. It does not see parts of the reference
-    that the prediction lacks; the 95th percentile of :func:`hausdorff_distance_95` does.
-
-    Args:
-        prediction: mask of any shape, non-zero is foreground.
-        reference: mask of the same shape.
-        spacing: size of a voxel along each axis in mm; None measures in voxels.
-
-    Returns:
-        The distance in voxels or mm; NaN when either mask is empty.
-
-    Raises:
-        BundleError: when the shapes differ, or ``spacing`` is not one positive number an axis.
-    """
-    return _mean(surface_distances(prediction, reference, spacing)[0])
-
-
 def segmentation_metrics(
     prediction: npt.ArrayLike, reference: npt.ArrayLike, spacing_mm: Sequence[float]
 ) -> dict[str, float | Status]:
-    """All metrics of one pair of masks; the surfaces are extracted once for voxels and millimeters.
+    """All metrics of one pair of masks P (prediction) and R (reference), as the medpy library has them.
+
+    - ``dice``: ``2 |P and R| / (|P| + |R|)``. ``jaccard``: ``|P and R| / |P or R|``.
+    - ``hd95``: 95th percentile of the surface distances of both directions taken together. The maximum of the 95th
+      percentiles of the two directions, which other libraries report under the same name, is never smaller and often
+      larger.
+    - ``asd``: mean distance from the surface of P to that of R, one direction only. It does not see parts of R that P
+      lacks; ``hd95`` does.
+
+    The published tables use these definitions. What is empty has no surface:
 
     | reference | prediction | status | Dice, Jaccard | distances |
     |-----------|------------|--------|---------------|-----------|
@@ -167,6 +75,7 @@ def segmentation_metrics(
         return values
 
     predicted, expected = _crop_to_foreground(predicted, expected)
+    # Extracted once for voxels and millimeters.
     surfaces = surface(predicted), surface(expected)
     in_voxels = _distances_between(*surfaces, None)
     if np.all(sampling == sampling[0]):
@@ -174,8 +83,9 @@ def segmentation_metrics(
         in_mm = in_voxels[0] * sampling[0], in_voxels[1] * sampling[0]
     else:
         in_mm = _distances_between(*surfaces, sampling)
-    values["hd95_voxel"], values["asd_voxel"] = _percentile_95(*in_voxels), _mean(in_voxels[0])
-    values["hd95_mm"], values["asd_mm"] = _percentile_95(*in_mm), _mean(in_mm[0])
+    for unit, distances in (("voxel", in_voxels), ("mm", in_mm)):
+        values[f"hd95_{unit}"] = float(np.percentile(np.concatenate(distances), 95))
+        values[f"asd_{unit}"] = float(distances[0].mean())
     return values
 
 
@@ -290,15 +200,8 @@ def _crop_to_foreground(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
 def _distances_between(
     surface_a: Mask, surface_b: Mask, sampling: npt.NDArray[np.float64] | None
 ) -> tuple[Distances, Distances]:
+    """Distances of each surface voxel of a to the nearest of b, and of b to a, unsorted; in voxels without sampling."""
     # The transform measures to the nearest zero, so the surface is the zero set.
     to_b = ndimage.distance_transform_edt(~surface_b, sampling=sampling)[surface_a]
     to_a = ndimage.distance_transform_edt(~surface_a, sampling=sampling)[surface_b]
     return to_b, to_a
-
-
-def _percentile_95(first: Distances, second: Distances) -> float:
-    return float(np.percentile(np.concatenate((first, second)), 95)) if first.size else float("nan")
-
-
-def _mean(distances: Distances) -> float:
-    return float(distances.mean()) if distances.size else float("nan")

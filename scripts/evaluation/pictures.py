@@ -89,37 +89,6 @@ def case_picture(
     return draw_views(views, path, title, class_names=class_names)
 
 
-def volume_picture(
-    image: npt.ArrayLike,
-    prediction: npt.ArrayLike,
-    path: str | os.PathLike[str],
-    title: str,
-    spacing_mm: Sequence[float] | None = None,
-    class_names: Sequence[str] | None = None,
-    num_slices: int = 1,
-    affine: npt.ArrayLike | None = None,
-) -> Path:
-    """Draw slices of an image and its prediction where there is no reference; see :func:`case_picture`.
-
-    Args:
-        image: intensities, shape (X, Y, Z).
-        prediction: label map of the same shape.
-        path: the PNG file to write.
-        title: text above the picture.
-        spacing_mm: size of a voxel along each axis in mm.
-        class_names: names of the foreground classes in the order of their labels.
-        num_slices: slices a plane.
-        affine: voxel to world matrix, shape (4, 4).
-
-    Returns:
-        The path.
-
-    Raises:
-        BundleError: when shapes differ, or ``num_slices`` is not positive.
-    """
-    return case_picture(image, None, prediction, path, title, spacing_mm, class_names, num_slices, affine)
-
-
 def select_views(
     image: npt.ArrayLike,
     reference: npt.ArrayLike | None,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import time
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from ..errors import BundleError
 from ..evaluation.pictures import learning_curves
 from ..files import replacing
 from .run_directory import is_main_process
@@ -173,10 +175,31 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def _drop_rows_after(path: Path, iteration: int) -> None:
+    """Keep the rows up to an iteration; a file with none of them is removed.
+
+    Raises:
+        BundleError: when the file is a table of something else.
+    """
     if not path.is_file():
         return
-    # A process killed while writing leaves half a line: skip it, it is of a lost step.
-    table = pd.read_csv(path, on_bad_lines="skip")
-    table = table[pd.to_numeric(table["iteration"], errors="coerce") <= iteration]
+    content = path.read_bytes()
+    # A process killed while writing leaves half a line, and half of "151,..." may read as iteration 1.
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        # As texts, so that the numbers of the rows that stay are written back digit by digit.
+        table = pd.read_csv(
+            io.BytesIO(whole), dtype=str, keep_default_na=False, on_bad_lines="skip", encoding_errors="replace"
+        )
+    except pd.errors.EmptyDataError:
+        path.unlink()
+        return
+    if "iteration" not in table:
+        raise BundleError(f"{path} must have the column iteration to be gone on with, got {list(table)}.")
+    numbers = pd.to_numeric(table["iteration"], errors="coerce")
+    table, numbers = table[numbers <= iteration], numbers[numbers <= iteration]
+    table = table[numbers > numbers.cummax().shift(fill_value=0)]
+    if table.empty:
+        path.unlink()
+        return
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.data.integrity import check_dataset, summary
+from scripts.data.integrity import check_dataset
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.errors import BundleError
 
@@ -45,7 +45,7 @@ def change_split(folder, **changes):
 
 
 def check(folder, **kwargs):
-    return check_dataset(folder, folder / "split.json", **kwargs)
+    return check_dataset(folder, folder / "split.json", **kwargs).problems
 
 
 def with_value(value, dtype=None):
@@ -89,7 +89,9 @@ def test_missing_files(folder):
 
 
 def test_missing_folder(clean, tmp_path):
-    assert check_dataset(tmp_path / "none", clean / "split.json") == [f"{tmp_path / 'none'}: is not a folder."]
+    report = check_dataset(tmp_path / "none", clean / "split.json")
+    assert report.problems == [f"{tmp_path / 'none'}: is not a folder."]
+    assert report.summary == []
 
 
 def test_file_outside_of_the_folder(folder):
@@ -277,7 +279,7 @@ def test_summary_of_worked_numbers(tmp_path):
     split = {"version": 1, "name": "n", "description": "d", "image": "images/{case}.nii.gz"}
     split |= {"label": "labels/{case}.nii.gz", "labeled": ["a", "b", "gone"], "unlabeled": ["c"]}
     (tmp_path / "split.json").write_text(json.dumps(split | {"validation": [], "test": []}))
-    lines = summary(tmp_path, tmp_path / "split.json")
+    lines = check_dataset(tmp_path, tmp_path / "split.json").summary
     assert [" ".join(line.split()) for line in lines] == [
         "list cases read shape spacing in mm intensity foreground",
         "labeled 3 2 (2, 3, 4) to (4, 3, 4) (0.5, 1, 2) to (1, 1, 2.5) -10 to 23 33.33%",
@@ -286,3 +288,23 @@ def test_summary_of_worked_numbers(tmp_path):
         "test 0 0 - - - -",
     ]
     assert len({line.index(word) for line, word in zip(lines[:2], ("cases", "3"), strict=True)}) == 1
+
+
+def test_only_the_chosen_lists_are_read_each_file_once_and_described(clean, monkeypatch):
+    read = []
+    load = nibabel.load
+
+    def note(path):
+        read.append(f"{path.parent.name}/{path.name}")
+        return load(path)
+
+    monkeypatch.setattr(nibabel, "load", note)
+    # A list that is named twice counts once.
+    report = check_dataset(clean, clean / "split.json", lists=["unlabeled", "test", "unlabeled"])
+    assert report.problems == []
+    assert sorted(read) == [f"images/phantom_00{index}.nii.gz" for index in (2, 3, 5)] + [f"labels/{TEST}.nii.gz"]
+    assert [line.split()[:3] for line in report.summary] == [
+        ["list", "cases", "read"],
+        ["unlabeled", "2", "2"],
+        ["test", "1", "1"],
+    ]

@@ -150,6 +150,7 @@ def test_finished_folder_is_refused(mri):
 def test_overwrite_leaves_no_old_case_and_no_foreign_file_behind(tmp_path):
     generate_phantom_dataset(tmp_path, num_cases=5, size=32)
     (tmp_path / "images" / "mine.nii.gz").touch()
+    (tmp_path / "images" / ".phantom_001.nii.k3_x9a0b.gz").touch()
     generate_phantom_dataset(tmp_path, num_cases=4, size=32, overwrite=True)
     names = [path.name for path in sorted((tmp_path / "images").iterdir())]
     assert names == ["mine.nii.gz", *(f"phantom_{index:03d}.nii.gz" for index in range(4))]
@@ -192,11 +193,11 @@ def test_interrupted_set_is_finished_by_running_again(tmp_path):
     assert ensure_phantom_dataset(folder)
     complete = all_bytes(folder)
     # As a killed process leaves it: no split, volumes missing, a temporary file.
-    (folder / "split.json").rename(folder / ".12_split.json")
-    (folder / "images" / "phantom_007.nii.gz").rename(folder / "images" / ".12_phantom_007.nii.gz")
+    (folder / "split.json").rename(folder / ".split.k3_x9a0b.json")
+    (folder / "images" / "phantom_007.nii.gz").rename(folder / "images" / ".phantom_007.nii.k3_x9a0b.gz")
     (folder / "labels" / "phantom_011.nii.gz").unlink()
     assert ensure_phantom_dataset(folder)
-    (folder / "images" / ".12_phantom_007.nii.gz").unlink()
+    (folder / "images" / ".phantom_007.nii.k3_x9a0b.gz").unlink()
     assert all_bytes(folder) == complete
     assert not ensure_phantom_dataset(folder)
 
@@ -206,6 +207,25 @@ def test_folder_with_other_files_is_not_filled(tmp_path):
     (tmp_path / "images" / "case_1.nii.gz").touch()
     assert not ensure_phantom_dataset(tmp_path)
     assert not (tmp_path / "labels").exists()
+
+
+def test_files_of_one_case_are_equal_byte_by_byte(mri, tmp_path):
+    generate_phantom_dataset(tmp_path, num_cases=4, size=32, num_classes=3)
+    for folder in ("images", "labels"):
+        names = sorted(path.name for path in (tmp_path / folder).iterdir())
+        assert names == [f"phantom_{index:03d}.nii.gz" for index in range(4)]
+        for name in names:
+            assert (tmp_path / folder / name).read_bytes() == (mri / folder / name).read_bytes()
+
+
+def test_a_failed_write_leaves_no_file(monkeypatch, tmp_path):
+    def fail(image):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nibabel.Nifti1Image, "to_bytes", fail)
+    with pytest.raises(OSError, match="no space left"):
+        generate_phantom_dataset(tmp_path, num_cases=4, size=32)
+    assert [path.name for path in tmp_path.rglob("*")] == ["images"]
 
 
 def test_phantom_names():

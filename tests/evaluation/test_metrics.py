@@ -12,18 +12,7 @@ from medpy.metric import binary
 from scipy import ndimage
 
 from scripts.errors import BundleError
-from scripts.evaluation.metrics import (
-    METRIC_NAMES,
-    average_surface_distance,
-    dice,
-    evaluate_case,
-    foreground_names,
-    hausdorff_distance_95,
-    jaccard,
-    segmentation_metrics,
-    surface,
-    surface_distances,
-)
+from scripts.evaluation.metrics import METRIC_NAMES, evaluate_case, foreground_names, segmentation_metrics, surface
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.625, 0.625, 0.625), (0.7, 0.7, 2.5), (3.0, 1.25, 0.4)]
 DISTANCE_NAMES = METRIC_NAMES[2:]
@@ -95,19 +84,6 @@ def test_shapes_equal_medpy(prediction, reference, spacing):
     assert_equals_medpy(reference, prediction, spacing)
 
 
-@pytest.mark.parametrize("spacing", [None, *SPACINGS])
-def test_single_functions_equal_medpy(spacing):
-    prediction, reference = blobs(7), blobs(8)
-    assert dice(prediction, reference) == pytest.approx(binary.dc(prediction, reference), abs=1e-12)
-    assert jaccard(prediction, reference) == pytest.approx(binary.jc(prediction, reference), abs=1e-12)
-    assert hausdorff_distance_95(prediction, reference, spacing) == pytest.approx(
-        binary.hd95(prediction, reference, voxelspacing=spacing), abs=1e-9
-    )
-    assert average_surface_distance(prediction, reference, spacing) == pytest.approx(
-        binary.asd(prediction, reference, voxelspacing=spacing), abs=1e-9
-    )
-
-
 def test_two_voxels_three_apart():
     values = segmentation_metrics(box(2, 5, 5), box(5, 5, 5), (2.0, 1.0, 1.0))
     assert values == {
@@ -130,25 +106,32 @@ def test_diagonal_offset_is_measured_along_the_diagonal_in_mm():
 def test_cube_of_two_inside_a_cube_of_four():
     prediction = box(np.s_[4:6], np.s_[4:6], np.s_[4:6])
     reference = box(np.s_[3:7], np.s_[3:7], np.s_[3:7])
-    assert dice(prediction, reference) == pytest.approx(16 / 72)
-    assert jaccard(prediction, reference) == pytest.approx(8 / 64)
+    values, exchanged = (
+        segmentation_metrics(*masks, (2.0, 2.0, 2.0)) for masks in ((prediction, reference), (reference, prediction))
+    )
+    for result in (values, exchanged):
+        assert result["dice"] == pytest.approx(16 / 72)
+        assert result["jaccard"] == pytest.approx(8 / 64)
+        # Of the 64 pooled distances in order, position 0.95 * 63 = 59.85 lies between two corners.
+        assert result["hd95_voxel"] == pytest.approx(math.sqrt(3))
+        assert result["hd95_mm"] == pytest.approx(2 * math.sqrt(3))
     # The small cube is its own surface, and each of its voxels is one step from the face of the large one.
-    to_reference, to_prediction = surface_distances(prediction, reference)
-    assert to_reference.tolist() == [1.0] * 8
+    assert (values["asd_voxel"], values["asd_mm"]) == (1.0, 2.0)
     # 24 face voxels, 24 edge voxels and 8 corners of the large cube.
-    np.testing.assert_allclose(np.sort(to_prediction), [1.0] * 24 + [math.sqrt(2)] * 24 + [math.sqrt(3)] * 8)
-    assert average_surface_distance(prediction, reference) == 1.0
-    # Of the 64 pooled distances in order, position 0.95 * 63 = 59.85 lies between two corners.
-    assert hausdorff_distance_95(prediction, reference) == pytest.approx(math.sqrt(3))
+    mean = (24 + 24 * math.sqrt(2) + 8 * math.sqrt(3)) / 56
+    assert exchanged["asd_voxel"] == pytest.approx(mean)
+    assert exchanged["asd_mm"] == pytest.approx(2 * mean)
 
 
 def test_hausdorff_distance_pools_both_directions():
     # One distance of 0 one way; 0, 1, ..., 9 the other: position 0.95 * 10 = 9.5 of [0, 0, 1, ..., 9] is 8.5.
     prediction, reference = box(0, 0, 0), box(np.s_[0:10], 0, 0)
-    assert hausdorff_distance_95(prediction, reference) == pytest.approx(8.5)
-    assert hausdorff_distance_95(reference, prediction) == pytest.approx(8.5)
-    assert average_surface_distance(prediction, reference) == 0.0
-    assert average_surface_distance(reference, prediction) == 4.5
+    values = segmentation_metrics(prediction, reference, (2.0, 1.0, 1.0))
+    exchanged = segmentation_metrics(reference, prediction, (2.0, 1.0, 1.0))
+    assert values["hd95_voxel"] == exchanged["hd95_voxel"] == pytest.approx(8.5)
+    assert values["hd95_mm"] == exchanged["hd95_mm"] == pytest.approx(17.0)
+    assert (values["asd_voxel"], values["asd_mm"]) == (0.0, 0.0)
+    assert (exchanged["asd_voxel"], exchanged["asd_mm"]) == (4.5, 9.0)
 
 
 def test_equal_masks():
@@ -187,13 +170,9 @@ def test_moving_both_masks_changes_nothing():
 )
 def test_empty_masks(prediction, reference, overlap, status):
     values = segmentation_metrics(prediction, reference, (1, 1, 1))
-    assert values["dice"] == values["jaccard"] == dice(prediction, reference) == overlap
-    assert jaccard(prediction, reference) == overlap
+    assert values["dice"] == values["jaccard"] == overlap
     assert values["status"] == status
     assert all(math.isnan(values[name]) for name in DISTANCE_NAMES)
-    assert math.isnan(hausdorff_distance_95(prediction, reference))
-    assert math.isnan(average_surface_distance(prediction, reference))
-    assert all(distances.size == 0 for distances in surface_distances(prediction, reference))
 
 
 def test_evaluate_case_gives_a_row_for_each_foreground_class():
@@ -248,7 +227,7 @@ def test_evaluate_case_refuses(changes, message):
 
 def test_masks_of_different_shapes_are_refused():
     with pytest.raises(BundleError, match=r"one shape, got \(2, 2\) and \(2, 3\)"):
-        dice(np.ones((2, 2)), np.ones((2, 3)))
+        segmentation_metrics(np.ones((2, 2)), np.ones((2, 3)), (1, 1))
 
 
 def test_names_of_classes():
