@@ -44,7 +44,7 @@ def make_workflow():
 
 
 @contextmanager
-def refused(match, kind=BundleError):
+def assert_refused(match, kind=BundleError):
     """Expect an error of this kind and text, also where MONAI wraps it into RuntimeErrors."""
     with pytest.raises((kind, RuntimeError)) as caught:
         yield

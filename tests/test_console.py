@@ -40,6 +40,8 @@ def overlay(tmp_path):
 
 def run(*arguments):
     prepare_command_line([PROGRAM, "run", *arguments])
+    # What passes was looked at: under another program nothing is, and the hook stays what it was.
+    assert sys.excepthook is report_in_one_line
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------

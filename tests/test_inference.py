@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import ROOT, assert_refused
 
 from scripts.networks.dual_network import DualNetwork
 
@@ -86,7 +86,7 @@ def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_di
 def test_label_maps_alone_are_written_by_default(weights, phantom_dir, tmp_path, make_workflow):
     segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom_001_seg.nii.gz"]
-    with refused("already holds 1 of the files to write, such as phantom_001_seg"):
+    with assert_refused("already holds 1 of the files to write, such as phantom_001_seg"):
         segment(make_workflow, weights, phantom_dir / "images", tmp_path)
     segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path, overwrite="true")
 
@@ -97,7 +97,7 @@ def test_options_of_the_command_line_may_be_texts(weights, phantom_dir, tmp_path
     segment(make_workflow, weights, file, tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phantom_001_seg.nii", "phantom_001_uncertainty.nii"]
     (tmp_path / "phantom_001_seg.nii").unlink()
-    with refused("already holds 1 of the files to write, such as phantom_001_uncertainty.nii:"):
+    with assert_refused("already holds 1 of the files to write, such as phantom_001_uncertainty.nii:"):
         segment(make_workflow, weights, file, tmp_path, **options)
 
 
@@ -123,14 +123,14 @@ def test_volumes_are_never_replaced(options, message, phantom_dir, tmp_path, mak
     volume.write_bytes((phantom_dir / "images/phantom_000.nii.gz").read_bytes())
     before = volume.read_bytes()
     # The weights do not exist: the options are looked at first.
-    with refused(message):
+    with assert_refused(message):
         segment(make_workflow, "none.pt", tmp_path, tmp_path, overwrite=True, **options)
     assert volume.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_weights_of_another_number_of_classes_are_refused(weights, phantom_dir, tmp_path, make_workflow):
-    with refused("check num_classes and in_channels"):
+    with assert_refused("check num_classes and in_channels"):
         segment(make_workflow, weights, phantom_dir / "images", tmp_path, num_classes=3)
 
 

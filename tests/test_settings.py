@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import refused
+from conftest import assert_refused
 
 from scripts.settings import check_settings
 
@@ -43,30 +43,35 @@ from scripts.settings import check_settings
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(name, value):
-    with refused(rf"^{name} must be .+, got "):
+    with assert_refused(rf"^{name} must be .+, got "):
         check_settings(**{name: value})
 
 
 def test_all_wrong_settings_are_named_at_once():
-    with refused(r"iterations must be .*; patch_size must be .*; seed must be "):
+    with assert_refused(r"iterations must be .*; patch_size must be .*; seed must be "):
         check_settings(iterations=0, patch_size=[1, 2], seed=None, num_classes=2)
 
 
 def test_names_must_fit_the_classes():
-    with refused(r"class_names must name the 2 class\(es\) without the background, got \['organ'\]"):
+    with assert_refused(r"class_names must name the 2 class\(es\) without the background, got \['organ'\]"):
         check_settings(num_classes=3, class_names=["organ"])
 
 
 def test_allowed_settings_pass():
-    check_settings(
-        iterations=6000,
-        unlabeled_batch_size=0,
-        spacing=[1, 1.25, 2],
-        patch_size=(96, 96, 96),
-        precision="bfloat16",
-        resume="true",
-        overwrite=False,
-        class_names=["a", "b"],
-        num_classes=3,
-    )
-    check_settings(spacing=None)
+    allowed = {
+        "iterations": 6000,
+        "unlabeled_batch_size": 0,
+        "spacing": [1, 1.25, 2],
+        "patch_size": (96, 96, 96),
+        "precision": "bfloat16",
+        "device": "cpu",
+        "resume": "true",
+        "overwrite": False,
+        "class_names": ["a", "b"],
+        "num_classes": 3,
+    }
+    assert check_settings(**allowed) is None
+    assert check_settings(spacing=None) is None
+    # One wrong value among them is found, so the others were looked at and passed.
+    with assert_refused(r"^seed must be [^;]*$"):
+        check_settings(**allowed, seed=-1)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, refused
+from conftest import ROOT, SMALL, assert_refused
 
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.splits import write_boxes
@@ -90,18 +90,18 @@ def test_models_are_bare_weights_of_the_deployed_network(finished):
 
 def test_folder_with_a_run_is_refused_and_kept(finished, make_workflow, phantom_dir):
     before = (finished / "history.csv").read_bytes()
-    with refused("already holds a run: go on with it by --resume true"):
+    with assert_refused("already holds a run: go on with it by --resume true"):
         run(make_workflow, phantom_dir, finished)
     assert (finished / "history.csv").read_bytes() == before
 
 
 def test_resume_without_a_run_is_refused(tmp_path, make_workflow, phantom_dir):
-    with refused("holds no run: drop --resume"):
+    with assert_refused("holds no run: drop --resume"):
         run(make_workflow, phantom_dir, tmp_path / "empty", resume=True)
 
 
 def test_resume_and_overwrite_exclude_each_other(finished, make_workflow, phantom_dir):
-    with refused("exclude each other"):
+    with assert_refused("exclude each other"):
         run(make_workflow, phantom_dir, finished, resume="true", overwrite="true")
 
 
@@ -164,19 +164,19 @@ def test_only_damaged_checkpoints_are_refused(finished, tmp_path, make_workflow,
     shutil.copytree(finished, folder)
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"no checkpoint")
-    with refused("holds no readable checkpoint"):
+    with assert_refused("holds no readable checkpoint"):
         run(make_workflow, phantom_dir, folder, resume=True)
 
 
 def test_checkpoint_of_another_method_is_refused(finished, tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    with refused("of another method or network"):
+    with assert_refused("of another method or network"):
         run(make_workflow, phantom_dir, folder, resume=True, **{"network_def#normalization": "group"})
 
 
 def test_run_is_not_resumed_with_other_settings(finished, make_workflow, phantom_dir):
-    with refused("iterations was 4, is 8; patch_size was \\[32, 32, 32\\], is \\[48, 32, 32\\]"):
+    with assert_refused("iterations was 4, is 8; patch_size was \\[32, 32, 32\\], is \\[48, 32, 32\\]"):
         run(make_workflow, phantom_dir, finished, resume=True, iterations=8, patch_size=[48, 32, 32])
 
 
@@ -192,7 +192,7 @@ def test_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_path,
 
 def test_files_of_the_user_are_not_taken_for_a_run(tmp_path, make_workflow, phantom_dir):
     (tmp_path / "model.pt").write_text("mine")
-    with refused("holds no run, but files that a run would replace, such as model.pt"):
+    with assert_refused("holds no run, but files that a run would replace, such as model.pt"):
         run(make_workflow, phantom_dir, tmp_path, overwrite=True)
     assert (tmp_path / "model.pt").read_text() == "mine"
 
@@ -239,7 +239,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phantom_
 
     method.supervised.forward = broken
     named = r"iteration 3: loss = nan, loss_supervised_vnet = nan.*phantom_\d+\.nii\.gz"
-    with refused(named, NonFiniteLossError):
+    with assert_refused(named, NonFiniteLossError):
         workflow.run()
     assert load(folder / "checkpoints" / "checkpoint_00000002.pt")["iteration"] == 2
 
@@ -253,7 +253,7 @@ def test_mixed_precision_and_any_memory_format(precision, tmp_path, make_workflo
 
 
 def test_half_precision_on_a_cpu_is_refused(tmp_path, make_workflow, phantom_dir):
-    with refused("precision 'float16' needs a GPU", ValueError):
+    with assert_refused("precision 'float16' needs a GPU", ValueError):
         run(make_workflow, phantom_dir, tmp_path / "run", precision="float16", device="$torch.device('cpu')")
 
 
@@ -277,7 +277,7 @@ def test_split_without_validation_trains_and_keeps_the_last_model(tmp_path, make
 
 
 def test_missing_data_set_names_what_is_expected(tmp_path, make_workflow):
-    with refused("python -m scripts check .*python -m scripts phantom"):
+    with assert_refused("python -m scripts check .*python -m scripts phantom"):
         run(make_workflow, tmp_path / "nothing", tmp_path / "run")
 
 
@@ -306,14 +306,14 @@ def test_evaluation_compares_on_the_grid_of_the_files(finished, tmp_path, make_w
 
     again = make_workflow("train", "evaluate", **overrides)
     again.initialize()
-    with refused("already holds an evaluation"):
+    with assert_refused("already holds an evaluation"):
         again.run()
 
 
 def test_evaluation_without_weights_is_refused(tmp_path, make_workflow, phantom_dir):
     workflow = make_workflow("train", "evaluate", dataset_dir=str(phantom_dir), output_dir=str(tmp_path))
     workflow.initialize()
-    with refused(r"model_final\.pt does not exist: train first"):
+    with assert_refused(r"model_final\.pt does not exist: train first"):
         workflow.run()
 
 
@@ -321,22 +321,22 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    with refused("precision must be float32, bfloat16 or float16, got 'bf16'"):
+    with assert_refused("precision must be float32, bfloat16 or float16, got 'bf16'"):
         run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
-    with refused("does not exist"):
+    with assert_refused("does not exist"):
         run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
 
 
 def test_run_is_not_resumed_with_another_method_or_other_cases(finished, tmp_path, make_workflow, phantom_dir):
-    with refused("method was DualNetworkMethod"):
+    with assert_refused("method was DualNetworkMethod"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"method_def#consistency_weight": 0.5})
-    with refused("optimizer was SGD"):
+    with assert_refused("optimizer was SGD"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"optimizer#lr": 0.5})
     split = json.loads((phantom_dir / "split.json").read_text())
     split["unlabeled"].append(split["labeled"].pop())
     (tmp_path / "split.json").write_text(json.dumps(split))
-    with refused("cases was 2 labeled, .* is 1 labeled"):
+    with assert_refused("cases was 2 labeled, .* is 1 labeled"):
         run(make_workflow, phantom_dir, finished, resume=True, split_file=str(tmp_path / "split.json"))
 
 
@@ -349,7 +349,7 @@ def test_gradient_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phan
     network.vnet.classifier.weight.register_hook(
         lambda gradient: gradient * (float("inf") if trainer.state.iteration == 2 else 1.0)
     )
-    with refused(r"iteration 2: gradient_norm = (inf|nan) on ", NonFiniteLossError):
+    with assert_refused(r"iteration 2: gradient_norm = (inf|nan) on ", NonFiniteLossError):
         workflow.run()
     assert load(folder / "checkpoints" / "checkpoint_00000001.pt")["iteration"] == 1
 

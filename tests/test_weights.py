@@ -43,7 +43,7 @@ def test_good_weights_pass_and_change_nothing(weights):
 
 def test_weights_of_another_precision_and_device_pass(tmp_path):
     torch.save(make_network().half().state_dict(), tmp_path / "half.pt")
-    check_weights(str(tmp_path / "half.pt"), make_network())
+    assert check_weights(str(tmp_path / "half.pt"), make_network()) is None
 
 
 def test_missing_file(tmp_path):
