@@ -39,7 +39,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         train_data_loader: endless iterable of batches, see :class:`scripts.data.two_stream.TwoStreamLoader`.
         network: the deployed network that ``method`` holds.
         method: the method, or its wrapper for distributed training.
-        optimizer: optimizer of the method's parameters.
+        optimizer: optimizer of what the method lists as ``trainable_parameters``.
+        auxiliary_optimizer: optimizer of what a method trains beside its networks, such as a discriminator. With one,
+            every iteration ends in a second step: ``method(batch, step, auxiliary=True)`` gives its loss.
         precision: "float32", "bfloat16" (autocast, any device) or "float16" (autocast with gradient scaling, GPU).
         channels_last: hand the images over in the memory format channels_last_3d, which is faster on CPUs and on GPUs
             with tensor cores where the weights are in that format too.
@@ -58,6 +60,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         method: nn.Module,
         optimizer: Optimizer,
         *,
+        auxiliary_optimizer: Optimizer | None = None,
         precision: Precision = "float32",
         channels_last: bool = False,
         **kwargs: Any,
@@ -78,6 +81,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             **kwargs,
         )
         self.method = method
+        self.auxiliary_optimizer = auxiliary_optimizer
         self.dtype: torch.dtype = getattr(torch, precision)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
@@ -98,35 +102,56 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         step = engine.state.iteration - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(engine.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            output = self.method(batch, step)
+        output = self._forward(batch, step)
         engine.state.output = {
             CommonKeys.IMAGE: batch[CommonKeys.IMAGE],
             CommonKeys.LABEL: batch[CommonKeys.LABEL],
             CommonKeys.LOSS: output["loss"].detach(),
         }
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        # One transfer for all numbers: each would be a synchronization of its own on a GPU.
-        values = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in output.values()]).tolist()
-        engine.state.terms = dict(zip(output, values))
-        self._refuse_non_finite(engine.state.terms, batchdata)
+        engine.state.terms = self._numbers(output)
+        self._refuse_non_finite(batchdata)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        self.grad_scaler.scale(output["loss"]).backward()
-        if not self.grad_scaler.is_enabled():
-            # A gradient can be infinite where the loss is not, and would be in the weights of the next checkpoint.
-            gradients = [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
-            engine.state.terms["gradient_norm"] = float(torch.nn.utils.get_total_norm(gradients))
-            self._refuse_non_finite(engine.state.terms, batchdata)
+        self._backward(output["loss"], self.optimizer, "gradient_norm")
+        self._refuse_non_finite(batchdata)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.step(self.optimizer)
+        if self.auxiliary_optimizer is not None:
+            # The step of the networks may have left gradients in the auxiliary part.
+            self.auxiliary_optimizer.zero_grad(set_to_none=True)
+            output = self._forward(batch, step, auxiliary=True)
+            engine.state.terms |= {f"auxiliary_{name}": value for name, value in self._numbers(output).items()}
+            self._refuse_non_finite(batchdata)
+            self._backward(output["loss"], self.auxiliary_optimizer, "auxiliary_gradient_norm")
+            self._refuse_non_finite(batchdata)
+            self.grad_scaler.step(self.auxiliary_optimizer)
         self.grad_scaler.update()
         method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
         method.after_step(step)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    def _refuse_non_finite(self, terms: Mapping[str, float], batch: Mapping[str, Any]) -> None:
-        broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+    def _forward(self, batch: Mapping[str, torch.Tensor], step: int, **kwargs: bool) -> dict[str, torch.Tensor]:
+        with torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            output: dict[str, torch.Tensor] = self.method(batch, step, **kwargs)
+        return output
+
+    @staticmethod
+    def _numbers(output: Mapping[str, Any]) -> dict[str, float]:
+        # One transfer for all numbers: each would be a synchronization of its own on a GPU.
+        values = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in output.values()]).tolist()
+        return dict(zip(output, values))
+
+    def _backward(self, loss: torch.Tensor, optimizer: Optimizer, name: str) -> None:
+        self.grad_scaler.scale(loss).backward()
+        if not self.grad_scaler.is_enabled():
+            # A gradient can be infinite where the loss is not, and would be in the weights of the next checkpoint.
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            self.state.terms[name] = float(torch.nn.utils.get_total_norm(gradients))
+
+    def _refuse_non_finite(self, batch: Mapping[str, Any]) -> None:
+        broken = [f"{name} = {value}" for name, value in self.state.terms.items() if not math.isfinite(value)]
         if not broken:
             return
         cases = [

@@ -18,7 +18,8 @@ from scripts.networks.dual_network import DualNetwork
 CONFIGS = ROOT / "configs"
 METHODS = sorted(path.stem for path in CONFIGS.glob("method_*.json"))
 DATA = sorted(path.stem for path in CONFIGS.glob("data_*.json"))
-OVERLAYS = [*METHODS, *DATA, "budget_cpu", "multi_gpu_train"]
+RECIPES = sorted(path.stem for path in CONFIGS.glob("recipe_*.json"))
+OVERLAYS = [*METHODS, *DATA, *RECIPES, "multi_gpu_train"]
 
 
 def read(name):
@@ -52,6 +53,27 @@ def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
                 visit(value)
 
     visit(read(name))
+
+
+def test_recipes_hold_the_same_keys_and_methods_none_of_them():
+    keys = set(read("recipe_budget"))
+    for name in RECIPES:
+        assert set(read(name)) - {"unlabeled_batch_size"} == keys
+    for name in METHODS:
+        assert not set(read(name)) & (keys - {"_desc_"}), "what all methods share belongs into the recipes"
+        assert f"recipe_{read(name).get('original_recipe', read('train')['original_recipe'])}" in RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_build(recipe, phantom_dir, tmp_path, make_workflow):
+    sizes = {"patch_size": [32, 32, 32], "log_interval": 2}
+    workflow = make_workflow("train", recipe, dataset_dir=str(phantom_dir), output_dir=str(tmp_path / "run"), **sizes)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert (
+        workflow.max_epochs * workflow.parser.get_parsed_content("train#trainer#epoch_length")
+        == read(recipe)["iterations"]
+    )
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
@@ -203,7 +225,7 @@ def test_workflow_starts_from_the_file_alone(monkeypatch, tmp_path, phantom_dir)
 def test_augmented_crops_keep_the_patch_size(phantom_dir, tmp_path, make_workflow):
     # Quarter turns swap axes: they must come before the crop, or a patch that is not a cube breaks the batch.
     arguments = {**SMALL, "patch_size": [32, 48, 16], "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
-    workflow = make_workflow("train", "method_dual_network_improved", **arguments)
+    workflow = make_workflow("train", "recipe_ua_mt", **arguments)
     workflow.initialize()
     batches = iter(workflow.parser.get_parsed_content("train#dataloader"))
     for _ in range(8):

@@ -8,7 +8,8 @@ A split file is JSON; a case is in exactly one list, and the two patterns are re
      "image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz",
      "labeled": [...], "unlabeled": [...], "validation": [...], "test": [...]}
 
-``seed`` may be added to say how the lists were drawn. It is written once and kept, never computed at run time.
+``seed`` may be added to say how the lists were drawn, and ``cases_hash``, by which a change of the lists is noticed. A
+file is written once and kept, never computed at run time.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -30,9 +31,10 @@ from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case, w
 
 LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
 BOXES_FILE_NAME = "boxes.json"
+IMAGE_PATTERN, LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
 _TYPES: dict[str, type] = {"version": int, "name": str, "description": str, "image": str, "label": str}
 _TYPES |= dict.fromkeys(LIST_NAMES, list)
-_OPTIONAL_TYPES: dict[str, type] = {"seed": int}
+_OPTIONAL_TYPES: dict[str, type] = {"seed": int, "cases_hash": str}
 _TYPE_NAMES = {int: "an integer", str: "a text", list: "a list of texts"}
 _MAX_NAMED = 10
 
@@ -69,6 +71,7 @@ class Split:
         test: ids of the cases nobody looks at before the end.
         path: the file it was read from.
         seed: the seed the lists were drawn with, if they were drawn.
+        cases_hash: see :func:`hash_cases`, if the file carries it.
     """
 
     version: int
@@ -82,6 +85,7 @@ class Split:
     test: tuple[str, ...]
     path: Path
     seed: int | None = None
+    cases_hash: str | None = None
 
     def cases(self, list_name: str) -> tuple[str, ...]:
         """Return the ids in one of the four lists.
@@ -145,12 +149,66 @@ def read_split(split_file: str | Path) -> Split:
     return Split(path=path, **values)
 
 
+def hash_cases(lists: Mapping[str, Sequence[str]]) -> str:
+    """Hash the four lists of a split, so that a later change of them is noticed.
+
+    Args:
+        lists: the ids of each list; a list that is not there counts as empty.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256 of the four lists as JSON; the order of the ids counts.
+    """
+    content = {list_name: list(lists.get(list_name, ())) for list_name in LIST_NAMES}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def write_split(
+    split_file: str | Path, *, name: str, description: str, lists: Mapping[str, Sequence[str]], seed: int | None = None
+) -> Split:
+    """Write a split file with the hash of its cases; one that is there stays as it is.
+
+    Args:
+        split_file: path of the JSON file.
+        name: short name.
+        description: one sentence for people.
+        lists: the ids of each list; a list that is not there is empty.
+        seed: the seed that the lists were drawn with, if they were drawn.
+
+    Returns:
+        The split, as the file has it.
+
+    Raises:
+        BundleError: When a file with other lists is there already, or the new one would break the schema.
+    """
+    path = Path(split_file).expanduser()
+    digest = hash_cases(lists)
+    if path.exists():
+        present = read_split(path)
+        if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
+            raise BundleError(
+                f"{path} is already there with other cases, and a split is written once, since trainings hang on it: "
+                "move it away to have the new one written."
+            )
+        return present
+    content: dict[str, Any] = {"version": 1, "name": name, "description": description}
+    content |= {} if seed is None else {"seed": seed}
+    content |= {"image": IMAGE_PATTERN, "label": LABEL_PATTERN}
+    content |= {list_name: list(lists.get(list_name, ())) for list_name in LIST_NAMES}
+    content["cases_hash"] = digest
+    problems = _schema_problems(content)
+    if problems:
+        raise SplitError(path, problems)
+    write_json(path, content)
+    return read_split(path)
+
+
 def load_cases(
     dataset_dir: str | Path,
     split_file: str | Path,
     lists: Sequence[str] = ("labeled", "unlabeled", "validation"),
     phantom_dir: str | Path | None = None,
     with_boxes: bool = False,
+    all_labeled: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """List the files of a split's cases, as the dictionaries that MONAI's data sets take.
 
@@ -165,6 +223,8 @@ def load_cases(
             generated there first. A split of other cases never fills it.
         with_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
             data set's ``boxes.json``, see :func:`write_boxes`.
+        all_labeled: train on the unlabeled cases with their labels too, which must be there: the upper bound that the
+            literature reports. They join the labeled list, in the order of their ids; none stays unlabeled.
 
     Returns:
         For each of the four lists its cases in the order of the file.
@@ -178,6 +238,8 @@ def load_cases(
         _fill_phantom_dir(dataset_path, split_path)
     _require_dataset_dir(dataset_path, split_path)
     split = read_split(split_path)
+    if all_labeled:
+        split = replace(split, labeled=tuple(sorted(split.labeled + split.unlabeled)), unlabeled=())
     used = sum((split.cases(list_name) for list_name in lists), ())
     boxes = _read_boxes(dataset_path, split, cases=used) if with_boxes else {}
 
@@ -298,7 +360,14 @@ def _schema_problems(content: dict[str, Any]) -> list[str]:
             problems += _pattern_problems(key, well_typed[key])
     if "image" in well_typed and well_typed["image"] == well_typed.get("label"):
         problems.append(f"image and label must differ, both are {well_typed['image']!r}")
-    return problems + _list_problems({name: well_typed[name] for name in LIST_NAMES if name in well_typed})
+    lists = {name: well_typed[name] for name in LIST_NAMES if name in well_typed}
+    digest = well_typed.get("cases_hash")
+    if digest is not None and len(lists) == len(LIST_NAMES) and digest != hash_cases(lists):
+        problems.append(
+            f"the cases were changed after the file was written: cases_hash is {digest!r}, but theirs is "
+            f"{hash_cases(lists)!r}; a changed split is a new one: give it another name, and this hash or none"
+        )
+    return problems + _list_problems(lists)
 
 
 def _pattern_problems(key: str, pattern: str) -> list[str]:
@@ -366,7 +435,7 @@ def _fill_phantom_dir(dataset_path: Path, split_path: Path) -> None:
 def _require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
     if dataset_path.is_dir() and any(dataset_path.iterdir()):
         return
-    image, label = "images/{case}.nii.gz", "labels/{case}.nii.gz"
+    image, label = IMAGE_PATTERN, LABEL_PATTERN
     if split_path.is_file():
         split = read_split(split_path)
         image, label = split.image, split.label

@@ -21,7 +21,7 @@ from ..files import replacing
 from ..weights import DamagedFileError, read_tensors
 from .run_directory import RunDirectory, is_main_process
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class _Stateful(Protocol):
@@ -47,6 +47,7 @@ class Checkpoints:
         network: the deployed network, saved bare.
         optimizer: the optimizer.
         lr_scheduler: the schedule of the learning rate.
+        auxiliary_optimizer: the optimizer of what the method trains beside its networks, if it does.
         evaluator: the validation engine, whose key metric chooses ``model.pt``; None without validation cases.
         interval: iterations between two checkpoints.
         num_kept: how many checkpoints stay.
@@ -63,6 +64,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: _Stateful,
         *,
+        auxiliary_optimizer: torch.optim.Optimizer | None = None,
         evaluator: Evaluator | None = None,
         interval: int = 200,
         num_kept: int = 2,
@@ -76,6 +78,7 @@ class Checkpoints:
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.auxiliary_optimizer = auxiliary_optimizer
         self.evaluator = evaluator
         self.interval = interval
         self.num_kept = num_kept
@@ -121,6 +124,7 @@ class Checkpoints:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
+            "auxiliary_optimizer": self.auxiliary_optimizer.state_dict() if self.auxiliary_optimizer else None,
             "grad_scaler": engine.grad_scaler.state_dict(),
             "random": _random_state(),
         }
@@ -156,6 +160,11 @@ class Checkpoints:
             self.method.load_state_dict(content["method"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+            auxiliary = content["auxiliary_optimizer"]
+            if (auxiliary is None) != (self.auxiliary_optimizer is None):
+                raise ValueError("one of them has no auxiliary optimizer")
+            if self.auxiliary_optimizer is not None:
+                self.auxiliary_optimizer.load_state_dict(auxiliary)
         except (RuntimeError, ValueError, KeyError) as error:
             raise BundleError(
                 f"the checkpoint in {self.run_directory.path} is of another method or network than the configured one: "

@@ -60,7 +60,7 @@ class TrainingHistory:
         self._bar: tqdm | None = None
         self._writer: SummaryWriter | None = None
         self._logger = logging.getLogger(__name__)
-        self._first_iteration, self._start_time = 0, 0.0
+        self._first_iteration, self._start_time, self._seconds_before = 0, 0.0, 0.0
 
     def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handler that resumes a run.
@@ -84,6 +84,7 @@ class TrainingHistory:
             _drop_rows_after(self.output_dir / name, engine.state.iteration)
         self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
         self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
+        self._seconds_before = _last_seconds(self.output_dir / "history.csv")
         total = engine.state.max_epochs * engine.state.epoch_length
         # disable=None: a bar on a terminal, only the lines of the log in a file.
         self._bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="it", disable=None)
@@ -92,7 +93,7 @@ class TrainingHistory:
         iteration = engine.state.iteration
         row = {
             "iteration": iteration,
-            "seconds": round(time.monotonic() - self._start_time, 3),
+            "seconds": round(self._seconds_before + time.monotonic() - self._start_time, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **engine.state.terms,
         }
@@ -155,6 +156,11 @@ class TrainingHistory:
             self._writer.close()
 
 
+def _last_seconds(path: Path) -> float:
+    """Time that the run had taken when its last row was written, so that a resumed run counts on."""
+    return float(pd.read_csv(path, usecols=["seconds"])["seconds"].iloc[-1]) if path.is_file() else 0.0
+
+
 def _append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row; a column that the file does not have yet is added to the rows before it as empty."""
     columns = list(row)
@@ -168,7 +174,7 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
             with replacing(path) as temporary:
                 table.to_csv(temporary, index=False)
     with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=columns)
+        writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
         if stream.tell() == 0:
             writer.writeheader()
         writer.writerow(row)

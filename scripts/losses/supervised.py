@@ -50,27 +50,30 @@ class SupervisedLoss(nn.Module):
     .. math:: L_s = w_{ce} \, \mathrm{mean}_i(-\log p_i(y_i)) + w_{dice} \, \frac{1}{C - 1} \sum_{c \ge 1}
         \left(1 - \frac{2 \sum_i p_i(c) y_i(c) + 10^{-5}}{\sum_i p_i(c)^2 + \sum_i y_i(c) + 10^{-5}}\right)
 
-    The sums of the Dice term go over all voxels of the batch. Equation 2 of "Semi-Supervised Medical Image
+    The sums of the Dice term go over all voxels of the batch; without ``squared`` its denominator has
+    :math:`p_i(c)` in the place of :math:`p_i(c)^2`. Equation 2 of "Semi-Supervised Medical Image
     Segmentation via Dual Networks", https://arxiv.org/abs/2505.17690, with both weights 1.
 
     Args:
         dice_weight: factor of the Dice term, at least 0.
         cross_entropy_weight: factor of the cross-entropy term, at least 0.
+        squared: square the probabilities in the denominator of the Dice term.
 
     Raises:
         ValueError: when a weight is negative.
     """
 
-    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0) -> None:
+    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0, *, squared: bool = True) -> None:
         super().__init__()
         for name, weight in (("dice_weight", dice_weight), ("cross_entropy_weight", cross_entropy_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} must be at least 0, got {weight!r}.")
+        self.dice_weight, self.cross_entropy_weight, self.squared = dice_weight, cross_entropy_weight, squared
         self.loss = DiceCELoss(
             include_background=False,
             to_onehot_y=True,
             softmax=True,
-            squared_pred=True,
+            squared_pred=squared,
             batch=True,
             smooth_nr=1e-5,
             smooth_dr=1e-5,

@@ -29,6 +29,10 @@ class Method(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """Compute the loss of one batch.
 
+        A method that trains something beside its networks, such as a discriminator, takes a third argument
+        ``auxiliary``: with True it gives the loss of that part instead. The trainer asks for it after the step of the
+        networks where the configuration has an ``auxiliary_optimizer``.
+
         Args:
             batch: "image" (B_l, C, X, Y, Z), "label" (B_l, 1, X, Y, Z) class indices and, unless only labeled cases
                 are there, "unlabeled" (B_u, C, X, Y, Z).
@@ -71,6 +75,6 @@ class Method(nn.Module):
         """List what the optimizer moves.
 
         Returns:
-            all parameters of the method that take a gradient.
+            all parameters of the method that take a gradient; a method with an auxiliary part leaves that part out.
         """
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,16 +1,17 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution units and the checks of arguments that both networks share."""
+"""Convolution units and the checks of arguments that all networks share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from monai.networks.blocks import Convolution
 from torch import nn
 
 Normalization = Literal["batch", "instance", "group"]
+Upsampling = Literal["transposed", "trilinear", "nearest"]
 #: Width of the feature maps from full resolution down to 1/16 of it (V-Net column of the reference implementations).
 CHANNELS = (16, 32, 64, 128, 256)
 
@@ -137,6 +138,34 @@ def resampling_convolution(
     )
 
 
+def upsampling_unit(
+    in_channels: int, out_channels: int, *, normalization: Normalization, upsampling: Upsampling
+) -> nn.Module:
+    """Build a unit that doubles the spatial size.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        normalization: see :func:`normalization_layer`.
+        upsampling: "transposed" (2x2x2 convolution of stride 2), or "trilinear" (the corners stay aligned) or
+            "nearest" interpolation before a 3x3x3 convolution.
+
+    Returns:
+        the unit with normalization and ReLU.
+
+    Raises:
+        ValueError: when the option is none of the three.
+    """
+    if upsampling not in get_args(Upsampling):
+        raise ValueError(f"upsampling must be one of {', '.join(get_args(Upsampling))}, got {upsampling!r}.")
+    if upsampling == "transposed":
+        return resampling_convolution(in_channels, out_channels, normalization=normalization, transposed=True)
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode=upsampling, align_corners=True if upsampling == "trilinear" else None),
+        convolution_stack(in_channels, out_channels, num_convolutions=1, normalization=normalization),
+    )
+
+
 class DeepestStage(nn.Sequential):
     """The encoder stage at 1/16 of the size; on a CPU it trains maps of size 2 in float32 also under autocast.
 
@@ -177,17 +206,18 @@ def initialize_kaiming(module: nn.Module) -> None:
 
 
 class Decoder(nn.Module):
-    """V-Net decoder with additive skip connections, shared in form by both networks.
+    """V-Net decoder with additive skip connections, shared in form by all networks.
 
     Args:
         normalization: see :func:`normalization_layer`.
+        upsampling: see :func:`upsampling_unit`.
     """
 
-    def __init__(self, normalization: Normalization = "batch") -> None:
+    def __init__(self, normalization: Normalization = "batch", upsampling: Upsampling = "transposed") -> None:
         super().__init__()
         depths = (1, 2, 3, 3)
         self.up = nn.ModuleList(
-            resampling_convolution(CHANNELS[i + 1], CHANNELS[i], normalization=normalization, transposed=True)
+            upsampling_unit(CHANNELS[i + 1], CHANNELS[i], normalization=normalization, upsampling=upsampling)
             for i in reversed(range(4))
         )
         self.stacks = nn.ModuleList(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scripts.data.phantom import generate_phantom_dataset
-from scripts.data.splits import LIST_NAMES, load_cases, read_split, write_boxes
+from scripts.data.splits import LIST_NAMES, hash_cases, load_cases, read_split, write_boxes, write_split
 from scripts.errors import BundleError
 
 SPLITS_DIR = Path(__file__).parents[2] / "configs" / "splits"
@@ -32,7 +32,7 @@ SPLIT = {
 }
 
 
-def write_split(folder, **changes):
+def write_split_text(folder, **changes):
     content = {key: value for key, value in (SPLIT | changes).items() if value is not ...}
     path = folder / "split.json"
     path.write_text(json.dumps(content))
@@ -61,7 +61,7 @@ def dataset(tmp_path):
 
 
 def test_read_split_gives_every_field(tmp_path):
-    path = write_split(tmp_path, seed=3)
+    path = write_split_text(tmp_path, seed=3)
     split = read_split(str(path))
     assert (split.version, split.name, split.description, split.seed) == (1, "tiny", "Six cases.", 3)
     assert (split.labeled, split.unlabeled, split.validation, split.test) == (("a",), ("b", "c"), ("d",), ("e", "f"))
@@ -69,7 +69,7 @@ def test_read_split_gives_every_field(tmp_path):
     assert split.image_path("a") == "images/a.nii.gz"
     assert split.label_path("a") == "labels/a.nii.gz"
     assert split.all_cases() == tuple("abcdef")
-    assert read_split(write_split(tmp_path)).seed is None
+    assert read_split(write_split_text(tmp_path)).seed is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_read_split_gives_every_field(tmp_path):
     ],
 )
 def test_each_problem_of_the_schema_is_named(changes, message, tmp_path):
-    path = write_split(tmp_path, **changes)
+    path = write_split_text(tmp_path, **changes)
     with pytest.raises(BundleError, match=message) as caught:
         read_split(path)
     assert str(caught.value).splitlines()[0] == f"{path}: 1 problem:"
@@ -108,7 +108,7 @@ def test_each_problem_of_the_schema_is_named(changes, message, tmp_path):
 
 
 def test_all_problems_of_the_schema_are_named_at_once(tmp_path):
-    path = write_split(tmp_path, version=3, folds=1, name=..., labeled=["a", "b"], test=["", "e"])
+    path = write_split_text(tmp_path, version=3, folds=1, name=..., labeled=["a", "b"], test=["", "e"])
     with pytest.raises(BundleError) as caught:
         read_split(path)
     first, *problems = str(caught.value).splitlines()
@@ -122,7 +122,7 @@ def test_all_problems_of_the_schema_are_named_at_once(tmp_path):
 
 
 def test_dots_inside_a_name_are_no_way_out(tmp_path):
-    assert read_split(write_split(tmp_path, labeled=["a..b", "site1/a"])).labeled == ("a..b", "site1/a")
+    assert read_split(write_split_text(tmp_path, labeled=["a..b", "site1/a"])).labeled == ("a..b", "site1/a")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,10 @@ def test_folder_as_split_file(tmp_path):
 
 SHIPPED = {
     "hippocampus_16": [16, 132, 20, 40],
+    **{f"hippocampus_fold{fold}_16": [16, 150, 0, 42] for fold in (0, 1, 2)},
+    **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
+    **{f"hippocampus_fold{fold}_16": [16, 150, 0, 42] for fold in range(3)},
+    **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
     "left_atrium_dev_16": [16, 48, 0, 16],
     **{f"left_atrium_fold{fold}_16": [16, 64, 0, 20] for fold in range(5)},
     **{f"left_atrium_fold{fold}_8": [8, 72, 0, 20] for fold in range(5)},
@@ -172,7 +176,52 @@ def test_shipped_split(name):
     assert text == json.dumps(content, indent=4) + "\n"
 
 
-@pytest.mark.parametrize(("pattern", "count"), [("left_atrium_fold*_16", 100), ("pancreas_fold*_12", 82)])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_split_carries_the_hash_of_its_cases(name):
+    assert read_split(SPLITS_DIR / f"{name}.json").cases_hash is not None
+
+
+def test_hash_is_the_documented_one():
+    # echo -n '{"labeled": ["a"], "unlabeled": ["b", "c"], "validation": ["d"], "test": ["e", "f"]}' | sha256sum
+    assert hash_cases(SPLIT) == hash_cases({**SPLIT, "name": "other"}) == "df0a56237b6cfebe"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unlabeled": ["b"]},
+        {"unlabeled": ["c", "b"]},
+        {"unlabeled": ["b"], "test": ["c", "e", "f"]},
+        {"test": ["e", "x"]},
+    ],
+)
+def test_training_refuses_a_split_whose_cases_changed(changes, dataset, tmp_path):
+    digest = hash_cases(SPLIT)
+    assert read_split(write_split_text(tmp_path, cases_hash=digest)).cases_hash == digest
+    message = f"the cases were changed after the file was written: cases_hash is '{digest}', but theirs is"
+    with pytest.raises(BundleError, match=message):
+        load_cases(dataset, write_split_text(tmp_path, cases_hash=digest, **changes))
+    load_cases(dataset, write_split_text(tmp_path, cases_hash=..., **changes), lists=["labeled"])
+
+
+def test_write_split_writes_once(tmp_path):
+    lists = {key: SPLIT[key] for key in LIST_NAMES}
+    arguments = {"name": "tiny", "description": "Six cases.", "lists": lists, "seed": 3}
+    split = write_split(tmp_path / "split.json", **arguments)
+    assert (split.seed, split.cases_hash, split.image) == (3, hash_cases(SPLIT), "images/{case}.nii.gz")
+    before = split.path.read_text()
+    assert write_split(tmp_path / "split.json", **{**arguments, "description": "Again."}) == split
+    with pytest.raises(BundleError, match="is already there with other cases"):
+        write_split(tmp_path / "split.json", **{**arguments, "lists": {**lists, "test": ["e"]}})
+    assert split.path.read_text() == before
+    with pytest.raises(BundleError, match="case 'a' is in two lists"):
+        write_split(tmp_path / "other.json", **{**arguments, "lists": {**lists, "test": ["a"]}})
+    assert not (tmp_path / "other.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"), [("hippocampus_fold*_16", 208), ("left_atrium_fold*_16", 100), ("pancreas_fold*_12", 82)]
+)
 def test_folds_test_every_case_once(pattern, count):
     splits = [read_split(path) for path in SPLITS_DIR.glob(f"{pattern}.json")]
     assert len({case for split in splits for case in split.test}) == count == sum(len(split.test) for split in splits)
@@ -194,7 +243,7 @@ def test_development_split_holds_no_test_case_of_its_fold():
 
 
 def test_load_cases_gives_the_files(dataset, tmp_path):
-    cases = load_cases(dataset, write_split(tmp_path), lists=LIST_NAMES)
+    cases = load_cases(dataset, write_split_text(tmp_path), lists=LIST_NAMES)
     assert {name: [entry["case"] for entry in entries] for name, entries in cases.items()} == {
         "labeled": ["a"],
         "unlabeled": ["b", "c"],
@@ -209,7 +258,7 @@ def test_load_cases_gives_the_files(dataset, tmp_path):
 
 def test_unlabeled_cases_never_have_a_label(dataset, tmp_path):
     touch(dataset, "labels/b.nii.gz", "labels/c.nii.gz")
-    cases = load_cases(dataset, write_split(tmp_path), lists=LIST_NAMES)
+    cases = load_cases(dataset, write_split_text(tmp_path), lists=LIST_NAMES)
     assert cases["unlabeled"] == [
         {"unlabeled": str(dataset / f"images/{case}.nii.gz"), "case": case} for case in ("b", "c")
     ]
@@ -220,7 +269,7 @@ def test_unlabeled_cases_never_have_a_label(dataset, tmp_path):
     "lists", [lists for count in range(1, 5) for lists in combinations(LIST_NAMES, count)], ids="-".join
 )
 def test_only_the_lists_asked_for_must_exist(lists, dataset, tmp_path):
-    split = read_split(write_split(tmp_path))
+    split = read_split(write_split_text(tmp_path))
     for list_name in set(LIST_NAMES) - set(lists):
         for case in split.cases(list_name):
             (dataset / f"images/{case}.nii.gz").unlink()
@@ -233,18 +282,18 @@ def test_only_the_lists_asked_for_must_exist(lists, dataset, tmp_path):
 
 def test_unknown_list(dataset, tmp_path):
     with pytest.raises(BundleError, match="lists must be of labeled, unlabeled, validation, test, got 'train'"):
-        load_cases(dataset, write_split(tmp_path), lists=["train"])
+        load_cases(dataset, write_split_text(tmp_path), lists=["train"])
 
 
 def test_missing_files_are_named_together(dataset, tmp_path):
     (dataset / "images/c.nii.gz").unlink()
     (dataset / "labels/d.nii.gz").unlink()
     with pytest.raises(BundleError, match=r"2 files of .* not found in .*: images/c\.nii\.gz, labels/d\.nii\.gz\.$"):
-        load_cases(dataset, write_split(tmp_path))
+        load_cases(dataset, write_split_text(tmp_path))
 
 
 def test_of_many_missing_files_ten_are_named(dataset, tmp_path):
-    split_path = write_split(tmp_path, unlabeled=[f"u{index:02d}" for index in range(12)])
+    split_path = write_split_text(tmp_path, unlabeled=[f"u{index:02d}" for index in range(12)])
     with pytest.raises(BundleError, match=r"12 files .*images/u09\.nii\.gz and 2 more \(12 in all\)") as caught:
         load_cases(dataset, split_path)
     assert "u10" not in str(caught.value)
@@ -255,7 +304,7 @@ def test_no_data_tells_what_to_do(made, tmp_path):
     folder = tmp_path / "nothing"
     if made:
         folder.mkdir()
-    split_path = write_split(tmp_path, image="scans/{case}.nii")
+    split_path = write_split_text(tmp_path, image="scans/{case}.nii")
     with pytest.raises(BundleError) as caught:
         load_cases(folder, split_path)
     message = str(caught.value)
@@ -273,13 +322,13 @@ def test_no_data_and_no_split_tells_of_the_folder_first(tmp_path):
 
 
 def test_file_as_folder(tmp_path):
-    split_path = write_split(tmp_path)
+    split_path = write_split_text(tmp_path)
     with pytest.raises(BundleError, match="is not a folder"):
         load_cases(split_path, split_path)
 
 
 def test_symbolic_links_must_stay_in_the_folder(dataset, tmp_path):
-    split_path = write_split(tmp_path)
+    split_path = write_split_text(tmp_path)
     touch(tmp_path, "elsewhere/secret.nii.gz")
     for name, target in (("b", "../../elsewhere/secret.nii.gz"), ("c", "d.nii.gz")):
         (dataset / f"images/{name}.nii.gz").unlink()
@@ -291,7 +340,7 @@ def test_symbolic_links_must_stay_in_the_folder(dataset, tmp_path):
 def test_folder_may_itself_be_a_symbolic_link(dataset, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(dataset, target_is_directory=True)
-    assert load_cases(link, write_split(tmp_path))["labeled"][0]["image"] == str(link / "images/a.nii.gz")
+    assert load_cases(link, write_split_text(tmp_path))["labeled"][0]["image"] == str(link / "images/a.nii.gz")
     # But a folder inside of it may not lead elsewhere.
     shutil.move(dataset / "labels", tmp_path / "labels")
     (dataset / "labels").symlink_to(tmp_path / "labels", target_is_directory=True)
@@ -321,19 +370,19 @@ def test_other_folder_is_not_filled_with_phantoms(tmp_path):
 def test_split_of_other_cases_does_not_generate_phantoms(tmp_path):
     folder = tmp_path / "phantom"
     with pytest.raises(BundleError, match="does not exist"):
-        load_cases(folder, write_split(tmp_path), phantom_dir=folder)
+        load_cases(folder, write_split_text(tmp_path), phantom_dir=folder)
     assert not folder.exists()
 
 
 def test_split_of_phantom_cases_kept_elsewhere_generates_them(tmp_path):
     folder = tmp_path / "phantom"
     lists = {"labeled": ["phantom_011"], "unlabeled": ["phantom_000"], "validation": ["phantom_001"], "test": []}
-    cases = load_cases(folder, write_split(tmp_path, **lists), phantom_dir=folder)
+    cases = load_cases(folder, write_split_text(tmp_path, **lists), phantom_dir=folder)
     assert cases["labeled"][0]["image"] == str(folder / "images/phantom_011.nii.gz")
 
 
 def test_boxes_hold_the_foreground(dataset, tmp_path):
-    split_path = write_split(tmp_path)
+    split_path = write_split_text(tmp_path)
     save_label(dataset / "labels/a.nii.gz", np.s_[1:3, 2:7, 4:5])
     save_label(dataset / "labels/b.nii.gz", np.s_[:, :, :])
     save_label(dataset / "labels/d.nii.gz", np.s_[0, 0, 0])
@@ -377,7 +426,7 @@ def test_boxes_are_not_overwritten_unasked(tmp_path):
 
 
 def test_labels_without_a_box(dataset, tmp_path):
-    split_path = write_split(tmp_path)
+    split_path = write_split_text(tmp_path)
     save_label(dataset / "labels/a.nii.gz", np.s_[:0])
     save_label(dataset / "labels/d.nii.gz", np.s_[1, 1, 1, 1], shape=(4, 4, 4, 2))
     save_label(dataset / "labels/e.nii.gz", np.s_[1, 1, 1])
@@ -396,7 +445,7 @@ def test_labels_without_a_box(dataset, tmp_path):
 def test_boxes_need_labels(dataset, tmp_path):
     shutil.rmtree(dataset / "labels")
     with pytest.raises(BundleError, match=r"no case of .* has a label labels/"):
-        write_boxes(dataset, write_split(tmp_path))
+        write_boxes(dataset, write_split_text(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -418,4 +467,4 @@ def test_broken_boxes_file(text, message, dataset, tmp_path):
     if text is not None:
         (dataset / "boxes.json").write_text(text)
     with pytest.raises(BundleError, match=message):
-        load_cases(dataset, write_split(tmp_path), lists=["labeled"], with_boxes=True)
+        load_cases(dataset, write_split_text(tmp_path), lists=["labeled"], with_boxes=True)

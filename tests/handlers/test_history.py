@@ -77,6 +77,15 @@ def test_numbers_of_the_kept_rows_stay_as_they_are(tmp_path):
     assert [line.split(",")[-1] for line in lines] == ["loss", digits, "nan", "", "0.25"]
 
 
+def test_time_counts_on_after_a_resume(tmp_path):
+    (tmp_path / "history.csv").write_text(HEADER + row(1) + row(2).replace("1.25", "100.5") + row(3))
+    resume(tmp_path, 2)
+    seconds = pd.read_csv(tmp_path / "history.csv")["seconds"].tolist()
+    assert seconds[:2] == [1.25, 100.5]
+    assert 100.5 <= seconds[2] < 200
+    assert b"\r" not in (tmp_path / "history.csv").read_bytes()
+
+
 def test_an_empty_table_of_the_validation_is_removed(tmp_path):
     (tmp_path / "history.csv").write_text(HEADER + row(1))
     (tmp_path / "validation.csv").write_text("iteration,mean_dice\n200,0.5\n")

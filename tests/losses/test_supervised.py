@@ -33,6 +33,15 @@ def test_value_by_hand():
     assert SupervisedLoss(cross_entropy_weight=0)(logits, label).item() == pytest.approx(1 / 3, abs=1e-5)
 
 
+def test_value_by_hand_without_squares():
+    # The two voxels from above: 1 - 2 * 0.5 / (2 * 0.5 + 1) = 1/2.
+    logits = torch.zeros(1, 2, 2, 1, 1)
+    label = torch.tensor([1, 0]).reshape(1, 1, 2, 1, 1)
+    assert SupervisedLoss(squared=False)(logits, label).item() == pytest.approx(math.log(2) + 1 / 2, abs=1e-5)
+    loss = SupervisedLoss(dice_weight=0.5, cross_entropy_weight=0, squared=False)
+    assert loss(logits, label).item() == pytest.approx(1 / 4, abs=1e-5)
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_equals_numpy(num_classes):
     random = np.random.default_rng(0)
@@ -43,6 +52,13 @@ def test_equals_numpy(num_classes):
     assert loss.item() == pytest.approx(2 * cross_entropy + 0.5 * dice, rel=1e-5)
 
 
+def test_three_classes_without_squares():
+    # Classes 1 and 2 of two voxels at p = 1/3, one of them class 1: 1 - 2/3 / (2/3 + 1) and, without a voxel, 1.
+    label = torch.tensor([1, 0]).reshape(1, 1, 2, 1, 1)
+    loss = SupervisedLoss(cross_entropy_weight=0, squared=False)(torch.zeros(1, 3, 2, 1, 1), label)
+    assert loss.item() == pytest.approx((3 / 5 + 1) / 2, abs=1e-4)
+
+
 def test_zero_for_a_perfect_prediction_and_label_of_any_number_type():
     label = torch.randint(0, 3, (2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
     logits = 100 * torch.nn.functional.one_hot(label[:, 0], 3).movedim(-1, 1).float()
@@ -50,9 +66,10 @@ def test_zero_for_a_perfect_prediction_and_label_of_any_number_type():
     assert SupervisedLoss()(logits, label.float()) == SupervisedLoss()(logits, label.byte())
 
 
-def test_all_background_is_finite_with_gradient():
+@pytest.mark.parametrize("squared", [True, False])
+def test_all_background_is_finite_with_gradient(squared):
     logits = torch.randn(2, 3, 4, 4, 4).requires_grad_()
-    loss = SupervisedLoss()(logits, torch.zeros(2, 1, 4, 4, 4))
+    loss = SupervisedLoss(squared=squared)(logits, torch.zeros(2, 1, 4, 4, 4))
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
