@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from rich.markup import escape
 
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
+from .data.prepare.conversion import image_path, label_path
+from .data.prepare.dataset import SplitSettings, prepare_dataset
 from .data.splits import write_boxes
 from .errors import BundleError
+from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
+from .evaluation.report.report import write_report
+from .grid.definition import define_grid, method_names
+from .grid.execution import run_cell, run_grid
+from .predict import inference_configs, predict_volumes
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -92,6 +100,103 @@ def check(
     _console.print("no problem found")
 
 
+def prepare(
+    name: str,
+    output_dir: str,
+    source: str | None = None,
+    fold: int | str | None = None,
+    num_folds: int | None = None,
+    num_labeled: int | None = None,
+    labeled: str | list[str] | None = None,
+    num_validation: int = 0,
+    seed: int = 0,
+    spacing: float | list[float] | None = None,
+    jobs: int = 2,
+    crop_to_label: bool | None = None,
+    form: str | None = None,
+    tumor: str | None = None,
+    task: str | None = None,
+    channel: int | None = None,
+    test_images: bool | None = None,
+    table: str | None = None,
+    **others: Any,
+) -> None:
+    """Turn a data set as it comes from its source into images/, labels/ and split files, check it and draw it.
+
+    What was prepared before is kept, so that a run which was stopped goes on by the same command. A case that cannot be
+    read costs one line and exit code 1; the others are prepared.
+
+    Args:
+        name: left_atrium, pancreas, decathlon, or folder for data of your own.
+        output_dir: folder of the data set.
+        source: folder or tar file as it was downloaded.
+        fold: fold whose split is written as split_fold<K>_<N>.json, or all; without it split.json of fold 0.
+        num_folds: folds by patient, drawn with the seed; left_atrium and pancreas have those of the literature.
+        num_labeled: number of labeled cases.
+        labeled: the labeled cases by name, with commas between them, or a text file with one a line.
+        num_validation: cases of the validation list.
+        seed: seed of what is drawn.
+        spacing: size of a voxel in mm to resample to, one number or three; without it the files keep theirs.
+        jobs: cases that are converted at the same time.
+        crop_to_label: left_atrium: crop around the atrium as the literature does. This uses the REFERENCE LABEL, AT
+            TEST TIME TOO; results compare only to results with the same crop.
+        form: left_atrium: nrrd or h5, where the source has both.
+        tumor: pancreas: merge the tumor of Task07 into the pancreas (the default) or keep it as a class.
+        task: decathlon: task to download instead of a source, such as Task04_Hippocampus.
+        channel: decathlon: which channel of images with several, from 0.
+        test_images: decathlon: add the test images, which have no label, to the unlabeled cases.
+        table: folder: CSV file with the columns image, label, group instead of images/ and labels/.
+        **others: none; any other option is refused.
+    """
+    folder = Path(_text("output_dir", output_dir))
+    splits = SplitSettings(
+        fold=fold if fold is None or fold == "all" else _whole_number("fold", fold, at_least=0),
+        num_folds=None if num_folds is None else _whole_number("num_folds", num_folds, at_least=2),
+        num_labeled=None if num_labeled is None else _whole_number("num_labeled", num_labeled, at_least=1),
+        labeled=() if labeled is None else _case_names("labeled", labeled),
+        num_validation=_whole_number("num_validation", num_validation, at_least=0),
+        seed=_whole_number("seed", seed, at_least=0),
+    )
+    if splits.labeled and splits.num_labeled is not None:
+        raise BundleError("labeled and num_labeled must not both be given.")
+    # Only what was given: an option of another data set is refused.
+    options = dict(others)
+    for key, flag in (("crop_to_label", crop_to_label), ("test_images", test_images)):
+        options |= {} if flag is None else {key: _truth(key, flag)}
+    for key, text in (("form", form), ("tumor", tumor), ("task", task), ("table", table)):
+        options |= {} if text is None else {key: _text(key, text)}
+    options |= {} if channel is None else {"channel": _whole_number("channel", channel, at_least=0)}
+    jobs = _whole_number("jobs", jobs, at_least=1)
+    prepared = prepare_dataset(
+        _text("name", name),
+        None if source is None else Path(_text("source", source)),
+        folder,
+        splits=splits,
+        spacing_mm=None if spacing is None else _spacing(spacing),
+        jobs=jobs,
+        **options,
+    )
+    for line in (*prepared.problems, *prepared.notes):
+        _console.print(escape(line))
+    # The split files of several folds have the same cases.
+    findings = check_dataset(folder, prepared.split_files[0], jobs=jobs)
+    for line in (*findings.problems, *findings.summary):
+        _console.print(escape(line))
+    pictures = {
+        case: (image_path(folder, case), label_path(folder, case) if has_label else None)
+        for case, has_label in prepared.cases.items()
+    }
+    for path in (*prepared.split_files, *draw_montage(pictures, folder / "montage", jobs=jobs)):
+        _console.print(escape(str(path)))
+    num_problems = len(prepared.problems) + len(findings.problems)
+    if num_problems:
+        raise BundleError(
+            f"{len(prepared.cases)} of {prepared.num_found} cases are prepared in {folder}; "
+            f"{num_problems} problem(s), see the lines above."
+        )
+    _console.print(f"{len(prepared.cases)} cases are prepared in {escape(str(folder))}, no problem found")
+
+
 def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
     """Write the box of each case's reference label to boxes.json, as the pancreas protocol needs it.
 
@@ -143,6 +248,140 @@ def picture(image: str, prediction: str, output: str, reference: str | None = No
     _console.print(escape(output))
 
 
+def predict(
+    input: str,
+    output_dir: str,
+    data: str | None = None,
+    config_file: str | list[str] | None = None,
+    model: str | None = None,
+    dicom_seg: bool = False,
+    class_names: str | list[str] | None = None,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> None:
+    """Segment NIfTI volumes or DICOM series: a label map for each, and a DICOM SEG on demand.
+
+    Args:
+        input: a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders.
+        output_dir: folder of the label maps, ``<case>_seg.nii.gz``.
+        data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        config_file: configuration files instead of configs/inference.json and that of data.
+        model: TorchScript file of the network, instead of --ckpt_path.
+        dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
+        class_names: names of the foreground classes in the DICOM SEG, with commas between; by default those of data.
+        overwrite: replace files that are there.
+        **overrides: values by key of the configuration, such as --ckpt_path FILE or --patch_size "[96,96,96]".
+    """
+    if data is not None and config_file is not None:
+        raise BundleError("data names a configuration file as config_file does: give one of the two.")
+    if config_file is None:
+        files = inference_configs(None if data is None else _text("data", data))
+    else:
+        files = _texts("config_file", config_file)
+    predict_volumes(
+        _text("input", input),
+        _text("output_dir", output_dir),
+        files,
+        overrides=overrides,
+        model=None if model is None else _text("model", model),
+        dicom_seg=_truth("dicom_seg", dicom_seg),
+        class_names=None if class_names is None else _texts("class_names", class_names),
+        overwrite=_truth("overwrite", overwrite),
+    )
+    _console.print(escape(output_dir))
+
+
+def crossval(
+    data: str,
+    methods: str | list[str],
+    output_dir: str,
+    folds: int | list[int] | None = None,
+    seeds: int | list[int] = 0,
+    recipe: str = "budget",
+    dataset_dir: str | None = None,
+    split_file: str | None = None,
+    num_labeled: int | None = None,
+    jobs: int = 1,
+    launcher: str | None = None,
+    relaunch: bool = False,
+    reference: str | None = None,
+    **overrides: Any,
+) -> None:
+    """Train and evaluate methods by folds by seeds, each as a run of its own, and report them in one table.
+
+    A grid that was stopped goes on by the same command; the folder takes further methods, folds and seeds. A run that
+    fails is reported and does not stop the others.
+
+    Args:
+        data: name of the data overlay, such as hippocampus for configs/data_hippocampus.json.
+        methods: names such as supervised_vnet,mean_teacher,dual_network; all stands for every one of the bundle; a
+            path ending in .json is an overlay of your own.
+        output_dir: folder of the grid.
+        folds: numbers such as 0,1; without it the one split that the data overlay names.
+        seeds: numbers such as 0,1.
+        recipe: what all methods share: budget, paper, ...; original for each method's own.
+        dataset_dir: folder of the data set; by default that of the data overlay.
+        split_file: split file of your own, with {fold} for the number of the fold.
+        num_labeled: labeled cases of the bundle's split files.
+        jobs: runs at the same time on this machine.
+        launcher: command that takes a run elsewhere, such as "sbatch --gres=gpu:1 --wrap {command}".
+        relaunch: with a launcher, hand over again what was handed over and then cancelled.
+        reference: method that the report compares the others with.
+        **overrides: further keys of the configuration for all runs, such as --iterations 3000.
+    """
+    chosen = _texts("methods", methods)
+    grid = define_grid(
+        _text("data", data),
+        method_names() if chosen == ["all"] else chosen,
+        folds=None if folds is None else _whole_numbers("folds", folds),
+        seeds=_whole_numbers("seeds", seeds),
+        recipe=_text("recipe", recipe),
+        dataset_dir=None if dataset_dir is None else _text("dataset_dir", dataset_dir),
+        split_file=None if split_file is None else _text("split_file", split_file),
+        num_labeled=None if num_labeled is None else _whole_number("num_labeled", num_labeled, at_least=1),
+        overrides=overrides,
+    )
+    if reference is not None and reference not in grid.methods:
+        raise BundleError(f"reference must be one of {', '.join(grid.methods)}, got {reference!r}.")
+    folder = _text("output_dir", output_dir)
+    grid.write(folder)
+    failed = run_grid(
+        grid,
+        folder,
+        jobs=_whole_number("jobs", jobs, at_least=1),
+        launcher=None if launcher is None else _text("launcher", launcher),
+        relaunch=_truth("relaunch", relaunch),
+        console=_console,
+    )
+    if any(cell.evaluated for cell in grid.cells(folder)):
+        report(folder, reference=reference)
+    if failed:
+        raise BundleError(f"{len(failed)} of the runs failed: {', '.join(cell.name for cell in failed)}.")
+
+
+def cell(cell_dir: str) -> None:
+    """Train and evaluate one run of a grid; crossval and its launcher call this.
+
+    Args:
+        cell_dir: folder of the run, GRID/cells/METHOD/SPLIT_seedN.
+    """
+    # A launcher or a grid that stops this process must stop the training too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if not run_cell(_text("cell_dir", cell_dir)):
+        raise SystemExit(1)
+
+
+def report(output_dir: str, reference: str | None = None) -> None:
+    """Report a grid of runs: tables, tests, learning curves and pictures, as Markdown, CSV, LaTeX, PNG and HTML.
+
+    Args:
+        output_dir: folder of the grid; the report goes to its folder report.
+        reference: method that the others are compared with; by default the dual network.
+    """
+    path = write_report(_text("output_dir", output_dir), reference=reference)
+    _console.print(f"report: {escape(str(path))}")
+
+
 def _read_volume(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         volume: Any = nib.load(path)
@@ -174,6 +413,31 @@ def _texts(name: str, value: Any) -> list[str]:
     return [word.strip() for word in words]
 
 
+def _whole_numbers(name: str, value: Any) -> list[int]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    for number in values:
+        _whole_number(name, number, at_least=0)
+    if len(set(values)) != len(values):
+        raise BundleError(f"{name} must be different numbers, got {value!r}.")
+    return values
+
+
+def _case_names(name: str, value: Any) -> list[str]:
+    if isinstance(value, str) and Path(value).is_file():
+        return [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+    # Names of digits alone have become numbers.
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = [str(item) if type(item) is int else item for item in values]
+    return _texts(name, texts if len(texts) > 1 else texts[0])
+
+
+def _spacing(value: Any) -> list[float]:
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+    if len(numbers) != 3 or not all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
+        raise BundleError(f"spacing must be one or three sizes above 0 mm, got {value!r}.")
+    return [float(number) for number in numbers]
+
+
 def _truth(name: str, value: Any) -> bool:
     try:
         return str2bool(value)
@@ -189,7 +453,17 @@ def main(arguments: Any = None) -> None:
     """
     try:
         fire.Fire(
-            {"phantom": phantom, "check": check, "boxes": boxes, "picture": picture},
+            {
+                "phantom": phantom,
+                "check": check,
+                "prepare": prepare,
+                "boxes": boxes,
+                "picture": picture,
+                "predict": predict,
+                "crossval": crossval,
+                "cell": cell,
+                "report": report,
+            },
             command=arguments,
             name="python -m scripts",
         )

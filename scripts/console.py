@@ -9,7 +9,8 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     Raises:
         BundleError: when an override names a key that none of the configuration files has.
     """
+    silence_codec_warning()
     arguments = sys.argv if arguments is None else arguments
     if not arguments or Path(arguments[0]).parent.name != "bundle":
         return
@@ -44,14 +46,34 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     given = dict(_named_arguments(arguments[1:]))
     if "config_file" not in given or "args_file" in given:
         return
-    config = ConfigParser.load_config_files(DefaultParseValue(given["config_file"]))
-    for name in given:
+    names = [name for name in given if name not in _RUN_ARGUMENTS]
+    check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
+
+
+def silence_codec_warning() -> None:
+    """Keep MONAI from warning, whenever it makes a loader, that the GPU decoder of DICOM is not installed."""
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
+
+
+def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, arguments: Iterable[str]) -> None:
+    """Refuse overrides of keys that no configuration has.
+
+    Args:
+        names: keys to override, such as ``iterations`` or ``network_def#dropout``.
+        config_file: one configuration file or several.
+        arguments: other names that a misspelled one may have meant: the program's own arguments.
+
+    Raises:
+        BundleError: for the first key that none of the configuration files has; names the most similar one.
+    """
+    config = ConfigParser.load_config_files(config_file)
+    for name in names:
         path = name.replace("::", "#").split("#")
-        if name not in _RUN_ARGUMENTS and not _is_known(config, path):
-            others = [] if path[0] in config else [*config, *_RUN_ARGUMENTS]
+        if not _is_known(config, path):
+            others = [] if path[0] in config else [*config, *arguments]
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
-            raise BundleError(f"--{name} is no key of the configuration {given['config_file']}.{hint}")
+            raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
 
 
 def _is_known(place: Any, path: Sequence[str]) -> bool:
@@ -84,29 +106,38 @@ def report_in_one_line(kind: type[BaseException], error: BaseException, trace: T
         error: the exception.
         trace: its traceback.
     """
-    line = "stopped; a training goes on with --resume true" if issubclass(kind, KeyboardInterrupt) else _mistake(error)
-    if line is None:
+    if issubclass(kind, KeyboardInterrupt):
+        line = "stopped; a training goes on with --resume true"
+    elif (mistake := describe_mistake(error)) is not None:
+        line = f"error: {mistake}"
+    else:
         sys.__excepthook__(kind, error, trace)
         return
     sys.stderr.write(f"{line}\n")
     _let_threads_end()
 
 
-def _mistake(error: BaseException) -> str | None:
-    """Put a mistake into one line: also one that MONAI wraps into other exceptions; None for what is no mistake.
+def describe_mistake(error: BaseException) -> str | None:
+    """Put a mistake into one line, also one that MONAI wraps into other exceptions.
 
     A mistake is a :class:`BundleError`, a ValueError that an argument check of this bundle raised, a file or folder
     that the system refuses, or an argument that a configured object does not take.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        the line, None for what is no mistake.
     """
     component = None
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
-            return f"error: {cause}"
+            return str(cause)
         if isinstance(cause, OSError) and cause.filename is not None:
-            return f"error: {cause.filename}: {cause.strerror}"
+            return f"{cause.filename}: {cause.strerror}"
         if component is not None and isinstance(cause, (TypeError, ValueError)):
-            return f"error: {component} cannot be made from its configuration: {cause}"
+            return f"{component} cannot be made from its configuration: {cause}"
         found = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
         component = found.group(1) if found else component
         cause = cause.__cause__ or cause.__context__

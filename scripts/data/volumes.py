@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError
 
-_SUFFIXES = (".nii.gz", ".nii")
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
 _POSTFIX = re.compile(r"[\w.+-]+")
 _logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def case_name(path: Path) -> str:
     Returns:
         its name without ".nii" or ".nii.gz".
     """
-    return next((path.name[: -len(suffix)] for suffix in _SUFFIXES if path.name.endswith(suffix)), path.stem)
+    return next((path.name[: -len(suffix)] for suffix in VOLUME_SUFFIXES if path.name.endswith(suffix)), path.stem)
 
 
 def list_volumes(
@@ -112,15 +112,15 @@ def _volumes_at(root: Path) -> list[Path]:
         paths = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     else:
         raise BundleError(f"dataset_dir {root} does not exist: it must be a NIfTI file or a folder of them.")
-    paths = [path for path in paths if path.name.endswith(_SUFFIXES)]
+    paths = [path for path in paths if path.name.endswith(VOLUME_SUFFIXES)]
     if not paths:
         raise BundleError(f"dataset_dir {root} holds no volume: files that end in .nii.gz or .nii are expected.")
     return paths
 
 
 def _check_names(output_postfix: Any, output_ext: Any) -> None:
-    if output_ext not in _SUFFIXES:
-        raise BundleError(f"output_ext must be {' or '.join(_SUFFIXES)}, got {output_ext!r}.")
+    if output_ext not in VOLUME_SUFFIXES:
+        raise BundleError(f"output_ext must be {' or '.join(VOLUME_SUFFIXES)}, got {output_ext!r}.")
     # A number is refused as well: the writer takes 0 for no postfix.
     if not isinstance(output_postfix, str) or not _POSTFIX.fullmatch(output_postfix):
         raise BundleError(
@@ -128,7 +128,8 @@ def _check_names(output_postfix: Any, output_ext: Any) -> None:
         )
     if output_postfix.lower() in _OTHER_MAPS:
         raise BundleError(
-            f"output_postfix must not be {' or '.join(_OTHER_MAPS)}, the names of the other maps, got {output_postfix!r}."
+            f"output_postfix must not be {' or '.join(_OTHER_MAPS)}, the names of the other maps, "
+            f"got {output_postfix!r}."
         )
 
 

@@ -1,0 +1,368 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM series as volumes: found in a folder, checked slice by slice, put into one array with its geometry."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread
+from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.uid import UID
+
+from ..errors import BundleError
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_HEADER_TAGS = ["SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "Rows"]
+_GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+#: Directions and pixel sizes of slices that agree: they are written with six digits or more.
+_SAME = 1e-4
+#: How far a slice may be from its place in an even stack, in slice distances: scanners round positions to 0.1 mm.
+_UNEVEN = 0.1
+#: How far a slice may be shifted sideways, in pixels.
+_SHIFTED = 0.5
+_MILLIMETER = 2
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The image files of one series in one folder.
+
+    Args:
+        folder: folder of the files.
+        uid: SeriesInstanceUID; empty where an anonymization took it away.
+        number: SeriesNumber, 0 when there is none.
+        modality: such as ``CT`` or ``MR``.
+        description: SeriesDescription.
+        files: files of its images, sorted by name.
+        damaged: DICOM files of the folder whose header cannot be read, so that they may belong to this series.
+    """
+
+    folder: Path
+    uid: str = ""
+    number: int = 0
+    modality: str = ""
+    description: str = ""
+    files: tuple[Path, ...] = ()
+    damaged: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        words = [word for word in (self.modality, self.description) if word]
+        return f"{self.uid or 'without UID'} ({', '.join([*words, f'{len(self.files)} files'])})"
+
+
+@dataclass(frozen=True, eq=False)
+class DicomVolume:
+    """A DICOM series as one array.
+
+    Args:
+        voxels: rescaled values (Hounsfield units for CT), (columns, rows, slices); int16 where that is exact, otherwise
+            float32.
+        affine: from voxel indices to millimeters in the RAS space of NIfTI, (4, 4).
+        datasets: headers of the slices without their pixels, in the order of ``voxels``.
+    """
+
+    voxels: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
+    datasets: tuple[Dataset, ...] = field(repr=False)
+
+    def to_nifti(self) -> nib.Nifti1Image:
+        """Put voxels and geometry into a NIfTI image.
+
+        Returns:
+            The image, its affine in both the qform and the sform.
+        """
+        image = nib.Nifti1Image(self.voxels, self.affine)
+        image.header.set_xyzt_units(_MILLIMETER)
+        image.set_qform(self.affine, code="scanner")
+        image.set_sform(self.affine, code="scanner")
+        return image
+
+
+def find_series(folder: str | Path) -> list[DicomSeries]:
+    """Find the image series of a folder and its subfolders.
+
+    Hidden files, files of other formats and DICOM objects that are no images (DICOMDIR, segmentations, structure sets,
+    reports) are passed over. Each series of each folder is one entry.
+
+    Args:
+        folder: folder to search.
+
+    Returns:
+        The series, sorted by folder, series number and UID.
+
+    Raises:
+        BundleError: when the folder does not exist or there is no DICOM image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise BundleError(f"{root} must be a folder with DICOM files, and there is no such folder.")
+    found = [series for place in _folders(root) for series in _series_of(place)]
+    if not found:
+        raise BundleError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
+    return found
+
+
+def read_series(source: str | Path | DicomSeries) -> DicomVolume:
+    """Read a series as one volume; what is no even stack of parallel slices is refused.
+
+    Args:
+        source: a series of :func:`find_series`, or a folder in which there is one series.
+
+    Returns:
+        Its voxels, geometry and headers. Slices are sorted along the normal of their plane, so that the axes of the
+        array are right-handed.
+
+    Raises:
+        BundleError: when there is no series or more than one, or the series cannot be read as a volume; names the
+            folder, what is wrong and what is allowed.
+    """
+    series = source if isinstance(source, DicomSeries) else _only_series(source)
+    if series.damaged:
+        raise _refusal(series, f"{_names(series.damaged)} cannot be read as DICOM; the file may be truncated")
+    slices = [_read_slice(series, path) for path in series.files]
+    datasets = [dataset for dataset, _ in slices]
+    if len(slices) < 2:
+        raise _refusal(series, "it has one slice, a volume needs at least two")
+    _check_same_plane(series, datasets)
+    positions = np.array([dataset.ImagePositionPatient for dataset in datasets], dtype=np.float64)
+    row, column = np.array(datasets[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    normal = np.cross(row, column)
+    order = np.argsort(positions @ normal, kind="stable")
+    files = [series.files[index] for index in order]
+    height, width = (float(size) for size in datasets[0].PixelSpacing)
+    distance = _check_stack(series, files, positions[order], normal, min(height, width))
+
+    # Pixel spacing names the distance of rows first; a row runs along the first axis of the array.
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([row * width, column * height, normal * distance])
+    affine[:3, 3] = positions[order[0]]
+    # DICOM's x and y point to the left and to the back of the patient, those of NIfTI to the right and the front.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    voxels = np.stack([slices[index][1] for index in order], axis=-1)
+    return DicomVolume(voxels, affine, tuple(datasets[index] for index in order))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for place, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(place)
+
+
+def _series_of(folder: Path) -> list[DicomSeries]:
+    groups: dict[str, list[Path]] = defaultdict(list)
+    headers: dict[str, Dataset] = {}
+    damaged = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or not _looks_like_dicom(path):
+            continue
+        try:
+            with _quiet():
+                header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+                is_image = _is_image(header)
+                uid = str(header.get("SeriesInstanceUID") or "")
+        # Damaged files make pydicom raise errors of many unrelated classes.
+        except Exception:
+            damaged.append(path)
+            continue
+        if is_image and "Rows" not in header:
+            damaged.append(path)
+        elif is_image:
+            groups[uid].append(path)
+            headers.setdefault(uid, header)
+    if damaged and not groups:
+        return [DicomSeries(folder, damaged=tuple(damaged))]
+    found = [
+        DicomSeries(
+            folder,
+            uid,
+            number=_whole(headers[uid].get("SeriesNumber")),
+            modality=str(headers[uid].get("Modality") or ""),
+            description=str(headers[uid].get("SeriesDescription") or ""),
+            files=tuple(files),
+            damaged=tuple(damaged),
+        )
+        for uid, files in groups.items()
+    ]
+    return sorted(found, key=lambda series: (series.number, series.uid))
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES
+
+
+def _is_image(header: Dataset) -> bool:
+    """Tell images from other objects by their class; by their rows where the class is private or was taken away."""
+    kind = UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    return "Image Storage" in kind.name if kind.name != str(kind) else "Rows" in header
+
+
+def _whole(value: Any) -> int:
+    return 0 if value is None else int(value)
+
+
+def _only_series(folder: str | Path) -> DicomSeries:
+    found = find_series(folder)
+    if len(found) > 1:
+        listed = "; ".join(f"{series} in {series.folder.name}" for series in found)
+        raise BundleError(f"{folder} holds {len(found)} series where one is expected: {listed}.")
+    return found[0]
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
+
+
+def _read_slice(series: DicomSeries, path: Path) -> tuple[Dataset, npt.NDArray[Any]]:
+    """Read one file: its header without the pixels, and its rescaled values, (columns, rows)."""
+    try:
+        with _quiet():
+            dataset = dcmread(path)
+            _check_slice(series, path, dataset)
+            values = _compact(apply_modality_lut(pixel_array(dataset), dataset))
+            del dataset.PixelData
+    except BundleError:
+        raise
+    # Damaged files make pydicom and the decoders raise errors of many unrelated classes.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _refusal(series, f"{path.name} cannot be read, the file may be truncated or damaged: {reason}") from error
+    return dataset, values.T
+
+
+def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
+    if "SharedFunctionalGroupsSequence" in dataset or int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise _refusal(
+            series, f"{path.name} is a multi-frame image, only files of one slice each can be read: convert it first"
+        )
+    color = dataset.get("PhotometricInterpretation", "MONOCHROME2")
+    if dataset.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
+        raise _refusal(series, f"{path.name} is a color image ({color}), only one gray value a pixel can be read")
+    # Tags may be there and empty.
+    missing = [name for name in _GEOMETRY_TAGS if dataset.get(name) in (None, "")]
+    if missing:
+        raise _refusal(series, f"{path.name} lacks {', '.join(missing)}, without which it has no place in a volume")
+    directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=100 * _SAME):
+        raise _refusal(
+            series,
+            f"ImageOrientationPatient of {path.name} must be two unit vectors at right angles, got "
+            f"{_decimals(dataset.ImageOrientationPatient)}",
+        )
+    if len(dataset.PixelSpacing) != 2 or not all(size > 0 for size in dataset.PixelSpacing):
+        raise _refusal(
+            series, f"PixelSpacing of {path.name} must be two sizes above 0 mm, got {_decimals(dataset.PixelSpacing)}"
+        )
+    if "PixelData" not in dataset:
+        raise _refusal(series, f"{path.name} has no pixels; the file may be truncated")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not _can_decode(syntax):
+        raise _refusal(
+            series, f"{path.name} is compressed ({syntax.name}) and no decoder is there: pip install python-gdcm"
+        )
+
+
+def _can_decode(syntax: UID) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
+def _compact(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    limits = np.iinfo(np.int16)
+    is_exact = values.min() >= limits.min and values.max() <= limits.max and np.array_equal(values, np.rint(values))
+    return values.astype(np.int16 if is_exact else np.float32)
+
+
+# --- the stack --------------------------------------------------------------------------------------------------------
+
+
+def _check_same_plane(series: DicomSeries, datasets: Sequence[Dataset]) -> None:
+    first = datasets[0]
+    for path, dataset in zip(series.files, datasets):
+        for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
+            expected, value = first[name].value, dataset[name].value
+            if not np.allclose(np.array(value, np.float64), np.array(expected, np.float64), atol=_SAME, rtol=0):
+                raise _refusal(
+                    series,
+                    f"{name} must be the same in all files, got {_decimals(expected)} in {series.files[0].name} and "
+                    f"{_decimals(value)} in {path.name}",
+                )
+
+
+def _check_stack(
+    series: DicomSeries,
+    files: Sequence[Path],
+    positions: npt.NDArray[Any],
+    normal: npt.NDArray[Any],
+    pixel_mm: float,
+) -> float:
+    """Make sure that sorted slices lie evenly and straight above each other; return their distance in mm."""
+    heights = positions @ normal
+    gaps = np.diff(heights)
+    closest = int(gaps.argmin())
+    if gaps[closest] <= _SAME:
+        raise _refusal(
+            series,
+            f"{_names(files[closest : closest + 2])} are at the same position ({heights[closest]:.2f} mm); each "
+            "position may be there once: separate the phases, echoes or copies into folders and series",
+        )
+    shifts = np.linalg.norm(positions - positions[0] - np.outer(heights - heights[0], normal), axis=1)
+    if shifts.max() > _SHIFTED * pixel_mm:
+        worst = int(shifts.argmax())
+        angle = math.degrees(math.atan2(shifts[worst], heights[worst] - heights[0]))
+        raise _refusal(
+            series,
+            f"its slices are shifted sideways by up to {shifts[worst]:.1f} mm, as a gantry tilt of {angle:.1f} degrees "
+            "does; they must lie straight above each other: resample the series first",
+        )
+    distance = float(heights[-1] - heights[0]) / len(gaps)
+    if np.abs(heights - heights[0] - distance * np.arange(len(heights))).max() > _UNEVEN * distance:
+        usual = float(np.median(gaps))
+        odd = int(np.abs(gaps - usual).argmax())
+        raise _refusal(
+            series,
+            f"the slices at {heights[odd]:.2f} mm and {heights[odd + 1]:.2f} mm ({_names(files[odd : odd + 2])}) are "
+            f"{gaps[odd]:.2f} mm apart where {usual:.2f} mm are usual; distances must be even: a slice may be missing",
+        )
+    return distance
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _refusal(series: DicomSeries, problem: str) -> BundleError:
+    return BundleError(f"{series.folder}, DICOM series {series}: {problem}.")
+
+
+def _names(files: Sequence[Path]) -> str:
+    shown = " and ".join(path.name for path in files[:2])
+    return f"{shown} and {len(files) - 2} more" if len(files) > 2 else shown
+
+
+def _decimals(value: Any) -> str:
+    numbers = np.atleast_1d(np.array(value, dtype=np.float64))
+    return f"[{', '.join(f'{number:g}' for number in numbers)}]" if numbers.size > 1 else f"{numbers[0]:g}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom from warning about each tag that breaks a rule without harm: most scanners write some."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Tar files of a source, unpacked so that nothing gets out of the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ...errors import BundleError
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a tar file; what was unpacked before is not unpacked again.
+
+    Args:
+        archive: tar file, also a compressed one.
+        folder: folder to unpack into; it appears when all is unpacked.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BundleError: When the file is broken, or holds links or paths that lead out of the folder.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if not (member.isfile() or member.isdir()):
+                    raise BundleError(
+                        f"{archive}: {member.name} is a link or a device, only files and folders are unpacked."
+                    )
+                tar.extract(member, temporary, filter="data")
+        os.replace(temporary, folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        # The system names the file where the disk is full; a broken archive does not.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise BundleError(f"{archive} cannot be unpacked, the download may be incomplete: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

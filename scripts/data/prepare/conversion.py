@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion of a source's cases into images/ and labels/: in parallel, resumable, a bad case costs one line."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import nibabel as nib
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...errors import BundleError
+from ...files import replacing
+from ..splits import IMAGE_PATTERN, LABEL_PATTERN, is_inside
+from .reading import SourceCase, resample
+
+
+def convert_cases(
+    cases: Sequence[SourceCase], output_dir: Path, *, spacing_mm: Sequence[float] | None = None, jobs: int = 2
+) -> tuple[list[str], list[str]]:
+    """Convert the cases that are not there yet.
+
+    Args:
+        cases: cases of the source.
+        output_dir: folder of the data set.
+        spacing_mm: spacing to resample to; None keeps that of the files.
+        jobs: cases converted at the same time.
+
+    Returns:
+        One line for each case that could not be converted, which starts with its name, and one for each note.
+
+    Raises:
+        OSError: When a file cannot be written: the other ones could not either.
+    """
+    todo = [case for case in cases if not is_done(case, output_dir)]
+    problems: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    columns = (
+        TextColumn("prepare"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    # Threads do: unpacking, numpy and the decoders let go of the interpreter's lock, and no volume need be sent between
+    # processes.
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        ThreadPoolExecutor(max_workers=jobs) as pool,
+    ):
+        task = progress.add_task("prepare", total=len(cases), completed=len(cases) - len(todo))
+        futures = {pool.submit(_convert, case, output_dir, spacing_mm): case.name for case in todo}
+        try:
+            for future in as_completed(futures):
+                name = futures[future]
+                try:
+                    note = future.result()
+                except BundleError as error:
+                    problems[name] = str(error)
+                else:
+                    notes |= {name: note} if note else {}
+                progress.advance(task)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [f"{name}: {problems[name]}" for name in sorted(problems)], [
+        f"{name}: {notes[name]}" for name in sorted(notes)
+    ]
+
+
+def image_path(output_dir: Path, case: str) -> Path:
+    """Return where the image of a case is written."""
+    return output_dir / IMAGE_PATTERN.replace("{case}", case)
+
+
+def label_path(output_dir: Path, case: str) -> Path:
+    """Return where the label of a case is written."""
+    return output_dir / LABEL_PATTERN.replace("{case}", case)
+
+
+def is_done(case: SourceCase, output_dir: Path) -> bool:
+    """Tell whether a case is there; its files have been renamed to their place as a whole."""
+    return image_path(output_dir, case.name).is_file() and (
+        not case.has_label or label_path(output_dir, case.name).is_file()
+    )
+
+
+def _convert(case: SourceCase, output_dir: Path, spacing_mm: Sequence[float] | None) -> str:
+    try:
+        volumes = case.read()
+        if spacing_mm is not None:
+            volumes = resample(volumes, spacing_mm)
+    except BundleError:
+        raise
+    except Exception as error:  # what no reader foresaw must not stop the other cases either
+        raise BundleError(" ".join(str(error).split()) or type(error).__name__) from error
+    targets = {image_path(output_dir, case.name): volumes.image}
+    if volumes.label is not None:
+        targets[label_path(output_dir, case.name)] = volumes.label
+    for path, volume in targets.items():
+        if not is_inside(path, output_dir):
+            raise BundleError(f"{path} leads out of {output_dir}.")
+        _write(volume, path)
+    return volumes.note
+
+
+def _write(volume: nib.Nifti1Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        # Not by nibabel.save, which tells the format by the end of the name. Without a time the bytes repeat.
+        temporary.write_bytes(gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0))

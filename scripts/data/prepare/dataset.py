@@ -1,0 +1,289 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation of a data set: its cases converted, its split files written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ...errors import BundleError
+from ..phantom import write_json
+from ..splits import LIST_NAMES, is_inside, write_split
+from .archive import unpack
+from .conversion import convert_cases, is_done, label_path
+from .decathlon import download, find_decathlon
+from .folder import find_folder
+from .folds import FoldCase, Lists, draw_lists, protocol_lists, shipped_splits
+from .left_atrium import find_left_atrium
+from .pancreas import find_pancreas
+from .reading import Source, SourceCase
+
+_FINDERS: Mapping[str, Callable[..., Source]] = {
+    "left_atrium": find_left_atrium,
+    "pancreas": find_pancreas,
+    "decathlon": find_decathlon,
+    "folder": find_folder,
+}
+_SETTINGS_FILE, _SOURCE_FOLDER = "prepared.json", "source"
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which split files are written, and how their cases are chosen.
+
+    Attributes:
+        fold: number of the fold of ``split_fold<K>_<N>.json`` (without N where no number of labeled cases is set), "all"
+            for every one, None for ``split.json`` of fold 0.
+        num_folds: number of folds; None for that of the data set.
+        num_labeled: number of labeled cases; None for that of the data set.
+        labeled: labeled cases by name instead.
+        num_validation: cases of the validation list.
+        seed: seed of what is drawn.
+    """
+
+    fold: int | str | None = None
+    num_folds: int | None = None
+    num_labeled: int | None = None
+    labeled: Sequence[str] = ()
+    num_validation: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was prepared.
+
+    Attributes:
+        cases: the cases that are there, with whether they have a label.
+        split_files: the split files that were written or kept.
+        num_found: cases of the source.
+        problems: one line for each case that is not there.
+        notes: one line for each matter that people should know.
+    """
+
+    cases: Mapping[str, bool]
+    split_files: Sequence[Path]
+    num_found: int
+    problems: Sequence[str]
+    notes: Sequence[str]
+
+
+def prepare_dataset(
+    name: str,
+    source: Path | None,
+    output_dir: Path,
+    *,
+    splits: SplitSettings,
+    spacing_mm: Sequence[float] | None = None,
+    jobs: int = 2,
+    **options: Any,
+) -> Prepared:
+    """Turn a source into images/, labels/ and split files. What is there already is kept.
+
+    Args:
+        name: left_atrium, pancreas, decathlon or folder.
+        source: folder or tar file; None only for a Decathlon task that is downloaded.
+        output_dir: folder of the data set.
+        splits: the split files.
+        spacing_mm: spacing to resample to; None keeps that of the files.
+        jobs: cases converted at the same time.
+        **options: options of the data set, see the function that finds its cases; and task, the Decathlon task to
+            download.
+
+    Returns:
+        What is there now.
+
+    Raises:
+        BundleError: When an option is not allowed, the source holds no case, the folder was prepared with other
+            options, a split file is there with other cases, or too few cases are there for the split.
+    """
+    if name not in _FINDERS:
+        raise BundleError(f"name must be one of {', '.join(_FINDERS)}, got {name!r}.")
+    _check_options(name, options)
+    _check_source(source, output_dir, task=options.get("task"))
+    defaults = {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
+    settings = json.loads(json.dumps({"name": name, "spacing": spacing_mm, **defaults, **options}))
+    _refuse_other_settings(output_dir, settings)
+    if source is None:
+        source = download(options["task"], output_dir)
+    if source.is_file():
+        source = unpack(source, output_dir / _SOURCE_FOLDER)
+    found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
+    cases, repeated = _unique(found.cases)
+    write_json(output_dir / _SETTINGS_FILE, settings)
+    problems, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
+    problems = [*found.problems, *repeated, *problems]
+    there = [case for case in cases if is_done(case, output_dir)]
+    if not there:
+        raise BundleError(f"none of the {len(cases) or len(problems)} cases in {source} could be prepared.")
+    paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
+    return Prepared(
+        cases={case.name: case.has_label for case in there},
+        split_files=paths,
+        num_found=len(found.cases) + len(found.problems),
+        problems=problems,
+        notes=[*found.notes, *notes, *split_notes],
+    )
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    allowed = [key for key in _parameters(name) if key != "source"]
+    allowed += ["task"] if name == "decathlon" else []
+    for key in options:
+        if key not in allowed:
+            raise BundleError(f"--{key} is no option of {name}; allowed are --{', --'.join(allowed)} and those of all.")
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_FINDERS[name]).parameters
+
+
+def _check_source(source: Path | None, output_dir: Path, *, task: str | None) -> None:
+    if (source is None) != (task is not None):
+        raise BundleError("source must be given, or task with the name of a Decathlon task to download, not both.")
+    if source is None:
+        return
+    if not source.exists():
+        raise BundleError(f"source {source} does not exist.")
+    if is_inside(output_dir, source):
+        raise BundleError(f"output_dir must not lie in source, got {output_dir} in {source}.")
+
+
+def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to mix cases that were prepared in different ways in one folder."""
+    path = output_dir / _SETTINGS_FILE
+    if path.is_file():
+        try:
+            present = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{path} is not JSON ({error}).") from error
+        if present != settings:
+            raise BundleError(
+                f"output_dir {output_dir} was prepared with {json.dumps(present)}, now with {json.dumps(settings)}: "
+                "choose another folder."
+            )
+    elif (output_dir / "images").exists() or (output_dir / "labels").exists():
+        raise BundleError(
+            f"output_dir {output_dir} holds images or labels that were not prepared here: choose another."
+        )
+
+
+def _unique(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], list[str]]:
+    # Some file systems do not tell capital letters from small ones.
+    counts = Counter(case.name.casefold() for case in cases)
+    repeated = sorted({case.name for case in cases if counts[case.name.casefold()] > 1})
+    return [case for case in cases if case.name not in repeated], [
+        f"{name}: several cases of the source have this name." for name in repeated
+    ]
+
+
+def _write_splits(
+    name: str, found: Source, there: Sequence[SourceCase], output_dir: Path, *, splits: SplitSettings, jobs: int
+) -> tuple[list[Path], list[str]]:
+    num_folds = found.num_folds if splits.num_folds is None else splits.num_folds
+    folds = range(num_folds) if splits.fold == "all" else [int(splits.fold or 0)]
+    lists: list[Lists] = []
+    notes: list[str] = []
+    if _follows_protocol(found, splits):
+        lists, notes = _lists_of_protocol(found, there, folds=folds, splits=splits)
+    source_of_lists = f"fold {{}} of the protocol of {found.protocol}"
+    is_drawn = not lists
+    if is_drawn:
+        fold_cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
+        lists = [
+            draw_lists(
+                fold_cases,
+                fold=fold,
+                num_folds=num_folds,
+                num_labeled=splits.num_labeled or found.num_labeled,
+                labeled=splits.labeled,
+                num_validation=splits.num_validation,
+                seed=splits.seed,
+            )
+            for fold in folds
+        ]
+        notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
+        source_of_lists = f"fold {{}} of {num_folds}, drawn with seed {splits.seed}"
+    # One name for the files of all folds, so that a pattern finds them.
+    number = splits.num_labeled or len(splits.labeled) or found.num_labeled
+    paths = []
+    for fold, drawn in zip(folds, lists):
+        counts = {key: len(drawn.lists[key]) for key in LIST_NAMES}
+        stem = "split" if splits.fold is None else f"split_fold{fold}" + f"_{number}" * bool(number)
+        split = write_split(
+            output_dir / f"{stem}.json",
+            name=f"{name}_fold{fold}_{counts['labeled']}",
+            description=f"{name}, {source_of_lists.format(fold)}: "
+            f"{', '.join(f'{count} {key}' for key, count in counts.items())}.",
+            lists=drawn.lists,
+            seed=splits.seed if is_drawn else None,
+        )
+        paths.append(split.path)
+    return paths, notes
+
+
+def _follows_protocol(found: Source, splits: SplitSettings) -> bool:
+    """Tell whether nothing was asked for that the protocol of the literature does not have."""
+    return bool(found.protocol) and not splits.labeled and not splits.num_validation and splits.num_folds is None
+
+
+def _lists_of_protocol(
+    found: Source, there: Sequence[SourceCase], *, folds: Sequence[int], splits: SplitSettings
+) -> tuple[list[Lists], list[str]]:
+    names = {case.name for case in found.cases}
+    num_labeled = splits.num_labeled or found.num_labeled or 1
+    lists = []
+    for fold in folds:
+        of_fold = protocol_lists(
+            found.protocol, fold=fold, num_labeled=num_labeled, found=names, withdrawn=found.withdrawn
+        )
+        if of_fold is None:
+            expected = {case for split in shipped_splits(found.protocol).values() for case in split.all_cases()}
+            missing = sorted(expected - found.withdrawn - names)
+            return [], [
+                f"the source lacks {len(missing)} cases of the protocol, such as {missing[0]}: the folds are drawn "
+                f"with seed {splits.seed}, and results do not compare to those of the literature."
+            ]
+        lists.append(of_fold)
+    failed = sorted(
+        {case for of_fold in lists for key in LIST_NAMES for case in of_fold.lists[key]} - {c.name for c in there}
+    )
+    if failed:
+        raise BundleError(
+            f"{len(failed)} cases of the protocol could not be prepared, such as {failed[0]}: the split is written "
+            "when all are there."
+        )
+    return lists, _left_out_notes(lists[0].left_out, "withdrawn by the publisher of the data")
+
+
+def _left_out_notes(cases: Sequence[str], reason: str) -> list[str]:
+    if not cases:
+        return []
+    shown = ", ".join(cases[:5]) + ", ..." * (len(cases) > 5)
+    return [f"{len(cases)} cases are in no list of the split ({reason}): {shown}."]
+
+
+def _describe(cases: Sequence[SourceCase], output_dir: Path, *, withdrawn: frozenset[str], jobs: int) -> list[FoldCase]:
+    def describe(case: SourceCase) -> FoldCase:
+        # A case and a group of the same name have nothing to do with each other.
+        group = f"group {case.group}" if case.group else f"case {case.name}"
+        if not case.has_label:
+            return FoldCase(case.name, group)
+        file: Any = nib.load(label_path(output_dir, case.name))
+        voxels = np.asanyarray(file.dataobj)
+        classes = tuple(int(value) for value in np.unique(voxels) if value)
+        voxel_mm3 = abs(float(np.linalg.det(file.affine[:3, :3])))
+        return FoldCase(case.name, group, classes, np.count_nonzero(voxels) * voxel_mm3)
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        return list(pool.map(describe, (case for case in cases if case.name not in withdrawn)))

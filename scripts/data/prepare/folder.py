@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A data set of one's own: a folder of images and labels, of DICOM series, or a table."""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ...errors import BundleError
+from ..splits import is_inside
+from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
+
+_COLUMNS = ("image", "label", "group")
+_IMAGES, _LABELS = "images", "labels"
+
+
+@dataclass(frozen=True)
+class _Row:
+    image: Path
+    label: Path | None = None
+    group: str = ""
+
+
+def find_folder(source: Path, *, table: str | None = None) -> Source:
+    """Find the cases of a folder.
+
+    Images are NIfTI or NRRD files, or folders of one DICOM series each.
+
+    Args:
+        source: folder with ``images/`` and ``labels/``, matched by name; images without a label are unlabeled. Without
+            ``images/``, each folder in it but ``labels/`` is a case in DICOM.
+        table: CSV file with the columns image, label and group instead, its paths relative to the source; label and
+            group may be empty. Cases of one group, such as a patient, stay on one side of a split.
+
+    Returns:
+        The cases, named as their image files or folders; where names repeat, with their folders before them.
+
+    Raises:
+        BundleError: When there is no image, or the table does not have these columns.
+    """
+    rows, problems, notes = _list_folder(source) if table is None else _read_table(source, Path(table))
+    counts = Counter(_name(row.image) for row in rows)
+    cases = []
+    for row in rows:
+        name = _name(row.image)
+        if counts[name] > 1:
+            name = "_".join([*row.image.relative_to(source).parent.parts, name])
+        read = partial(_read, row, source=source)
+        cases.append(SourceCase(name, read, has_label=row.label is not None, group=row.group))
+    if not cases and not problems:
+        raise BundleError(f"source {source} holds no image: NIfTI or NRRD files, or folders of DICOM, are expected.")
+    return Source(cases, problems, notes)
+
+
+def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
+    has_images = (source / _IMAGES).is_dir()
+    entries = _visible(source / _IMAGES if has_images else source)
+    labels = {_name(path): path for path in _visible(source / _LABELS) if stem(path) is not None}
+    images, others = [], []
+    for path in entries:
+        is_image = path.is_dir() if not has_images else path.is_dir() or stem(path) is not None
+        if is_image and path != source / _LABELS:
+            images.append(path)
+        elif path.is_file():
+            others.append(path.name)
+    rows = [_Row(path, labels.pop(_name(path), None)) for path in images]
+    problems = [f"{name}: {_LABELS}/{path.name} has no image." for name, path in sorted(labels.items())]
+    notes = [f"{len(others)} files are no volumes and passed over, such as {others[0]}."] if others else []
+    return rows, problems, notes
+
+
+def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[str]]:
+    try:
+        # A byte order mark is what spreadsheets begin with.
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"table {table} cannot be read as text in UTF-8: {error}.") from error
+    reader = csv.DictReader(text.splitlines())
+    columns = reader.fieldnames or ()
+    if sorted(columns) != sorted(_COLUMNS):
+        raise BundleError(
+            f"table {table} must have the columns {', '.join(_COLUMNS)}, got {', '.join(columns) or 'none'}."
+        )
+    rows: list[_Row] = []
+    problems = []
+    for number, line in enumerate(reader, start=2):
+        values = {column: (line[column] or "").strip() for column in _COLUMNS}
+        if not values["image"] or None in line:
+            problems.append(
+                f"{table.name}, line {number}: must have an image, a label and a group, the latter may be empty."
+            )
+            continue
+        paths = [Path(values[key]) for key in ("image", "label")]
+        if any(path.is_absolute() or not is_inside(source / path, source) for path in paths):
+            problems.append(f"{table.name}, line {number}: paths must be relative and stay in {source}.")
+            continue
+        label = source / values["label"] if values["label"] else None
+        rows.append(_Row(source / values["image"], label, values["group"]))
+    return rows, problems, []
+
+
+def _read(row: _Row, *, source: Path) -> Volumes:
+    image = read_image(row.image, source=source)
+    return Volumes(image, None if row.label is None else read_label(row.label, image, source=source))
+
+
+def _name(path: Path) -> str:
+    return stem(path) or unicodedata.normalize("NFC", path.name)
+
+
+def _visible(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The tables as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from .figures import Picture
+from .tables import Mark, Table
+
+_MARKDOWN: dict[Mark | None, str] = {"best": "**{}**", "second": "<ins>{}</ins>", None: "{}"}
+_LATEX: dict[Mark | None, str] = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", None: "{}"}
+_LATEX_CHARACTERS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "\N{MINUS SIGN}": "$-$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def markdown(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    remarks: Sequence[str],
+) -> str:
+    """The report as Markdown, with the pictures beside it.
+
+    Args:
+        title: heading.
+        facts: names and values of what was compared.
+        tables: the tables in order.
+        pictures: the pictures, in the folder of the report.
+        remarks: what is missing and why.
+
+    Returns:
+        The text.
+    """
+    blocks = [f"# {_markdown_text(title)}"]
+    blocks.append("\n".join(f"- {_markdown_text(name)}: {_markdown_text(value)}" for name, value in facts))
+    for table in tables:
+        lines = [[_markdown_text(text) for text in table.heading], [":--"] + ["--:"] * (len(table.heading) - 1)]
+        lines += _marked(table, _markdown_text, _MARKDOWN)
+        blocks.append(f"## {_markdown_text(table.title)}")
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        blocks.append(_markdown_text(table.note))
+    blocks.append("## Figures")
+    blocks += [f"![{_markdown_text(picture.caption)}]({picture.path.name})" for picture in pictures]
+    blocks += [_markdown_text(remark) for remark in remarks]
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """The tables as LaTeX, to be read into a document that loads booktabs and graphicx.
+
+    Args:
+        tables: the tables in order.
+
+    Returns:
+        The text: a table environment each, no wider than the text.
+    """
+    blocks = [r"% \usepackage{booktabs,graphicx}"]
+    for table in tables:
+        lines = [" & ".join(line) + r" \\" for line in _marked(table, latex_text, _LATEX)]
+        blocks.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{latex_text(table.title)}. {latex_text(table.note)}}}",
+                    rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}",
+                    r"\resizebox{\textwidth}{!}{%",
+                    rf"\begin{{tabular}}{{l{'r' * (len(table.heading) - 1)}}}",
+                    r"\toprule",
+                    " & ".join(latex_text(name) for name in table.heading) + r" \\",
+                    r"\midrule",
+                    *lines,
+                    r"\bottomrule",
+                    r"\end{tabular}}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """A text with the characters escaped that LaTeX reads as commands.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The escaped text.
+    """
+    return "".join(_LATEX_CHARACTERS.get(character, character) for character in text)
+
+
+def _markdown_text(text: str) -> str:
+    # Angle brackets would begin a tag. Underscores within a word and brackets without an address mean nothing.
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _marked(table: Table, escape: Callable[[str], str], forms: dict[Mark | None, str]) -> list[list[str]]:
+    return [
+        [forms[table.marks.get((row, column))].format(escape(text)) for column, text in enumerate(line)]
+        for row, line in enumerate(table.rows)
+    ]

@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What a grid of runs has left in its folder: which cells were evaluated, and what became of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from ...errors import BundleError
+from ..case_report import CaseReport
+from ..metrics import METRIC_NAMES
+from ..pictures import _read_table
+
+CellStatus = Literal["evaluated", "failed", "damaged", "not evaluated", "not run"]
+#: Split and seed: what the cells of two methods must share to be compared.
+Run = tuple[str, int]
+
+_COLUMNS = ["case", "class", "status", *METRIC_NAMES]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        method: name of the method.
+        split: name of the split.
+        seed: seed of the training.
+        folder: folder of the run.
+        status: how far it came.
+        error: why it failed or cannot be read, in one line; empty otherwise.
+        report: the metrics of its test cases, for an evaluated cell.
+    """
+
+    method: str
+    split: str
+    seed: int
+    folder: Path
+    status: CellStatus
+    error: str = ""
+    report: CaseReport | None = None
+
+    @property
+    def run(self) -> Run:
+        """Split and seed."""
+        return self.split, self.seed
+
+    @cached_property
+    def case_means(self) -> pd.DataFrame:
+        """Metrics of each case, averaged over its classes (distances: over those found); the index is the case."""
+        assert self.report is not None
+        return self.report.cases().groupby("case", sort=False)[list(METRIC_NAMES)].mean()
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A table that the training wrote, by iteration.
+
+        Args:
+            name: file name, such as ``"history.csv"``.
+
+        Returns:
+            The table, or None where there is none or it has no rows yet.
+        """
+        try:
+            return _read_table(self.folder / name)
+        except BundleError:
+            return None
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What ``run.json`` tells of the training; empty without that file."""
+        return _read_json(self.folder / "run.json") or {}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a grid of runs.
+
+    Attributes:
+        folder: folder of the grid.
+        facts: the content of ``grid.json``.
+        methods: names of the methods in the order of the report.
+        class_names: names of the foreground classes in the order of their labels.
+        cells: a cell for each method, split and seed, in this order.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    methods: list[str]
+    class_names: list[str]
+    cells: list[Cell]
+
+    def evaluated(self, method: str) -> dict[Run, Cell]:
+        """The evaluated cells of a method by split and seed.
+
+        Args:
+            method: name of the method.
+
+        Returns:
+            The cells in the order of the grid.
+        """
+        return {cell.run: cell for cell in self.cells if cell.method == method and cell.status == "evaluated"}
+
+    @cached_property
+    def evaluated_methods(self) -> list[str]:
+        """Methods with an evaluated cell, in order."""
+        return [method for method in self.methods if self.evaluated(method)]
+
+    @cached_property
+    def evaluated_runs(self) -> list[Run]:
+        """Splits and seeds that at least one method was evaluated on, in order."""
+        return list(dict.fromkeys(cell.run for cell in self.cells if cell.status == "evaluated"))
+
+
+def read_grid(output_dir: str | Path) -> Grid:
+    """Read the folder of a grid of runs.
+
+    Args:
+        output_dir: folder with ``grid.json`` and ``cells/<method>/<split>_seed<seed>/``.
+
+    Returns:
+        The grid. Cells that are missing, failed or unreadable are in it, with their status.
+
+    Raises:
+        BundleError: when there is no readable ``grid.json``, or no cell was evaluated.
+    """
+    folder = Path(output_dir)
+    path = folder / "grid.json"
+    if not path.is_file():
+        raise BundleError(f"output_dir must be the folder of a grid of runs with grid.json, got {folder}.")
+    facts = _read_json(path)
+    if facts is None or facts.get("version") != 1:
+        raise BundleError(f"{path} must be a JSON object of version 1: it is damaged, or of another release.")
+    for name, kind in (("methods", list), ("splits", dict), ("seeds", list), ("class_names", list)):
+        if not isinstance(facts.get(name), kind) or not facts[name]:
+            raise BundleError(f"{path}: {name} must be a {kind.__name__} with an entry, got {facts.get(name)!r}.")
+    cells = [
+        _read_cell(folder / "cells" / method / f"{split}_seed{seed}", method, split, seed, facts["class_names"])
+        for method in facts["methods"]
+        for split in facts["splits"]
+        for seed in facts["seeds"]
+    ]
+    if not any(cell.status == "evaluated" for cell in cells):
+        raise BundleError(f"{folder} has no evaluated cell (of {len(cells)}): there is nothing to report on yet.")
+    return Grid(folder, facts, facts["methods"], facts["class_names"], cells)
+
+
+def _read_cell(folder: Path, method: str, split: str, seed: int, class_names: list[str]) -> Cell:
+    if not folder.is_dir():
+        return Cell(method, split, seed, folder, "not run")
+    path = folder / "evaluation" / "metrics_cases.csv"
+    if not path.is_file():
+        outcome = _read_json(folder / "cell.json") or {}
+        if outcome.get("status") != "failed":
+            return Cell(method, split, seed, folder, "not evaluated")
+        return Cell(method, split, seed, folder, "failed", " ".join(str(outcome.get("error")).split()))
+    try:
+        report = _read_cases(path, class_names)
+    except (BundleError, ValueError) as error:
+        return Cell(method, split, seed, folder, "damaged", " ".join(f"{path.name}: {error}".split()))
+    return Cell(method, split, seed, folder, "evaluated", report=report)
+
+
+def _read_cases(path: Path, class_names: list[str]) -> CaseReport:
+    # Names are taken as they are: a case may be called NA, a class 1.
+    table = pd.read_csv(
+        path,
+        dtype={"case": str, "class": str, "status": str},
+        keep_default_na=False,
+        na_values={metric: ["", "nan"] for metric in METRIC_NAMES},
+    )
+    if list(table) != _COLUMNS or table.empty:
+        raise BundleError(f"it must have rows and the columns {_COLUMNS}, got {len(table)} rows of {list(table)}.")
+    report = CaseReport(path.parent, class_names)
+    for case, rows in table.groupby("case", sort=False):
+        report.add(str(case), rows.astype(dict.fromkeys(METRIC_NAMES, float)).to_dict("records"))
+    return report
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no such file or no object in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the report: what each cell says, which of them are marked, and the numbers behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+from ..case_report import _HEADINGS, MEAN_OVER_CLASSES, _mean_and_deviation, _plural
+from .comparison import HIGHER_IS_BETTER, compare
+from .grid import Grid
+from .summary import costs, spread_is_over_runs, summarize
+
+Mark = Literal["best", "second"]
+#: Metrics that are tested: one of the overlaps, which tell the same, and both distances.
+TESTED_METRICS = ("dice", "hd95_voxel", "asd_voxel")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to read and the same to compute with.
+
+    Attributes:
+        name: file name without its ending.
+        title: heading.
+        heading: names of the columns.
+        rows: texts, a list a row; the first column names the row.
+        numbers: the values behind the texts, unrounded.
+        keys: columns of ``numbers`` that name a row.
+        note: what a reader must know.
+        marks: (row, column) of the best values and the second best ones.
+    """
+
+    name: str
+    title: str
+    heading: list[str]
+    rows: list[list[str]]
+    numbers: pd.DataFrame
+    keys: list[str]
+    note: str
+    marks: dict[tuple[int, int], Mark] = field(default_factory=dict)
+
+
+def make_tables(grid: Grid, reference: str) -> list[Table]:
+    """All tables of the report in order.
+
+    Args:
+        grid: the grid of runs.
+        reference: name of the method that the others are tested against.
+
+    Returns:
+        Metrics, metrics of each class (where there are several), tests (where there are several methods), cost, and
+        the state of each cell.
+    """
+    summary = summarize(grid)
+    note = _summary_note(grid)
+    overall = summary[summary["class"] == MEAN_OVER_CLASSES]
+    several = len(grid.class_names) > 1
+    title = "Test metrics, mean over the classes" if several else f"Test metrics: {grid.class_names[0]}"
+    tables = [_metrics_table("table_metrics", title, overall, grid, note)]
+    if several:
+        for number, name in enumerate(grid.class_names, start=1):
+            of_class = summary[summary["class"] == name]
+            tables.append(_metrics_table(f"table_class_{number}", f"Test metrics: {name}", of_class, grid, note))
+    if len(grid.evaluated_methods) > 1:
+        tables += [_comparison_table(grid, reference, metric) for metric in TESTED_METRICS]
+    cost = costs(grid)
+    if not cost.empty:
+        tables.append(_cost_table(cost, reference))
+    return [*tables, _cells_table(grid)]
+
+
+def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark | None]:
+    """Which of the values are the best and the second best.
+
+    Equal values share their rank, and the next one is counted after all of them: behind two best ones nothing is second
+    best. A value is only marked when another one is worse.
+
+    Args:
+        values: numbers as they are shown; NaN takes no part.
+        higher_is_better: whether the largest is the best.
+
+    Returns:
+        A mark or None for each value.
+    """
+    ranks = pd.Series(values, dtype=float).rank(method="min", ascending=not higher_is_better)
+    marks: dict[float, Mark] = {1.0: "best", 2.0: "second"}
+    return [marks.get(rank) if rank < ranks.max() else None for rank in ranks]
+
+
+def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: Grid, note: str) -> Table:
+    heading = ["method", *_HEADINGS.values(), "cases", "missed", "false positive", "runs"]
+    planned = len(grid.cells) // len(grid.methods)
+    rows = [
+        [
+            row["method"],
+            *(
+                _mean_and_deviation(row[f"{metric}_mean"], row[f"{metric}_sd"], percent=_percent(metric))
+                for metric in _HEADINGS
+            ),
+            str(row["cases"]),
+            str(row["missed"]),
+            str(row["false_positive"]),
+            f"{row['runs']} of {planned}",
+        ]
+        for row in summary.to_dict("records")
+    ]
+    marks = {}
+    for column, metric in enumerate(_HEADINGS, start=1):
+        # What looks equal is equal: the means are ranked as they are shown.
+        shown = (summary[f"{metric}_mean"] * (100 if _percent(metric) else 1)).round(2).where(summary["complete"])
+        for row_number, mark in enumerate(rank_marks(shown.tolist(), higher_is_better=_percent(metric))):
+            if mark is not None:
+                marks[row_number, column] = mark
+    return Table(name, title, heading, rows, summary, ["method", "class"], note, marks)
+
+
+def _comparison_table(grid: Grid, reference: str, metric: str) -> Table:
+    numbers = compare(grid, reference, metric).assign(metric=metric)
+    factor = 100 if _percent(metric) else 1
+    heading = ["method", "mean difference", "median difference", "better", "worse", "cases", "p", "p (Holm)"]
+    rows = [
+        [
+            row["method"],
+            _signed(factor * row["mean_difference"]),
+            _signed(factor * row["median_difference"]),
+            str(row["better"]),
+            str(row["worse"]),
+            str(row["cases"]),
+            _p_text(row["p"]),
+            _p_text(row["p_holm"]),
+        ]
+        for row in numbers.to_dict("records")
+    ]
+    higher = metric in HIGHER_IS_BETTER
+    cases = "cases" if higher else "cases where both methods found the class"
+    note = (
+        f"Method minus {reference}, paired over the {cases}, each averaged over its classes and the seeds. "
+        f"{'More' if higher else 'Less'} is better; better and worse count cases. p: two-sided Wilcoxon signed-rank "
+        "test; p (Holm): corrected for the number of methods in this table. Both speak of these cases and runs, not of "
+        "what other splits or seeds would give."
+    )
+    title = f"{_HEADINGS[metric]}: difference to {reference}"
+    return Table(f"table_test_{metric}", title, heading, rows, numbers, ["method", "metric"], note)
+
+
+def _cost_table(cost: pd.DataFrame, reference: str) -> Table:
+    of_reference = cost.loc[cost["method"] == reference, "seconds_iteration"]
+    relative = cost["seconds_iteration"] / (of_reference.iloc[0] if len(of_reference) else float("nan"))
+    numbers = cost.assign(relative_to_reference=relative)
+    heading = ["method", "iterations", "training", "seconds an iteration", f"relative to {reference}", "parameters [M]"]
+    rows = [
+        [
+            row["method"],
+            f"{row['iterations']:.0f}",
+            _duration(row["seconds_training"]),
+            _number(row["seconds_iteration"], digits=3),
+            _number(row["relative_to_reference"], digits=2),
+            _number(row["parameters"] / 1e6, digits=2),
+        ]
+        for row in numbers.to_dict("records")
+    ]
+    note = (
+        "Means over the runs, finished or not; h:min:s of training with its validations, and the median time of an "
+        "iteration without them. Times hold for the machine and what else ran on it. Parameters: of the network that "
+        "is deployed, not of teachers or heads that serve training only."
+    )
+    return Table("table_cost", "Cost of training", heading, rows, numbers, ["method"], note)
+
+
+def _cells_table(grid: Grid) -> Table:
+    numbers = pd.DataFrame(
+        [
+            {
+                "method": cell.method,
+                "split": cell.split,
+                "seed": cell.seed,
+                "status": cell.status,
+                "dice": cell.case_means["dice"].mean() if cell.report is not None else float("nan"),
+                "error": cell.error,
+            }
+            for cell in grid.cells
+        ]
+    )
+    heading = ["method", "split", "seed", "status", "Dice [%]", "error"]
+    rows = [
+        [
+            row["method"],
+            row["split"],
+            str(row["seed"]),
+            row["status"],
+            _number(100 * row["dice"], digits=2),
+            row["error"],
+        ]
+        for row in numbers.to_dict("records")
+    ]
+    evaluated = int((numbers["status"] == "evaluated").sum())
+    note = f"{evaluated} of {len(rows)} {_plural('run', len(rows))} evaluated. Metrics and tests are about these."
+    keys = ["method", "split", "seed"]
+    return Table("table_runs", "Runs", heading, rows, numbers, keys, note)
+
+
+def _summary_note(grid: Grid) -> str:
+    if spread_is_over_runs(grid):
+        spread = "Mean ± standard deviation over the runs (splits and seeds) of the mean over the test cases of each"
+    else:
+        spread = "One run a method: mean ± standard deviation over its test cases"
+    sums = "runs and classes" if len(grid.class_names) > 1 else "runs"
+    note = (
+        f"{spread} (n - 1 in the denominator). Distances are averaged over the cases where the class was found. "
+        "Missed: in the reference, not in the prediction (Dice 0, no distance); false positive: the other way round; "
+        f"these counts are sums over {sums}. The best value of a column is bold, the second best underlined."
+    )
+    incomplete = [method for method in grid.evaluated_methods if list(grid.evaluated(method)) != grid.evaluated_runs]
+    if incomplete:
+        note += f" Not ranked, since some of the runs are missing: {', '.join(incomplete)}."
+    return note
+
+
+def _percent(metric: str) -> bool:
+    return metric in HIGHER_IS_BETTER
+
+
+def _number(value: float, *, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _p_text(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

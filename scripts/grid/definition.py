@@ -1,0 +1,372 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What a grid of runs consists of: its cells, the configuration files of each, and the file that remembers them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..data.splits import read_split
+from ..errors import BundleError
+from ..files import replacing
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+#: The method that train.json itself holds.
+DEFAULT_METHOD = "dual_network"
+#: Name of the split that the data overlay itself names.
+FIXED_SPLIT = "fixed"
+#: The recipe that stands for each method's own one.
+ORIGINAL_RECIPE = "original"
+GRID_FILE = "grid.json"
+CELL_FILE = "cell.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        method: name of the method.
+        split: "fixed", or "fold0", "fold1", ...
+        seed: seed of the run.
+        path: folder of the run.
+    """
+
+    method: str
+    split: str
+    seed: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the cell, for example ``mean_teacher/fold0_seed1``."""
+        return f"{self.method}/{self.split}_seed{self.seed}"
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the cell is done: trained and evaluated."""
+        return (self.path / "evaluation" / "metrics_cases.csv").is_file()
+
+    def state(self) -> dict[str, Any]:
+        """Read what the last attempt at this cell left.
+
+        Returns:
+            content of ``cell.json``; empty without a readable one.
+        """
+        try:
+            content = json.loads((self.path / CELL_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write_state(self, **state: Any) -> None:
+        """Write ``cell.json``.
+
+        Args:
+            **state: its content.
+        """
+        with replacing(self.path / CELL_FILE) as temporary:
+            temporary.write_text(json.dumps(state, indent=4) + "\n", encoding="utf-8")
+
+    def iterations_done(self) -> int:
+        """Read how far the training is from the last whole line of its history.
+
+        Returns:
+            number of iterations, 0 before the first.
+        """
+        try:
+            with (self.path / "history.csv").open("rb") as stream:
+                stream.seek(0, 2)
+                stream.seek(max(0, stream.tell() - 4096))
+                lines = stream.read().split(b"\n")[:-1]
+            return int(lines[-1].split(b",")[0])
+        except (OSError, ValueError, IndexError):
+            return 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a cross-validation, as ``grid.json`` in its folder remembers them.
+
+    Attributes:
+        data: name of the data overlay: ``configs/data_<data>.json``.
+        recipe: name of the recipe: ``configs/recipe_<recipe>.json``, or "original" for each method's own one.
+        methods: names of the methods, in the order of the tables: ``configs/method_<method>.json``, or
+            "dual_network" for that of ``train.json``.
+        splits: path of the split file by its name, "fixed" or "fold<K>".
+        seeds: seeds of the runs.
+        dataset_dir: folder of the data set.
+        overrides: further keys of the configuration for every cell.
+        class_names: names of the foreground classes.
+        method_files: path of the overlay of each method that is not one of the bundle's.
+        cases: image and label of each test case, for the pictures of the report.
+    """
+
+    data: str
+    recipe: str
+    methods: tuple[str, ...]
+    splits: Mapping[str, str]
+    seeds: tuple[int, ...]
+    dataset_dir: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    method_files: Mapping[str, str] = field(default_factory=dict)
+    cases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def cells(self, output_dir: str | Path) -> Iterator[Cell]:
+        """List the cells: all methods for one split and seed before the next, so that a table fills evenly.
+
+        Args:
+            output_dir: folder of the grid.
+
+        Yields:
+            the cells.
+        """
+        for seed in self.seeds:
+            for split in self.splits:
+                for method in self.methods:
+                    yield Cell(method, split, seed, Path(output_dir) / "cells" / method / f"{split}_seed{seed}")
+
+    def config_files(self, method: str) -> list[str]:
+        """List the configuration files of a method's runs: data, method, recipe; later ones win.
+
+        Args:
+            method: name of a method of this grid.
+
+        Returns:
+            absolute paths.
+        """
+        files = [CONFIGS / "train.json", CONFIGS / f"data_{self.data}.json"]
+        if method in self.method_files:
+            files.append(Path(self.method_files[method]))
+        elif method != DEFAULT_METHOD:
+            files.append(CONFIGS / f"method_{method}.json")
+        recipe = self.recipe
+        if recipe == ORIGINAL_RECIPE:
+            recipe = ConfigParser.load_config_files([str(path) for path in files])["original_recipe"]
+        return [str(path) for path in (*files, CONFIGS / f"recipe_{recipe}.json")]
+
+    def arguments(self, cell: Cell, *, evaluate: bool) -> list[str]:
+        """Compose the arguments of ``python -m monai.bundle`` for a cell.
+
+        Args:
+            cell: a cell of this grid.
+            evaluate: those of the evaluation instead of the training.
+
+        Returns:
+            words of the command line.
+        """
+        files = self.config_files(cell.method) + ([str(CONFIGS / "evaluate.json")] if evaluate else [])
+        words = ["run", *([] if evaluate else ["training"]), "--config_file", repr(files)]
+        values = {
+            "dataset_dir": self.dataset_dir,
+            "split_file": self.splits[cell.split],
+            "output_dir": str(cell.path),
+            "seed": cell.seed,
+            **self.overrides,
+        }
+        for name, value in values.items():
+            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        return words
+
+    def iterations(self, method: str) -> int:
+        """Tell how many iterations a run of a method has.
+
+        Args:
+            method: name of a method of this grid.
+
+        Returns:
+            the number.
+        """
+        configured = ConfigParser.load_config_files(self.config_files(method))["iterations"]
+        return int(self.overrides.get("iterations", configured))
+
+    def write(self, output_dir: str | Path) -> None:
+        """Write ``grid.json``, together with what an earlier call of the same grid had put there.
+
+        Args:
+            output_dir: folder of the grid.
+
+        Raises:
+            BundleError: when the folder holds a grid of other data, another recipe or other overrides, whose cells
+                would stand in one table with these.
+        """
+        path = Path(output_dir) / GRID_FILE
+        merged = self
+        if path.is_file():
+            merged = Grid.read(output_dir)._merge(self, path)
+        with replacing(path) as temporary:
+            content = {"version": 1, **dataclasses.asdict(merged)}
+            temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _merge(self, new: Grid, path: Path) -> Grid:
+        for name in ("data", "recipe", "dataset_dir", "overrides"):
+            if getattr(self, name) != getattr(new, name):
+                raise BundleError(
+                    f"{path} is a grid with {name} {getattr(self, name)!r}, got {getattr(new, name)!r}: "
+                    "choose another --output_dir."
+                )
+        for name in ("splits", "method_files"):
+            known, given = getattr(self, name), getattr(new, name)
+            changed = [key for key in given if key in known and known[key] != given[key]]
+            if changed:
+                raise BundleError(
+                    f"{path} has {known[changed[0]]} as {changed[0]}, got {given[changed[0]]}: "
+                    "choose another --output_dir."
+                )
+        return dataclasses.replace(
+            self,
+            methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
+            seeds=tuple(dict.fromkeys((*self.seeds, *new.seeds))),
+            splits={**self.splits, **new.splits},
+            method_files={**self.method_files, **new.method_files},
+            cases={**self.cases, **new.cases},
+        )
+
+    @classmethod
+    def read(cls, output_dir: str | Path) -> Grid:
+        """Read ``grid.json``.
+
+        Args:
+            output_dir: folder of the grid.
+
+        Returns:
+            the grid.
+
+        Raises:
+            BundleError: when the file is missing or damaged.
+        """
+        path = Path(output_dir) / GRID_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("version") != 1:
+                raise BundleError(f"{path} is of another version of this bundle.")
+            lists = {name: tuple(content[name]) for name in ("methods", "seeds", "class_names")}
+            return cls(**{**content, **lists})
+        except FileNotFoundError:
+            raise BundleError(f"{output_dir} holds no grid: {GRID_FILE} is missing.") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{path} is damaged: {error}.") from error
+
+
+def define_grid(
+    data: str,
+    methods: Sequence[str],
+    *,
+    folds: Sequence[int] | None = None,
+    seeds: Sequence[int] = (0,),
+    recipe: str = "budget",
+    dataset_dir: str | None = None,
+    split_file: str | None = None,
+    num_labeled: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Grid:
+    """Check what a user asks for and make a grid of it.
+
+    Args:
+        data: name of a data overlay.
+        methods: names of methods, or paths of overlays outside the bundle.
+        folds: numbers of the folds; None takes the one split of the data overlay.
+        seeds: seeds of the runs.
+        recipe: name of a recipe.
+        dataset_dir: folder of the data set; None takes that of the data overlay.
+        split_file: split file of the user, in which ``{fold}`` stands for the number of the fold; None takes those of
+            the bundle.
+        num_labeled: labeled cases of the bundle's split files; None takes the number of the data overlay.
+        overrides: further keys of the configuration for every cell.
+
+    Returns:
+        the grid.
+
+    Raises:
+        BundleError: when a name, a file or a key does not exist; names what is allowed.
+    """
+    _require("data", data, _names("data"))
+    _require("recipe", recipe, [ORIGINAL_RECIPE, *_names("recipe")])
+    names, files = [], {}
+    for method in methods:
+        path = Path(method)
+        if path.suffix == ".json":
+            if not path.is_file():
+                raise BundleError(f"methods: {method} not found.")
+            method = path.stem.removeprefix("method_")
+            files[method] = str(path.resolve())
+        else:
+            _require("methods", method, method_names())
+        names.append(method)
+    if not names or len(set(names)) != len(names):
+        raise BundleError(f"methods must be different names, at least one, got {names}.")
+    config = ConfigParser()
+    config.read_config([str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")])
+    unknown = [name for name in overrides or {} if name.partition("#")[0] not in config.get()]
+    if unknown:
+        raise BundleError(f"--{unknown[0]} is no argument of crossval and no key of configs/train.json.")
+    folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
+    splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
+    cases = {}
+    for split_path in splits.values():
+        split = read_split(split_path)
+        for case in split.test:
+            cases[case] = {"image": str(folder / split.image_path(case)), "label": str(folder / split.label_path(case))}
+    return Grid(
+        data=data,
+        recipe=recipe,
+        methods=tuple(names),
+        splits=splits,
+        seeds=tuple(seeds),
+        dataset_dir=str(folder),
+        overrides=dict(overrides or {}),
+        class_names=tuple(config["class_names"]),
+        method_files=files,
+        cases=cases,
+    )
+
+
+def method_names() -> list[str]:
+    """List the methods of the bundle.
+
+    Returns:
+        their names: that of ``train.json``, then those of the overlays.
+    """
+    return [DEFAULT_METHOD, *_names("method")]
+
+
+def _split_files(
+    default: Path, folds: Sequence[int] | None, split_file: str | None, num_labeled: int | None
+) -> dict[str, str]:
+    if split_file is not None and num_labeled is not None:
+        raise BundleError("split_file and num_labeled exclude each other: give one of them.")
+    found = re.fullmatch(r"(.+?)(_fold\d+)?_(\d+)", default.stem)
+    assert found is not None, default
+    number = found.group(3) if num_labeled is None else num_labeled
+    if folds is None:
+        pattern = split_file or str(default.with_name(f"{found.group(1)}{found.group(2) or ''}_{number}.json"))
+        names = {FIXED_SPLIT: pattern}
+    else:
+        pattern = split_file or str(default.with_name(f"{found.group(1)}_fold{{fold}}_{number}.json"))
+        if "{fold}" not in pattern:
+            raise BundleError(f"split_file must contain {{fold}} where folds are given, got {split_file!r}.")
+        names = {f"fold{fold}": pattern.replace("{fold}", str(fold)) for fold in folds}
+    for path in names.values():
+        if not Path(path).is_file():
+            shipped = sorted(file.stem for file in (CONFIGS / "splits").glob(f"{found.group(1)}_*.json"))
+            raise BundleError(f"split file {path} not found; the bundle has {', '.join(shipped)}.")
+    return {name: str(Path(path).resolve()) for name, path in names.items()}
+
+
+def _names(kind: str) -> list[str]:
+    return sorted(path.stem.removeprefix(f"{kind}_") for path in CONFIGS.glob(f"{kind}_*.json"))
+
+
+def _require(argument: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.")

@@ -1,0 +1,353 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation of NIfTI volumes and DICOM series with the bundle's inference workflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import CommonKeys
+from monai.utils.misc import str2bool
+from pydicom import dcmread
+from tqdm import tqdm
+
+from .console import check_overrides, describe_mistake, silence_codec_warning
+from .data.dicom import DicomSeries, find_series, read_series
+from .data.dicom_seg import check_references, write_dicom_seg
+from .data.volumes import VOLUME_SUFFIXES, case_name
+from .errors import BundleError
+from .evaluation.metrics import foreground_names
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
+#: Arguments of the command, which a misspelled override may have meant.
+_ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
+_logger = logging.getLogger(__name__)
+
+
+def inference_configs(data: str | None = None) -> list[str]:
+    """Name the configuration files of an inference.
+
+    Args:
+        data: name of a data set that the bundle has an overlay for, such as ``left_atrium``.
+
+    Returns:
+        Paths of the files, a later one overriding an earlier one.
+
+    Raises:
+        BundleError: when there is no such overlay.
+    """
+    files = [_CONFIGS / "inference.json"]
+    if data is not None:
+        known = sorted(path.stem.removeprefix("data_") for path in _CONFIGS.glob("data_*.json"))
+        if data not in known:
+            raise BundleError(f"data must be {', '.join(known[:-1])} or {known[-1]}, got {data!r}.")
+        files.append(_CONFIGS / f"data_{data}.json")
+    return [str(path) for path in files]
+
+
+def predict_volumes(
+    source: str | Path,
+    output_dir: str | Path,
+    config_file: Sequence[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    dicom_seg: bool = False,
+    class_names: Sequence[str] | None = None,
+    overwrite: bool = False,
+    logging_file: str | bool = str(_CONFIGS / "logging.conf"),
+) -> None:
+    """Segment volumes: a NIfTI label map for each, in its geometry, and a DICOM SEG for each series on demand.
+
+    NIfTI volumes go into the inference workflow as they are. DICOM series are converted into a temporary folder within
+    ``output_dir`` first. A label map of a series is named after its folder, relative to ``source``.
+
+    Args:
+        source: a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders; DICOM is
+            looked for when the folder itself has no NIfTI file.
+        output_dir: folder of the label maps.
+        config_file: configuration files, see :func:`inference_configs`.
+        overrides: values by key of the configuration, such as ``ckpt_path``.
+        model: TorchScript export of ``network_def``, instead of the configured network and its weights.
+        dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
+        class_names: names of the foreground classes for the DICOM SEG; by default those of the data overlay, or of
+            metadata.json with the weights of the bundle.
+        overwrite: replace files that are there.
+        logging_file: configuration of logging, False for none.
+
+    Raises:
+        BundleError: when an argument is not allowed, and at the end when a volume could not be segmented.
+    """
+    path, output = Path(source), Path(output_dir)
+    given = dict(overrides or {})
+    _check_configuration(config_file, given, model)
+    series = _name_series(path, _series_at(path))
+    _check_places(path, output, series)
+    if not series and dicom_seg:
+        raise BundleError(f"dicom_seg needs DICOM series as input, got the NIfTI volumes of {source}.")
+    if class_names is not None and not dicom_seg:
+        raise BundleError("class_names are the names in a DICOM SEG: they need dicom_seg.")
+    if model is not None:
+        given["network_def"] = {"_target_": "torch.jit.load", "f": model, "map_location": "@device"}
+        given["load_pretrain"] = False
+    silence_codec_warning()
+    with _volumes_of(path, output, series) as folder:
+        with _mistakes_in_one_line():
+            workflow = ConfigWorkflow(
+                config_file=list(config_file),
+                meta_file=str(_CONFIGS / "metadata.json"),
+                logging_file=logging_file,
+                workflow_type="infer",
+                # A volume may take minutes, so its windows have a progress bar with the time left.
+                **{"bundle_root": str(_CONFIGS.parent), "inferer#progress": sys.stderr.isatty(), **given},
+                dataset_dir=str(folder),
+                output_dir=str(output),
+                overwrite=overwrite,
+            )
+            workflow.initialize()
+            workflow.parser.get_parsed_content("settings")
+            if model is not None:
+                _check_model(model, workflow.parser)
+        if not series:
+            with _mistakes_in_one_line():
+                workflow.run()
+            return
+        names = None
+        if dicom_seg:
+            names = _class_names(class_names, workflow.parser, is_own_model=model is not None or "ckpt_path" in given)
+        _run_on_series(workflow, series, folder, output, class_names=names, overwrite=overwrite)
+
+
+def _run_on_series(
+    workflow: ConfigWorkflow,
+    series: Mapping[str, DicomSeries],
+    folder: Path,
+    output: Path,
+    *,
+    class_names: Sequence[str] | None,
+    overwrite: bool,
+) -> None:
+    """Convert the series into ``folder``, segment them, and write a DICOM SEG of each where there are class names."""
+    parser = workflow.parser
+    postfix, suffix = (parser.get_parsed_content(key) for key in ("output_postfix", "output_ext"))
+    endings = [f"{postfix}{suffix}", *([] if class_names is None else [f"{postfix}.dcm"])]
+    taken = [
+        f"{name}_{ending}" for name in series for ending in endings if os.path.lexists(output / f"{name}_{ending}")
+    ]
+    if taken and not overwrite:
+        raise BundleError(
+            f"output_dir {output} already holds {len(taken)} of the files to write, such as {taken[0]}: "
+            "replace them by --overwrite true, or choose another --output_dir."
+        )
+    files = _convert(series, folder, for_seg=class_names is not None)
+    problems = []
+    if len(files) < len(series):
+        problems.append(
+            f"{len(series) - len(files)} of {len(series)} DICOM series cannot be segmented, see the lines above."
+        )
+    if files:
+        writer = _SegWriter(files, output, postfix, class_names or (), version=str(parser["_meta_#version"]))
+        try:
+            with _mistakes_in_one_line():
+                if class_names is not None:
+                    parser.get_parsed_content("evaluator").add_event_handler(Events.ITERATION_COMPLETED, writer)
+                workflow.run()
+        except BundleError as error:
+            problems.append(str(error))
+        if writer.num_failed:
+            problems.append(f"{writer.num_failed} DICOM SEG cannot be written, see the lines above.")
+    if problems:
+        raise BundleError(" ".join(problems))
+
+
+def _convert(series: Mapping[str, DicomSeries], folder: Path, *, for_seg: bool) -> dict[str, list[str]]:
+    """Write each series as NIfTI; report those that cannot be read; return the sorted files of the others."""
+    files = {}
+    for name, entry in tqdm(series.items(), desc="reading DICOM", unit="series", disable=None):
+        try:
+            volume = read_series(entry)
+            if for_seg:
+                check_references(volume.datasets)
+        except BundleError as error:
+            _logger.error("%s cannot be segmented: %s", name, error)
+            continue
+        nib.save(volume.to_nifti(), folder / f"{name}.nii")
+        files[name] = [str(dataset.filename) for dataset in volume.datasets]
+    return files
+
+
+class _SegWriter:
+    """Writes a DICOM SEG when a volume is done; one that fails costs a line, not the run.
+
+    The headers of the source are read again here: those of all series together may not fit into memory.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[str]],
+        output: Path,
+        postfix: str,
+        class_names: Sequence[str],
+        *,
+        version: str,
+    ) -> None:
+        self.files = files
+        self.output = output
+        self.postfix = postfix
+        self.class_names = class_names
+        self.version = version
+        self.num_failed = 0
+
+    def __call__(self, engine: Engine) -> None:
+        for item in engine.state.output:  # type: ignore[union-attr]
+            name = case_name(Path(item[CommonKeys.IMAGE].meta["filename_or_obj"]))
+            try:
+                write_dicom_seg(
+                    self.output / f"{name}_{self.postfix}.dcm",
+                    item[CommonKeys.PRED][0].cpu().numpy().astype(np.uint8),
+                    [dcmread(path, stop_before_pixels=True) for path in self.files[name]],
+                    self.class_names,
+                    version=self.version,
+                )
+            # Headers break the rules of DICOM in as many ways as there are scanners.
+            except Exception as error:
+                self.num_failed += 1
+                _logger.error("the DICOM SEG of %s cannot be written: %s", name, " ".join(str(error).split()))
+
+
+# --- what was given ---------------------------------------------------------------------------------------------------
+
+
+def _series_at(path: Path) -> list[DicomSeries]:
+    """Find the DICOM series of the input; none when the input is NIfTI."""
+    if path.is_file() and path.name.endswith(VOLUME_SUFFIXES):
+        return []
+    if not path.is_dir():
+        raise BundleError(f"input must be {_INPUTS}, got {path}.")
+    if any(file.name.endswith(VOLUME_SUFFIXES) and not file.name.startswith(".") for file in path.iterdir()):
+        return []
+    try:
+        return find_series(path)
+    except BundleError as error:
+        raise BundleError(f"input must be {_INPUTS}, and there is none of them in {path}.") from error
+
+
+def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSeries]:
+    """Name series after their folders, and after their numbers where a folder has several."""
+    series_in = Counter(series.folder for series in found)
+    same_number = Counter((series.folder, series.number) for series in found)
+    named: dict[str, DicomSeries] = {}
+    for series in found:
+        words = list(series.folder.relative_to(root).parts) or [root.resolve().name]
+        if series_in[series.folder] > 1:
+            is_unique = same_number[series.folder, series.number] == 1
+            words.append(str(series.number) if is_unique else series.uid or "without_uid")
+        name = "_".join(words)
+        if name in named:
+            raise BundleError(
+                f"the DICOM series in {named[name].folder} and {series.folder} would both be named {name}: "
+                "rename one of the folders."
+            )
+        named[name] = series
+    return named
+
+
+def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -> None:
+    if output.exists() and not output.is_dir():
+        raise BundleError(f"output_dir must be a folder, got the file {output}.")
+    if output.resolve() in {entry.folder.resolve() for entry in series.values()} | (
+        {path.resolve()} if series else set()
+    ):
+        raise BundleError(
+            f"output_dir must be another folder than those of the DICOM series, got {output}: "
+            "the label maps would mix with the images."
+        )
+
+
+def _check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None) -> None:
+    for file in config_file:
+        if not Path(file).is_file():
+            raise BundleError(f"config_file must name files that exist, got {file}.")
+    if "dataset_dir" in overrides:
+        raise BundleError("dataset_dir is named by --input here.")
+    check_overrides(overrides, list(config_file), arguments=_ARGUMENTS)
+    weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
+    if model is not None and weights:
+        raise BundleError(f"model stands for network and weights, leave out --{weights[0]}.")
+    for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
+        if weights_file is not None and not Path(weights_file).is_file():
+            raise BundleError(f"{name} {weights_file} does not exist.")
+
+
+def _check_model(model: str, parser: ConfigParser) -> None:
+    """Make sure that a TorchScript file can be read and has a channel for each class."""
+    try:
+        network = parser.get_parsed_content("network")
+    # A file that is no TorchScript makes torch raise errors of many classes.
+    except Exception as error:
+        raise BundleError(f"model {model} cannot be read as a TorchScript file.") from error
+    if str2bool(parser.get_parsed_content("save_uncertainty")):
+        raise BundleError("save_uncertainty needs --ckpt_path: a TorchScript file gives class probabilities alone.")
+    in_channels, num_classes, patch_size, device = (
+        parser.get_parsed_content(key) for key in ("in_channels", "num_classes", "patch_size", "device")
+    )
+    with torch.inference_mode():
+        out_channels = network(torch.zeros(1, in_channels, *patch_size, device=device)).shape[1]
+    if out_channels != num_classes:
+        raise BundleError(f"model {model} has {out_channels} classes, num_classes is {num_classes}.")
+
+
+def _class_names(given: Sequence[str] | None, parser: ConfigParser, *, is_own_model: bool) -> list[str]:
+    """Take the names as they are given, or those of the data overlay, or those of the shipped weights."""
+    num_classes = parser.get_parsed_content("num_classes")
+    if given is not None:
+        names = list(given)
+    elif "class_names" in parser:
+        names = parser.get_parsed_content("class_names")
+    elif not is_own_model:
+        channels = parser["_meta_#network_data_format#outputs#pred#channel_def"]
+        names = [channels[str(index)] for index in range(1, len(channels))]
+    else:
+        raise BundleError("dicom_seg needs the names of the classes: by --class_names, or by --data of a data set.")
+    return foreground_names(num_classes, names)
+
+
+# --- around the run ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _volumes_of(path: Path, output: Path, series: Mapping[str, DicomSeries]) -> Iterator[Path]:
+    """Give the input itself when it is NIfTI, otherwise a temporary folder beside the label maps."""
+    if not series:
+        yield path
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output, prefix=".dicom_") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    """Turn mistakes that MONAI wraps into its own errors back into errors of one line."""
+    try:
+        yield
+    except Exception as error:
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        raise BundleError(mistake) from error

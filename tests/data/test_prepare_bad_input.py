@@ -1,0 +1,237 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Bad cases: each costs one clear line, and the good ones are prepared all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_series import write_series
+from pydicom import dcmread
+from pydicom.uid import JPEG2000Lossless
+
+from scripts.__main__ import main
+from scripts.data.prepare.folds import shipped_splits
+
+SHAPE = (12, 11, 6)
+
+
+def save(path, voxels, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+
+
+def volumes(seed):
+    image = np.random.default_rng(seed).integers(0, 1000, size=SHAPE).astype(np.int16)
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    label[2:6, 3:7, 1:4] = 1
+    return image, label
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three good cases and a place for a bad one."""
+    for seed, name in enumerate(["good a", "gut ä", "good c"]):
+        image, label = volumes(seed)
+        save(tmp_path / "source/images" / f"{name}.nii.gz", image)
+        save(tmp_path / "source/labels" / f"{name}.nii.gz", label)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def bad_lines(tmp_path, capsys):
+    """Prepare, expect that the three good cases and only these are there, and give the lines about the bad one."""
+
+    def call(name="folder", source="source", **options):
+        words = [name, "--source", tmp_path / source, "--output_dir", tmp_path / "prepared", "--num_folds", 3]
+        words += [word for key, value in options.items() for word in (f"--{key}", value)]
+        with pytest.raises(SystemExit) as caught:
+            main(["prepare", *(str(word) for word in words)])
+        assert caught.value.code == 1
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        written = {path.name for path in (tmp_path / "prepared/images").iterdir()}
+        assert written == {"good a.nii.gz", "gut ä.nii.gz", "good c.nii.gz"}
+        assert len(json.loads((tmp_path / "prepared/split.json").read_text())["test"]) == 1
+        assert captured.err.splitlines()[-1].startswith("error: 3 of 4 cases are prepared")
+        lines = [line for line in captured.out.splitlines() if line.startswith(("bad", "source/bad", "cases.csv"))]
+        assert len(lines) == 1, captured.out
+        return lines[0]
+
+    return call
+
+
+def test_a_truncated_download(source, bad_lines):
+    image, label = volumes(9)
+    save(source / "images/bad.nii.gz", image)
+    save(source / "labels/bad.nii.gz", label)
+    content = (source / "images/bad.nii.gz").read_bytes()
+    (source / "images/bad.nii.gz").write_bytes(content[: len(content) // 2])
+    assert "bad.nii.gz cannot be read, the file may be truncated" in bad_lines()
+
+
+def test_a_truncated_h5(tmp_path, capsys):
+    for seed in range(4):
+        image, label = volumes(seed)
+        path = tmp_path / "source" / f"ID{seed}" / "mri_norm2.h5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            file["image"], file["label"] = image.astype(np.float32), label
+    path.write_bytes(path.read_bytes()[:1000])
+    words = ["--source", tmp_path / "source", "--output_dir", tmp_path / "out", "--num_folds", 3, "--num_labeled", 1]
+    with pytest.raises(SystemExit):
+        main(["prepare", "left_atrium", *(str(word) for word in words)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("la_ID3: ")]
+    assert len(lines) == 1
+    assert "cannot be read, the file may be truncated" in lines[0]
+    assert len(list((tmp_path / "out/images").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda label: (label[:-1], None), "the label has shape (11, 11, 6), its image (12, 11, 6): they must agree."),
+        (lambda label: (label, np.diag([1, 1, 1.5, 1])), "the label has another affine than its image (they differ by"),
+        (lambda label: (label * np.float32(0.5), None), "must hold whole numbers from 0 to 255, got 0, 0.5."),
+        (lambda label: (label[0], None), "must be a 3D volume of one channel, got shape (11, 6)."),
+    ],
+    ids=["shape", "affine", "values", "dimensions"],
+)
+def test_a_label_that_does_not_fit(edit, message, source, bad_lines):
+    image, label = volumes(9)
+    save(source / "images/bad.nii.gz", image)
+    save(source / "labels/bad.nii.gz", *edit(label))
+    assert message in bad_lines()
+
+
+def test_values_that_are_not_finite(source, bad_lines):
+    image = volumes(9)[0].astype(np.float32)
+    image[3, 3, 3] = np.nan
+    save(source / "images/bad.nii.gz", image)
+    assert "holds values that are not finite" in bad_lines()
+
+
+def test_a_label_without_image(source, bad_lines):
+    save(source / "labels/bad.nii.gz", volumes(9)[1])
+    assert bad_lines() == "bad: labels/bad.nii.gz has no image."
+
+
+def shift(dataset, index):
+    dataset.ImagePositionPatient = [-10, -20 + index, 30 + 3 * index]
+
+
+@pytest.mark.parametrize("kind", ["missing", "mixed", "tilted", "truncated", "undecodable"])
+def test_a_bad_series(kind, source, bad_lines):
+    folder = source / "images/bad"
+    stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
+    paths = write_series(folder, stored, edit=shift if kind == "tilted" else lambda dataset, index: None)
+    if kind == "missing":
+        paths[2].unlink()
+    elif kind == "mixed":
+        write_series(folder, stored, prefix="SECOND", number=4)
+    elif kind == "truncated":
+        paths[1].write_bytes(paths[1].read_bytes()[:-60])
+    elif kind == "undecodable":
+        dataset = dcmread(paths[1])
+        dataset.compress(JPEG2000Lossless)
+        dataset.save_as(paths[1])
+        content = paths[1].read_bytes()
+        # The start of the code stream is gone, so that no decoder can read it.
+        paths[1].write_bytes(content.replace(b"\xff\x4f\xff\x51", b"\x00\x00\x00\x00"))
+    messages = {
+        "missing": "a slice may be missing",
+        "mixed": "holds 2 series where one is expected",
+        "tilted": "as a gantry tilt of",
+        "truncated": "the file may be truncated",
+        "undecodable": "cannot be read",
+    }
+    assert messages[kind] in bad_lines()
+
+
+def test_compressed_slices_are_read(source, capsys, tmp_path):
+    stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
+
+    def compress(dataset, index):
+        dataset.compress(JPEG2000Lossless)
+
+    write_series(source / "images/packed", stored, edit=compress)
+    main(["prepare", "folder", "--source", str(source), "--output_dir", str(tmp_path / "out"), "--num_folds", "3"])
+    image = nib.load(tmp_path / "out/images/packed.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), stored.astype(int) - 1024)
+
+
+def test_a_link_out_of_the_source(source, bad_lines, tmp_path):
+    save(tmp_path / "elsewhere/secret.nii.gz", volumes(9)[0])
+    os.symlink(tmp_path / "elsewhere/secret.nii.gz", source / "images/bad.nii.gz")
+    assert "leads out of" in bad_lines()
+
+
+def test_a_table_that_leads_out(source, bad_lines, tmp_path):
+    save(tmp_path / "elsewhere/secret.nii.gz", volumes(9)[0])
+    rows = [f"images/{name}.nii.gz,labels/{name}.nii.gz," for name in ("good a", "gut ä", "good c")]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label,group", *rows, "../elsewhere/secret.nii.gz,,"]))
+    assert "cases.csv, line 5: paths must be relative and stay in" in bad_lines(table=tmp_path / "cases.csv")
+
+
+def test_a_table_without_its_columns(source, tmp_path, capsys):
+    (tmp_path / "cases.csv").write_text("scan;mask\n")
+    words = ["--source", source, "--output_dir", tmp_path / "out", "--table", tmp_path / "cases.csv"]
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", *(str(word) for word in words)])
+    assert "must have the columns image, label, group, got scan;mask." in capsys.readouterr().err
+
+
+def test_a_task_whose_list_leads_out(source, bad_lines, tmp_path):
+    save(tmp_path / "elsewhere/bad.nii.gz", volumes(9)[0])
+    names = [f"images/{name}.nii.gz" for name in ("good a", "gut ä", "good c")] + ["../elsewhere/bad.nii.gz"]
+    entries = [{"image": name, "label": name.replace("images", "labels")} for name in names]
+    (source / "dataset.json").write_text(json.dumps({"training": entries}))
+    assert "leads out of" in bad_lines(name="decathlon")
+
+
+@pytest.mark.parametrize("kind", ["link", "outside", "truncated"])
+def test_a_bad_archive(kind, source, tmp_path, capsys):
+    archive = tmp_path / "task.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, "task")
+        if kind == "link":
+            member = tarfile.TarInfo("task/images/x.nii.gz")
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(member)
+        elif kind == "outside":
+            tar.add(source / "images/good a.nii.gz", "../outside.nii.gz")
+    if kind == "truncated":
+        archive.write_bytes(archive.read_bytes()[:-900])
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(archive), "--output_dir", str(tmp_path / "a/out")])
+    messages = {"link": "x.nii.gz is a link or a device", "outside": "outside", "truncated": "may be incomplete"}
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert messages[kind] in error
+    assert not (tmp_path / "a/outside.nii.gz").exists()
+    assert list((tmp_path / "a").rglob("*.nii.gz")) == []
+
+
+def test_a_case_of_the_protocol_that_fails_holds_the_split_back(tmp_path, capsys):
+    for number, case in enumerate(shipped_splits("left_atrium")[0].all_cases()):
+        path = tmp_path / "source" / case.removeprefix("la_") / "mri_norm2.h5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            file["image"], file["label"] = volumes(number)[0].astype(np.float32), volumes(number)[1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    words = ["prepare", "left_atrium", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "1 cases of the protocol could not be prepared" in capsys.readouterr().err
+    assert len(list((tmp_path / "out/images").iterdir())) == 99
+    assert not (tmp_path / "out/split.json").exists()
+    path.write_bytes(whole)
+    main(words)
+    assert (tmp_path / "out/split.json").exists()

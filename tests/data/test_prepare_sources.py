@@ -1,0 +1,499 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation of each data set through the command line: equal voxels, right geometry, the split that is promised."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import unicodedata
+from urllib.error import URLError
+
+import h5py
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+from conftest import ROOT
+from dicom_series import write_series
+
+from scripts.__main__ import main
+from scripts.data.prepare import conversion
+from scripts.data.prepare.folds import shipped_splits
+from scripts.data.prepare.reading import Volumes
+from scripts.data.splits import LIST_NAMES, read_split
+
+SHAPE = (10, 9, 8)
+LPS = {
+    "space": "left-posterior-superior",
+    "space directions": np.diag([0.625, 0.625, 1.25]),
+    "space origin": np.array([5.0, -6.0, 7.0]),
+}
+
+
+@pytest.fixture
+def prepare(tmp_path, capsys):
+    """Run the command; give its exit code and its lines."""
+
+    def call(name, *words, source="source", output="prepared"):
+        words = ["prepare", name, "--output_dir", tmp_path / output, *words]
+        words += [] if source is None else ["--source", tmp_path / source]
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, (captured.out + captured.err).splitlines()
+
+    return call
+
+
+def voxels_of(path):
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def volumes(seed, shape=SHAPE, num_classes=2):
+    generator = np.random.default_rng(seed)
+    image = generator.integers(0, 200, size=shape).astype(np.int16)
+    label = np.zeros(shape, dtype=np.uint8)
+    label[2:6, 3:7, 1:5] = generator.integers(1, num_classes, size=(4, 4, 4)) if num_classes > 2 else 1
+    return image, label
+
+
+def save(path, voxels, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine), path)
+
+
+def make_pairs(source, names, num_classes=2, labels="labels", images="images"):
+    for seed, name in enumerate(names):
+        image, label = volumes(seed, num_classes=num_classes)
+        save(source / images / f"{name}.nii.gz", image)
+        if labels is not None:
+            save(source / labels / f"{name}.nii.gz", label)
+
+
+# --- left atrium ------------------------------------------------------------------------------------------------------
+
+
+def make_nrrd(folder, seed=0, shape=SHAPE):
+    image, label = volumes(seed, shape)
+    folder.mkdir(parents=True)
+    nrrd.write(str(folder / "lgemri.nrrd"), image.astype(np.uint8), LPS)
+    nrrd.write(str(folder / "laendo.nrrd"), label * np.uint8(255), LPS)
+    return image, label
+
+
+def make_h5(folder, seed=0):
+    image, label = volumes(seed)
+    folder.mkdir(parents=True)
+    with h5py.File(folder / "mri_norm2.h5", "w") as file:
+        file["image"], file["label"] = image / np.float32(7), label.astype(np.uint8)
+    return image / np.float32(7), label
+
+
+def test_nrrd_keeps_voxels_and_place(tmp_path, prepare):
+    for seed in range(5):
+        make_nrrd(tmp_path / "source" / "Training Set" / f"ID{seed}", seed)
+    code, lines = prepare("left_atrium", "--num_labeled", 2)
+    assert code == 0
+    assert lines[-1].endswith("no problem found")
+    for seed in range(5):
+        image, label = volumes(seed)
+        path = tmp_path / "prepared/images" / f"la_ID{seed}.nii.gz"
+        np.testing.assert_array_equal(voxels_of(path), image)
+        assert nib.load(path).get_data_dtype() == np.uint8
+        # Left and back of NRRD are right and front of NIfTI.
+        expected = [[-0.625, 0, 0, -5], [0, -0.625, 0, 6], [0, 0, 1.25, 7], [0, 0, 0, 1]]
+        np.testing.assert_allclose(nib.load(path).affine, expected)
+        np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels" / path.name), label)
+    assert (tmp_path / "prepared/montage/montage_01.png").stat().st_size > 5000
+
+
+def test_h5_keeps_voxels(tmp_path, prepare):
+    made = [make_h5(tmp_path / "source" / f"ID{seed}", seed) for seed in range(5)]
+    assert prepare("left_atrium", "--num_labeled", 2)[0] == 0
+    for seed, (image, label) in enumerate(made):
+        path = tmp_path / "prepared/images" / f"la_ID{seed}.nii.gz"
+        assert voxels_of(path).dtype == np.float32
+        np.testing.assert_array_equal(voxels_of(path), image)
+        np.testing.assert_allclose(nib.load(path).header.get_zooms(), 0.625)
+        np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels" / path.name), label)
+
+
+def test_crop_to_label_is_the_literatures(tmp_path, prepare):
+    source = tmp_path / "source"
+    for seed in range(5):
+        make_nrrd(source / f"ID{seed}", seed, shape=(180, 150, 6))
+    assert prepare("left_atrium", "--num_labeled", 2, "--crop_to_label", "true")[0] == 0
+    image, _ = volumes(0, (180, 150, 6))
+    volume = nib.load(tmp_path / "prepared/images/la_ID0.nii.gz")
+    # The label is 4 wide and begins at 2: (112 - 3) // 2 and a margin of 10 to 19 on the far side, the border before.
+    assert volume.shape[2] == 6
+    assert all(5 + 54 + 10 <= size <= 5 + 54 + 19 for size, last in zip(volume.shape[:2], (5, 6)) if last == 5)
+    np.testing.assert_array_equal(np.asanyarray(volume.dataobj), image[: volume.shape[0], : volume.shape[1]])
+    assert prepare("left_atrium", "--num_labeled", 2, "--crop_to_label", "true", output="again")[0] == 0
+    assert nib.load(tmp_path / "again/images/la_ID0.nii.gz").shape == volume.shape
+
+
+def test_both_forms_and_a_second_crop_are_refused(tmp_path, prepare):
+    make_nrrd(tmp_path / "source" / "A")
+    make_h5(tmp_path / "source" / "B")
+    assert "choose by --form nrrd or h5" in prepare("left_atrium")[1][-1]
+    words = ["--form", "h5", "--crop_to_label", "true"]
+    assert "mri_norm2.h5 is cropped around its label already" in prepare("left_atrium", *words)[1][-1]
+    assert "form must be one of nrrd, h5, got 'npy'" in prepare("left_atrium", "--form", "npy")[1][-1]
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_the_protocol_of_the_literature(tmp_path, prepare):
+    for number, case in enumerate(shipped_splits("left_atrium")[0].all_cases()):
+        make_h5(tmp_path / "source" / case.removeprefix("la_"), number)
+    assert prepare("left_atrium", "--fold", 3, "--num_labeled", 8)[0] == 0
+    split = read_split(tmp_path / "prepared/split_fold3_8.json")
+    shipped = read_split(ROOT / "configs/splits/left_atrium_fold3_8.json")
+    assert [split.cases(key) for key in LIST_NAMES] == [shipped.cases(key) for key in LIST_NAMES]
+    assert split.cases_hash == shipped.cases_hash
+    assert split.seed is None
+
+
+def test_without_all_cases_there_is_no_protocol(tmp_path, prepare):
+    for seed in range(5):
+        make_h5(tmp_path / "source" / f"ID{seed}", seed)
+    code, lines = prepare("left_atrium", "--num_labeled", 2, "--seed", 4)
+    assert code == 0
+    assert "lacks 100 cases of the protocol" in lines[0]
+    assert read_split(tmp_path / "prepared/split.json").seed == 4
+
+
+# --- pancreas ---------------------------------------------------------------------------------------------------------
+
+
+def organ(shape=(24, 20, 16)):
+    """An organ in fat, beside muscle, at a place that no flip maps onto itself."""
+    label = np.zeros(shape, dtype=np.uint8)
+    label[4:9, 3:8, 2:6] = 1
+    values = np.full(shape, -100)
+    values[15:] = 40
+    values[label > 0] = 90
+    return values, label
+
+
+def make_nih(source, numbers, flip=None):
+    values, label = organ()
+    for number in numbers:
+        case = f"PANCREAS_{number:04d}"
+        stored = (values + 1024 + number % 3).astype(np.uint16)
+        write_series(source / "Pancreas-CT" / case / "study" / "series", stored)
+        stored_label = label if flip is None else np.flip(label, axis=flip)
+        # The label tells the directions of its axes, RAS here and LPS in the series, but no place.
+        affine = np.diag([2.5, 1.5, 3.0, 1.0])
+        save(source / "TCIA_pancreas_labels" / f"label{number:04d}.nii.gz", stored_label[::-1, ::-1], affine)
+    return values, label
+
+
+def test_labels_are_brought_onto_their_series(tmp_path, prepare):
+    values, label = make_nih(tmp_path / "source", range(1, 5))
+    code, lines = prepare("pancreas", "--num_labeled", 2, "--num_folds", 2)
+    assert code == 1, "equal images are a leak"
+    assert not any("flipped" in line for line in lines)
+    image = nib.load(tmp_path / "prepared/images/PANCREAS_0002.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), values + 2)
+    np.testing.assert_allclose(image.affine, [[-2.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]])
+    written = nib.load(tmp_path / "prepared/labels/PANCREAS_0002.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), label)
+    np.testing.assert_array_equal(written.affine, image.affine)
+
+
+@pytest.mark.parametrize(("flip", "name"), [(1, "y"), (2, "z"), ((0, 2), "x and z")])
+def test_a_label_whose_header_is_wrong_is_flipped_with_a_note(flip, name, tmp_path, prepare):
+    _, label = make_nih(tmp_path / "source", range(1, 4), flip=flip)
+    _, lines = prepare("pancreas", "--num_labeled", 1, "--num_folds", 2)
+    assert f"PANCREAS_0001: label flipped along {name}, where it fits the series." in lines
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/PANCREAS_0001.nii.gz"), label)
+
+
+def test_withdrawn_cases_are_in_no_split(tmp_path, prepare, monkeypatch):
+    # An older download: one of the two is still there.
+    for number in (number for number in range(1, 83) if number != 25):
+        path = tmp_path / "source" / f"PANCREAS_{number:04d}/study/series/1.dcm"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        (tmp_path / "source" / f"label{number:04d}.nii.gz").touch()
+
+    def read(folder, label_path, source):
+        image, label = (nib.Nifti1Image(part, np.eye(4)) for part in volumes(int(folder.name[-4:])))
+        return Volumes(image, label)
+
+    monkeypatch.setattr("scripts.data.prepare.pancreas._read_nih", read)
+    code, lines = prepare("pancreas", "--fold", "all", "--num_labeled", 12)
+    assert code == 0
+    assert any("withdrawn by the publisher of the data): PANCREAS_0025, PANCREAS_0070." in line for line in lines)
+    tested = set()
+    for fold, shipped in shipped_splits("pancreas").items():
+        split = read_split(tmp_path / "prepared" / f"split_fold{fold}_12.json")
+        gone = {"PANCREAS_0025", "PANCREAS_0070"}
+        assert split.test == tuple(case for case in shipped.test if case not in gone)
+        assert len(split.all_cases()) == 80
+        assert not gone & set(split.all_cases())
+        tested |= set(split.test)
+    assert len(tested) == 80
+
+
+def test_spacing_resamples_image_and_label(tmp_path, prepare):
+    make_nih(tmp_path / "source", range(1, 3))
+    prepare("pancreas", "--num_labeled", 1, "--num_folds", 2, "--spacing", 1)
+    image, label = (nib.load(tmp_path / "prepared" / name / "PANCREAS_0001.nii.gz") for name in ("images", "labels"))
+    np.testing.assert_allclose(image.header.get_zooms(), 1, atol=1e-5)
+    np.testing.assert_array_equal(image.affine, label.affine)
+    assert image.get_data_dtype() == np.int16
+    assert image.shape == label.shape
+    # 5 x 5 x 4 voxels of 2.5 x 1.5 x 3 mm.
+    assert abs(np.count_nonzero(np.asanyarray(label.dataobj)) / (5 * 5 * 4 * 2.5 * 1.5 * 3) - 1) < 0.12
+    assert np.asanyarray(image.dataobj).min() == -99, "no value may come from beyond the volume"
+
+
+@pytest.mark.parametrize(("tumor", "values"), [("merge", {0, 1}), ("keep", {0, 1, 2})])
+def test_tumor_of_the_decathlons_pancreas(tumor, values, tmp_path, prepare):
+    make_task(tmp_path / "source" / "Task07_Pancreas", [f"pancreas_{i:03d}" for i in range(5)], num_classes=3)
+    assert prepare("pancreas", "--tumor", tumor)[0] == 0
+    assert set(np.unique(voxels_of(tmp_path / "prepared/labels/pancreas_000.nii.gz"))) == values
+
+
+# --- decathlon --------------------------------------------------------------------------------------------------------
+
+
+def make_task(folder, names, num_classes=2, test=()):
+    make_pairs(folder, names, num_classes=num_classes, images="imagesTr", labels="labelsTr")
+    make_pairs(folder, test, images="imagesTs", labels=None)
+    content = {
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("is_archive", [False, True], ids=["folder", "tar"])
+def test_a_task_as_folder_or_tar(is_archive, tmp_path, prepare):
+    names = [f"hippocampus_{i:03d}" for i in range(10)]
+    make_task(tmp_path / "source" / "Task04", names, num_classes=3)
+    if is_archive:
+        with tarfile.open(tmp_path / "Task04.tar", "w") as tar:
+            tar.add(tmp_path / "source" / "Task04", "Task04")
+    words = ["--fold", "all", "--num_labeled", 2, "--num_validation", 2]
+    assert prepare("decathlon", *words, source="Task04.tar" if is_archive else "source/Task04")[0] == 0
+    image, label = volumes(3, num_classes=3)
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/images/hippocampus_003.nii.gz"), image)
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/hippocampus_003.nii.gz"), label)
+    splits = [read_split(tmp_path / "prepared" / f"split_fold{fold}_2.json") for fold in range(5)]
+    assert sorted(case for split in splits for case in split.test) == names
+    assert [len(splits[0].cases(key)) for key in ("labeled", "unlabeled", "validation", "test")] == [2, 4, 2, 2]
+
+
+def test_test_images_are_unlabeled(tmp_path, prepare):
+    make_task(tmp_path / "source", [f"a{i}" for i in range(5)], test=["x", "y"])
+    assert prepare("decathlon", "--test_images", "true")[0] == 1, "x and y are copies of a0 and a1"
+    assert {"x", "y"} <= set(read_split(tmp_path / "prepared/split.json").unlabeled)
+
+
+def test_one_of_several_channels(tmp_path, prepare):
+    make_task(tmp_path / "source", ["a", "b"])
+    images = [np.stack([volumes(i)[0], volumes(i + 9)[0]], axis=-1) for i in range(2)]
+    for name, image in zip("ab", images):
+        save(tmp_path / "source/imagesTr" / f"{name}.nii.gz", image)
+    code, lines = prepare("decathlon", "--num_folds", 2)
+    assert code == 1
+    assert sum("must be a 3D volume of one channel, got shape (10, 9, 8, 2)" in line for line in lines) == 0
+    assert lines[-1].startswith("error: none of the 2 cases")
+    assert prepare("decathlon", "--num_folds", 2, "--channel", 1, output="second")[0] == 0
+    np.testing.assert_array_equal(voxels_of(tmp_path / "second/images/a.nii.gz"), images[0][..., 1])
+
+
+def test_download_without_internet_is_one_line(tmp_path, prepare, monkeypatch):
+    def refuse(*arguments, **options):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("scripts.data.prepare.decathlon.download_url", refuse)
+    code, lines = prepare("decathlon", "--task", "Task04_Hippocampus", source=None)
+    assert code == 1
+    assert len(lines) == 1
+    assert "Task04_Hippocampus cannot be downloaded" in lines[0]
+    assert "no route to host" in lines[0]
+    assert "task must be one of Task01_BrainTumour" in prepare("decathlon", "--task", "Task99", source=None)[1][-1]
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_download_is_verified_by_its_checksum(tmp_path, prepare, monkeypatch):
+    (tmp_path / "wrong.tar").write_bytes(b"not the published file")
+    table = {"Task04_Hippocampus": (tmp_path / "wrong.tar").as_uri()}
+    monkeypatch.setattr("scripts.data.prepare.decathlon.DecathlonDataset.resource", table)
+    code, lines = prepare("decathlon", "--task", "Task04_Hippocampus", source=None)
+    assert code == 1
+    assert "md5 hash check of downloaded file failed" in lines[-1]
+    assert not list((tmp_path).glob("prepared/*.tar"))
+
+
+# --- folder -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tenth_of_the_labels(tmp_path, prepare):
+    make_pairs(tmp_path / "source", [f"p{i:02d}" for i in range(20)])
+    for i in range(18):
+        (tmp_path / "source/labels" / f"p{i:02d}.nii.gz").unlink()
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    split = read_split(tmp_path / "prepared/split.json")
+    assert len(split.labeled) == len(split.test) == 1
+    assert set(split.labeled + split.test) == {"p18", "p19"}
+    assert split.unlabeled == tuple(f"p{i:02d}" for i in range(18))
+
+
+def test_labels_turned_otherwise_are_brought_onto_their_image(tmp_path, prepare):
+    source = tmp_path / "source"
+    make_pairs(source, "ab")
+    _, label = volumes(0)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(label, np.diag([1.0, 1.0, 2.0, 1.0])))
+    turned = turned.as_reoriented([[1, -1], [0, 1], [2, -1]])
+    nib.save(turned, source / "labels" / "a.nii.gz")
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/a.nii.gz"), label)
+
+
+def test_dicom_folders_names_and_masks_of_255(tmp_path, prepare):
+    values, label = organ()
+    for number, name in enumerate(["Jürgen 1", "子 2", "c"]):
+        write_series(tmp_path / "source" / name, (values + 1024 + number).astype(np.uint16))
+        affine = np.array([[-2.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]])
+        # The umlaut in two letters, as one system stores it.
+        decomposed = unicodedata.normalize("NFD", name)
+        save(tmp_path / "source/labels" / f"{decomposed}.nii.gz", label * np.uint8(255), affine)
+    assert prepare("folder", "--num_folds", 3, "--num_labeled", 1)[0] == 0
+    assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"Jürgen 1", "子 2", "c"}
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/images/Jürgen 1.nii.gz"), values)
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/Jürgen 1.nii.gz"), label)
+
+
+def test_a_table_keeps_patients_together(tmp_path, prepare):
+    source = tmp_path / "source"
+    rows = ["image,label,group"]
+    for number in range(12):
+        image, label = volumes(number)
+        # One name for all images, in folders of their own; every third has no label.
+        save(source / f"scan{number:02d}" / "ct.nii.gz", image)
+        save(source / f"scan{number:02d}" / "mask.nii.gz", label)
+        mask = "" if number % 3 == 2 else f"scan{number:02d}/mask.nii.gz"
+        rows.append(f"scan{number:02d}/ct.nii.gz,{mask},patient {number // 3}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows), encoding="utf-8-sig")
+    words = ["--table", tmp_path / "cases.csv", "--num_folds", 2, "--fold", "all", "--num_labeled", 2]
+    code, lines = prepare("folder", *words)
+    assert code == 0
+    patients = {f"scan{number:02d}_ct": number // 3 for number in range(12)}
+    tested = []
+    for fold in range(2):
+        split = read_split(tmp_path / "prepared" / f"split_fold{fold}_2.json")
+        training = {patients[case] for case in split.labeled + split.unlabeled}
+        assert len(split.test) == 4
+        assert not training & {patients[case] for case in split.test}
+        tested += split.test
+    assert sorted(tested) == sorted(case for i, case in enumerate(patients) if i % 3 != 2)
+    assert any("are in no list of the split (their patient is in the validation or the test list)" in x for x in lines)
+
+
+def test_labeled_cases_by_name(tmp_path, prepare):
+    make_pairs(tmp_path / "source", [f"{i:02d}" for i in range(6)])
+    assert prepare("folder", "--labeled", "01,04", "--fold", "all", "--num_folds", 2)[0] == 0
+    splits = [read_split(tmp_path / "prepared" / f"split_fold{fold}_2.json") for fold in range(2)]
+    assert all(split.labeled == ("01", "04") for split in splits)
+    assert sorted(splits[0].test + splits[1].test) == ["00", "02", "03", "05"]
+    (tmp_path / "names.txt").write_text("00\n05\n")
+    assert prepare("folder", "--labeled", tmp_path / "names.txt", "--num_folds", 2)[0] == 0
+    assert read_split(tmp_path / "prepared/split.json").labeled == ("00", "05")
+    assert "must not both be given" in prepare("folder", "--labeled", "00", "--num_labeled", 1)[1][-1]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again(tmp_path, prepare, monkeypatch):
+    make_pairs(tmp_path / "source", "abcd")
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    (tmp_path / "prepared/labels/c.nii.gz").unlink()
+    written = []
+    write = conversion._write
+    monkeypatch.setattr(conversion, "_write", lambda volume, path: (written.append(path.name), write(volume, path)))
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    assert written == ["c.nii.gz", "c.nii.gz"]
+
+
+def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):
+    make_pairs(tmp_path / "source", "abcd")
+
+    def kill(volume, path):
+        if path.name == "c.nii.gz":
+            raise OSError(28, "No space left on device", str(path))
+        write(volume, path)
+
+    write = conversion._write
+    monkeypatch.setattr(conversion, "_write", kill)
+    code, lines = prepare("folder", "--num_folds", 2, "--jobs", 1)
+    assert code == 1
+    assert "No space left on device" in lines[-1]
+    assert {path.name for path in (tmp_path / "prepared/images").iterdir()} <= {f"{x}.nii.gz" for x in "abd"}
+    monkeypatch.setattr(conversion, "_write", write)
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+
+
+def test_a_folder_keeps_one_kind_of_preparation(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcd")
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    assert "choose another folder" in prepare("folder", "--num_folds", 2, "--spacing", 2)[1][-1]
+    (tmp_path / "prepared/prepared.json").unlink()
+    assert "that were not prepared here" in prepare("folder", "--num_folds", 2)[1][-1]
+
+
+def test_a_split_is_written_once(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcdef")
+    assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
+    before = (tmp_path / "prepared/split.json").read_text()
+    assert "is already there with other cases" in prepare("folder", "--num_folds", 2, "--num_labeled", 2)[1][-1]
+    assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
+    assert (tmp_path / "prepared/split.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["liver"], "name must be one of left_atrium, pancreas, decathlon, folder, got 'liver'."),
+        (["folder", "--tumor", "keep"], "--tumor is no option of folder; allowed are --table and those of all."),
+        (["left_atrium", "--tabel", "x"], "--tabel is no option of left_atrium; allowed are --crop_to_label, --form"),
+        (["pancreas", "--tumor", "cut"], "tumor must be one of merge, keep, got 'cut'."),
+        (["decathlon", "--channel", "-1"], "channel must be a whole number of at least 0, got -1."),
+        (["folder", "--fold", "7"], "fold must be from 0 to 1, got 7."),
+        (["folder", "--num_folds", "1"], "num_folds must be a whole number of at least 2, got 1."),
+        (["folder", "--num_folds", "3"], "num_folds is 3, but there are 2 groups (patients) with a label to deal."),
+        (["folder", "--num_labeled", "2"], "num_labeled must be from 1 to 1, the training cases with foreground"),
+        (["folder", "--labeled", "z"], "labeled must name cases with foreground in their label, got z."),
+        (["folder", "--spacing", "0"], "spacing must be one or three sizes above 0 mm, got 0."),
+        (["folder", "--spacing", "1,2"], "spacing must be one or three sizes above 0 mm, got (1, 2)."),
+        (["folder", "--jobs", "0"], "jobs must be a whole number of at least 1, got 0."),
+        (["decathlon"], "holds no dataset.json"),
+        (["left_atrium"], "holds no */lgemri.nrrd or */mri_norm2.h5"),
+        (["pancreas"], "holds neither PANCREAS_0001/**/*.dcm nor dataset.json"),
+    ],
+)
+def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    if "--num_folds" not in words:
+        words = [*words, "--num_folds", "2"]
+    code, lines = prepare(*words)
+    assert code == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_source_and_output(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    assert "does not exist" in prepare("folder", source="nothing")[1][-1]
+    assert "must not lie in source" in prepare("folder", output="source/prepared")[1][-1]
+    assert "source must be given, or task" in prepare("folder", source=None)[1][-1]

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of the report, by hand: means of runs, deviations, marks, paired tests, cost."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_grid import write_cells, write_grid
+from scipy import stats
+
+from scripts.evaluation.report.comparison import compare, holm, paired_differences, signed_rank_p
+from scripts.evaluation.report.grid import read_grid
+from scripts.evaluation.report.summary import costs, spread_is_over_runs, summarize
+from scripts.evaluation.report.tables import make_tables, rank_marks
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def make_cells(tmp_path):
+    return partial(write_cells, tmp_path / "grid")
+
+
+@pytest.fixture
+def make_grid(tmp_path):
+    return partial(write_grid, tmp_path / "grid")
+
+
+def overall(grid):
+    table = summarize(grid)
+    return table[table["class"] == "mean over classes"].set_index("method")
+
+
+def test_mean_of_a_method_is_that_of_its_runs_and_deviation_goes_over_runs(make_cells):
+    grid = read_grid(
+        make_cells(
+            {"a": {("fold0", 0): {"x": 0.8, "y": 0.6}, ("fold1", 0): {"z": 0.9}}, "b": {("fold0", 0): {"x": 0.5}}}
+        )
+    )
+    row = overall(grid).loc["a"]
+    # Means of the runs first: 0.7 and 0.9. The mean over the cases would be 0.767.
+    assert row["dice_mean"] == pytest.approx(0.8)
+    assert row["dice_sd"] == pytest.approx(math.sqrt(0.02))
+    assert row["hd95_mm_mean"] == pytest.approx(2)
+    assert row["asd_voxel_sd"] == pytest.approx(math.sqrt(2))
+    assert (row["runs"], row["cases"], row["missed"]) == (2, 3, 0)
+    # One run has no deviation over runs, and does not borrow that over its cases.
+    assert math.isnan(overall(grid).loc["b", "dice_sd"])
+    assert overall(grid)["complete"].tolist() == [True, False]
+    assert "over the runs" in make_tables(grid, "a")[0].note
+
+
+def test_with_one_run_a_method_the_deviation_goes_over_cases_and_the_note_says_so(make_cells):
+    grid = read_grid(make_cells({"a": {("fixed", 0): {"x": 0.8, "y": 0.6, "z": None}}}))
+    assert not spread_is_over_runs(grid)
+    row = overall(grid).loc["a"]
+    assert row["dice_mean"] == pytest.approx(1.4 / 3)
+    assert row["dice_sd"] == pytest.approx(np.std([0.8, 0.6, 0], ddof=1))
+    # Distances only over the two cases found: 2 and 4.
+    assert row["hd95_voxel_mean"] == pytest.approx(3)
+    assert row["missed"] == 1
+    table = make_tables(grid, "a")[0]
+    assert "over its test cases" in table.note
+    assert table.rows[0][:2] == ["a", "46.67 ± 41.63"]
+    assert table.rows[0][-4:] == ["3", "1", "0", "1 of 1"]
+
+
+def test_classes_have_tables_of_their_own_that_agree_with_the_evaluation(make_grid):
+    folder = make_grid({"a": 0.05, "b": 0.15}, num_cases=3)
+    tables = {table.name: table for table in make_tables(read_grid(folder), "a")}
+    assert tables["table_class_1"].title == "Test metrics: front"
+    written = pd.read_csv(folder / "cells/b/fixed_seed0/evaluation/metrics_summary.csv").set_index("class")
+    for name, of_class in (
+        ("table_metrics", "mean over classes"),
+        ("table_class_1", "front"),
+        ("table_class_2", "back"),
+    ):
+        row = tables[name].numbers.set_index("method").loc["b"]
+        for column in ("dice_mean", "dice_sd", "hd95_mm_mean", "asd_voxel_sd"):
+            assert row[column] == pytest.approx(written.loc[of_class, column]), (name, column)
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "marks"),
+    [
+        ([1, 3, 2, 0], True, [None, "best", "second", None]),
+        ([1, 3, 2, 0], False, ["second", None, None, "best"]),
+        # Behind two best ones nothing is second best, two second ones are both.
+        ([3, 3, 2, 1], True, ["best", "best", None, None]),
+        ([3, 2, 2, 1], True, ["best", "second", "second", None]),
+        ([NAN, 2, 1, 0], False, [None, None, "second", "best"]),
+        # The worst is not praised.
+        ([2, 1], True, ["best", None]),
+        ([1], True, [None]),
+        ([1, 1], True, [None, None]),
+        ([NAN, NAN], True, [None, None]),
+    ],
+)
+def test_marks(values, higher, marks):
+    assert rank_marks(values, higher_is_better=higher) == marks
+
+
+def test_marks_follow_the_shown_means_of_complete_methods(make_cells):
+    run, other = ("fixed", 0), ("fixed", 1)
+    # a and b look equal; d would be the best, but lacks a run.
+    dice = {"a": 0.90001, "b": 0.90002, "c": 0.5, "e": 0.4}
+    cells = {name: {run: {"x": value}, other: {"x": value}} for name, value in dice.items()}
+    table = make_tables(read_grid(make_cells({**cells, "d": {run: {"x": 0.99}}})), "a")[0]
+    columns = {table.heading[column]: {r: m for (r, c), m in table.marks.items() if c == column} for column in (1, 3)}
+    assert columns == {"Dice [%]": {0: "best", 1: "best"}, "95HD [voxel]": {0: "best", 1: "best"}}
+    assert "Not ranked, since some of the runs are missing: d." in table.note
+
+
+# --- paired tests -----------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    # Ascending: 0.005 * 4, then max(0.02, 0.01 * 3), max(0.03, 0.03 * 2), max(0.06, 0.04 * 1).
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([]) == []
+    corrected = holm([NAN, 0.02, 0.04])
+    assert math.isnan(corrected[0])
+    assert corrected[1:] == pytest.approx([0.04, 0.04])
+
+
+def test_signed_rank_p_is_exact_and_knows_zeros():
+    # All six differences have one sign: 2 of the 2^6 assignments of signs are as extreme.
+    assert signed_rank_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])) == pytest.approx(2 / 64)
+    assert signed_rank_p(np.zeros(4)) == 1
+    assert math.isnan(signed_rank_p(np.array([])))
+
+
+def test_differences_are_over_common_runs_and_average_the_seeds_of_a_case(make_cells):
+    grid = read_grid(
+        make_cells(
+            {
+                "a": {("f", 0): {"x": 0.9, "y": 0.5, "z": None}, ("f", 1): {"x": 0.7, "y": 0.5, "z": 0.3}},
+                "b": {("f", 0): {"x": 0.5, "y": 0.4, "z": 0.2}, ("f", 1): {"x": 0.5, "y": 0.7, "z": 0.2}},
+                "c": {("f", 1): {"x": 0.6, "y": 0.5, "z": 0.3}},
+                "d": {("f", 0): {"x": 0.1, "y": 0.1, "z": 0.1}},
+            }
+        )
+    )
+    assert paired_differences(grid, "a", "b", "dice").to_dict() == pytest.approx({"x": 0.3, "y": -0.05, "z": -0.05})
+    # A missed case has no distance: z counts with its other seed.
+    assert paired_differences(grid, "a", "b", "asd_mm").to_dict() == pytest.approx({"x": -3, "y": 0.5, "z": -1})
+    # c is compared with the seed of a that it has itself: equal on y and z, exactly.
+    assert paired_differences(grid, "c", "a", "dice").to_dict() == {"x": -0.1, "y": 0, "z": 0}
+    assert paired_differences(grid, "d", "c", "dice").empty
+
+    dice, distance = compare(grid, "b", "dice").set_index("method"), compare(grid, "b", "hd95_mm").set_index("method")
+    assert list(dice.index) == ["a", "c", "d"]
+    assert dice.loc["a", ["cases", "better", "worse"]].tolist() == [3, 1, 2]
+    assert dice.loc["a", ["mean_difference", "median_difference"]].tolist() == pytest.approx([0.2 / 3, -0.05])
+    assert distance.loc["a", ["cases", "better", "worse"]].tolist() == [3, 2, 1]
+    assert dice.loc["a", "p"] == pytest.approx(stats.wilcoxon([0.3, -0.05, -0.05]).pvalue)
+    assert dice["p_holm"].tolist() == pytest.approx(holm(dice["p"].tolist()))
+    without_common = compare(grid, "c", "dice").set_index("method").loc["d"]
+    assert without_common["cases"] == 0
+    assert math.isnan(without_common["p_holm"])
+
+
+def test_test_tables_read_in_percent_with_signs(make_cells):
+    dice = {"x": 0.5, "y": 0.6}
+    cells = {"a": {("f", 0): dice}, "b": {("f", 0): {"x": 0.4, "y": 0.58}}, "c": {("f", 0): dice}}
+    tables = {table.name: table for table in make_tables(read_grid(make_cells(cells)), "a")}
+    minus = "\N{MINUS SIGN}"
+    b, c = tables["table_test_dice"].rows
+    assert b == ["b", f"{minus}6.00", f"{minus}6.00", "0", "2", "2", "0.5000", "1.0000"]
+    assert c == ["c", "+0.00", "+0.00", "0", "0", "2", "1.0000", "1.0000"]
+    assert tables["table_test_hd95_voxel"].rows[0][1:5] == ["+0.60", "+0.60", "0", "2"]
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def write_history(folder, seconds):
+    table = pd.DataFrame({"iteration": range(1, len(seconds) + 1), "seconds": seconds, "loss": 1.0})
+    table.to_csv(folder / "history.csv", index=False)
+
+
+def test_cost_by_hand(make_cells):
+    folder = make_cells({"a": {("f", 0): {"x": 0.5}, ("f", 1): {"x": 0.5}}, "b": {("f", 0): {"x": 0.5}}})
+    # The second begins with 3 s of preparation and has a validation of 4 s.
+    write_history(folder / "cells/a/f_seed0", [1, 2, 3, 4, 5, 6])
+    write_history(folder / "cells/a/f_seed1", [3, 4, 5, 9, 10, 11])
+    write_history(folder / "cells/b/f_seed0", [3717.4, 3719.4, 3721.4, 3723.4])
+    (folder / "cells/b/f_seed0/model_final.pt").write_bytes(b"broken")
+    grid = read_grid(folder)
+    a, b = costs(grid).to_dict("records")
+    assert (a["runs"], a["iterations"], a["seconds_training"], a["seconds_iteration"]) == (2, 6, 8.5, 1)
+    # 3 * 4 + 3: the running mean of the normalization is no parameter.
+    assert a["parameters"] == 15
+    assert b["seconds_training"] == 3723.4
+    assert math.isnan(b["parameters"])
+    table = next(table for table in make_tables(grid, "a") if table.name == "table_cost")
+    assert table.rows == [["a", "6", "0:00:08", "1.000", "1.00", "0.00"], ["b", "4", "1:02:03", "2.000", "2.00", "-"]]

@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs a grid consists of, and what a user may ask for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from scripts.errors import BundleError
+from scripts.grid.definition import Cell, Grid, define_grid, method_names
+
+
+def names(paths):
+    return [Path(path).stem for path in paths]
+
+
+def test_cells_are_methods_by_splits_by_seeds(tmp_path):
+    grid = define_grid("left_atrium", ["dual_network", "luseg"], folds=[0, 3], seeds=[5, 6])
+    cells = list(grid.cells(tmp_path))
+    assert [cell.name for cell in cells] == [
+        f"{method}/fold{fold}_seed{seed}" for seed in (5, 6) for fold in (0, 3) for method in ("dual_network", "luseg")
+    ]
+    assert cells[0].path == tmp_path / "cells" / "dual_network" / "fold0_seed5"
+    assert names(grid.splits.values()) == ["left_atrium_fold0_16", "left_atrium_fold3_16"]
+
+
+def test_without_folds_the_split_of_the_data_is_taken():
+    assert names(define_grid("hippocampus", ["luseg"]).splits.values()) == ["hippocampus_16"]
+    assert names(define_grid("left_atrium", ["luseg"], num_labeled=8).splits.values()) == ["left_atrium_fold0_8"]
+    assert names(define_grid("pancreas", ["luseg"], folds=[2]).splits.values()) == ["pancreas_fold2_12"]
+
+
+def test_split_file_of_a_user_with_a_number_in_it(tmp_path):
+    for fold in (0, 1):
+        content = json.loads((ROOT / "configs/splits/hippocampus_16.json").read_text())
+        (tmp_path / f"mine_{fold}.json").write_text(json.dumps(content))
+    grid = define_grid("hippocampus", ["luseg"], folds=[0, 1], split_file=str(tmp_path / "mine_{fold}.json"))
+    assert names(grid.splits.values()) == ["mine_0", "mine_1"]
+    with pytest.raises(BundleError, match=r"split_file must contain \{fold\}"):
+        define_grid("hippocampus", ["luseg"], folds=[0], split_file=str(tmp_path / "mine_0.json"))
+
+
+def test_later_files_win_in_the_order_data_method_recipe():
+    grid = define_grid("hippocampus", ["dual_network", "luseg"])
+    assert names(grid.config_files("dual_network")) == ["train", "data_hippocampus", "recipe_budget"]
+    assert names(grid.config_files("luseg")) == ["train", "data_hippocampus", "method_luseg", "recipe_budget"]
+    assert grid.iterations("luseg") == 1500
+
+
+def test_original_recipe_is_that_of_each_method(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"original_recipe": "ua_mt"}))
+    grid = define_grid("hippocampus", ["dual_network", str(overlay)], recipe="original")
+    assert names(grid.config_files("dual_network"))[-1] == "recipe_paper"
+    assert names(grid.config_files("mine")) == ["train", "data_hippocampus", "method_mine", "recipe_ua_mt"]
+
+
+def test_arguments_of_training_and_evaluation(tmp_path):
+    grid = define_grid("hippocampus", ["luseg"], seeds=[3], dataset_dir=str(tmp_path), overrides={"iterations": 7})
+    (cell,) = grid.cells(tmp_path / "grid")
+    words = grid.arguments(cell, evaluate=False)
+    assert words[:2] == ["run", "training"]
+    given = dict(zip(words[2::2], words[3::2]))
+    assert given["--seed"] == "3"
+    assert given["--iterations"] == "7"
+    assert given["--dataset_dir"] == str(tmp_path)
+    assert given["--output_dir"] == str(tmp_path / "grid/cells/luseg/fixed_seed3")
+    assert "evaluate.json" not in given["--config_file"]
+    words = grid.arguments(cell, evaluate=True)
+    assert words[0] == "run"
+    assert words[1] == "--config_file"
+    assert words[2].endswith("evaluate.json']")
+    assert grid.iterations("luseg") == 7
+
+
+def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
+    everything = method_names()
+    assert everything[0] == "dual_network"
+    assert set(everything[1:]) == {path.stem.removeprefix("method_") for path in ROOT.glob("configs/method_*.json")}
+    original = define_grid("hippocampus", everything, recipe="original")
+    for method in everything:
+        assert Path(original.config_files(method)[-1]).is_file(), method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"data": "liver"}, "data must be one of hippocampus, left_atrium, .*, got 'liver'"),
+        ({"methods": ["teacher"]}, "methods must be one of dual_network, .*, got 'teacher'"),
+        ({"methods": []}, "methods must be different names, at least one"),
+        ({"methods": ["luseg", "luseg"]}, "methods must be different names"),
+        ({"methods": ["nowhere/method_x.json"]}, "methods: nowhere/method_x.json not found"),
+        ({"recipe": "cake"}, "recipe must be one of original, .*budget.*, got 'cake'"),
+        ({"folds": [9]}, "split file .*hippocampus_fold9_16.json not found; the bundle has .*hippocampus_16"),
+        ({"split_file": "x.json", "num_labeled": 8}, "exclude each other"),
+        ({"overrides": {"iteratons": 5}}, "--iteratons is no argument of crossval"),
+    ],
+)
+def test_what_does_not_exist_is_refused(arguments, match):
+    with pytest.raises(BundleError, match=match):
+        define_grid(**{"data": "hippocampus", "methods": ["luseg"], **arguments})
+
+
+def test_grid_file_is_read_back_and_grows(tmp_path):
+    first = define_grid("hippocampus", ["luseg"], seeds=[0])
+    first.write(tmp_path)
+    assert Grid.read(tmp_path) == first
+    define_grid("hippocampus", ["dual_network", "luseg"], seeds=[1]).write(tmp_path)
+    merged = Grid.read(tmp_path)
+    assert merged.methods == ("luseg", "dual_network")
+    assert merged.seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"recipe": "paper"}, "grid with recipe 'budget', got 'paper'"),
+        ({"dataset_dir": "/elsewhere"}, "grid with dataset_dir"),
+        ({"overrides": {"iterations": 9}}, "grid with overrides"),
+        ({"split_file": str(ROOT / "configs/splits/left_atrium_dev_16.json")}, "as fixed, got .*dev_16"),
+    ],
+)
+def test_other_grid_in_the_same_folder_is_refused(tmp_path, changes, match):
+    define_grid("hippocampus", ["luseg"]).write(tmp_path)
+    before = (tmp_path / "grid.json").read_text()
+    with pytest.raises(BundleError, match=match):
+        define_grid("hippocampus", ["luseg"], **changes).write(tmp_path)
+    assert (tmp_path / "grid.json").read_text() == before
+
+
+def test_missing_or_damaged_grid_file(tmp_path):
+    with pytest.raises(BundleError, match=r"holds no grid: grid.json is missing"):
+        Grid.read(tmp_path)
+    (tmp_path / "grid.json").write_text('{"version": 1}')
+    with pytest.raises(BundleError, match="is damaged"):
+        Grid.read(tmp_path)
+    (tmp_path / "grid.json").write_text('{"version": 2}')
+    with pytest.raises(BundleError, match="of another version"):
+        Grid.read(tmp_path)
+
+
+def test_state_of_a_cell(tmp_path):
+    cell = Cell("luseg", "fixed", 0, tmp_path / "cell")
+    assert not cell.evaluated
+    assert cell.state() == {}
+    assert cell.iterations_done() == 0
+    cell.write_state(status="failed", error="no")
+    assert cell.state() == {"status": "failed", "error": "no"}
+    # The last line is being written.
+    (cell.path / "history.csv").write_text("iteration,loss\n1,0.5\n2,0.4\n3")
+    assert cell.iterations_done() == 2
+    (cell.path / "evaluation").mkdir()
+    (cell.path / "evaluation" / "metrics_cases.csv").touch()
+    assert cell.evaluated
