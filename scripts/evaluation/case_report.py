@@ -31,7 +31,7 @@ STATUSES = ("found", "missed", "false_positive", "absent")
 MEAN_OVER_CLASSES = "mean over classes"
 ORIGINAL_IMAGE_KEY = "original_image"
 CASE_KEY = "case"
-_HEADINGS = {
+HEADINGS = {
     "dice": "Dice [%]",
     "jaccard": "Jaccard [%]",
     "hd95_voxel": "95HD [voxel]",
@@ -157,7 +157,7 @@ class CaseReport:
             "metrics_summary.csv": summary.to_csv(index=False),
             "metrics_summary.md": self._markdown(),
         }
-        return [_write_text(self.output_dir / name, text) for name, text in texts.items()]
+        return [write_text(self.output_dir / name, text) for name, text in texts.items()]
 
     def table(self) -> str:
         """The summary as aligned plain text for the console.
@@ -184,19 +184,19 @@ class CaseReport:
         alignment = [":--"] + ["--:"] * (len(heading) - 1)
         lines = [[cell.replace("|", "\\|") for cell in line] for line in (heading, alignment, *rows)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"# Metrics of {len(self)} {_plural('case', len(self))}\n\n{table}\n\n{_NOTE}\n"
+        return f"# Metrics of {len(self)} {plural('case', len(self))}\n\n{table}\n\n{_NOTE}\n"
 
     def _readable_summary(self) -> tuple[list[str], list[list[str]]]:
         summary = self.summary()
         if len(self.class_names) == 1:
             # With a single class the mean over classes only says the same again.
             summary = summary[:-1]
-        heading = ["class", *_HEADINGS.values(), "cases", *(status.replace("_", " ") for status in STATUSES)]
+        heading = ["class", *HEADINGS.values(), "cases", *(status.replace("_", " ") for status in STATUSES)]
         rows = []
         for row in summary.to_dict("records"):
             values = [
-                _mean_and_deviation(row[f"{name}_mean"], row[f"{name}_sd"], percent=name in ("dice", "jaccard"))
-                for name in _HEADINGS
+                mean_and_deviation(row[f"{name}_mean"], row[f"{name}_sd"], percent=name in ("dice", "jaccard"))
+                for name in HEADINGS
             ]
             rows.append([str(row["class"]), *values, str(row["cases"]), *(str(row[status]) for status in STATUSES)])
         return heading, rows
@@ -315,7 +315,7 @@ class CaseReportHandler:
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():
                     path.unlink(missing_ok=True)
-            self.logger.info("%d %s\n%s", len(self.report), _plural("case", len(self.report)), self.report.table())
+            self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
         for case, file_name in pictures.items():
             if case in self._views:
                 title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
@@ -397,7 +397,17 @@ def _dice_text(row: Mapping[str, Any]) -> str:
     return text if row["status"] == "found" else f"{text} ({row['status'].replace('_', ' ')})"
 
 
-def _mean_and_deviation(mean: float, deviation: float, *, percent: bool) -> str:
+def mean_and_deviation(mean: float, deviation: float, *, percent: bool) -> str:
+    """Word a mean and its standard deviation.
+
+    Args:
+        mean: the mean; NaN where there is none.
+        deviation: the standard deviation; NaN where there is none.
+        percent: whether both are shares to be worded in percent.
+
+    Returns:
+        a text such as "84.05 ± 3.85"; "-" stands for what there is not.
+    """
     if math.isnan(mean):
         return "-"
     factor = 100 if percent else 1
@@ -405,11 +415,29 @@ def _mean_and_deviation(mean: float, deviation: float, *, percent: bool) -> str:
     return f"{factor * mean:.2f} ± {spread}"
 
 
-def _plural(noun: str, count: int) -> str:
+def plural(noun: str, count: int) -> str:
+    """Give a noun its form for a number.
+
+    Args:
+        noun: the singular.
+        count: the number.
+
+    Returns:
+        the singular for 1, else the plural.
+    """
     return noun if count == 1 else f"{noun}s"
 
 
-def _write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file; it takes the place of an older one in one step.
+
+    Args:
+        path: the file.
+        text: its content.
+
+    Returns:
+        the path.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
-from .pictures import DOTS_PER_INCH, View, _draw_panel, _intensity_window, _save, _surroundings
+from .pictures import DOTS_PER_INCH, View, draw_panel, intensity_window, save_figure, surroundings
 
 _COLUMNS, _ROWS = 6, 5
 _PANEL_INCHES = 2.0
@@ -60,7 +60,7 @@ def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View:
         prediction=label[..., index].T.astype(np.uint16),
         reference=None,
         aspect=float(up_mm / across_mm),
-        window=_intensity_window(voxels[_surroundings(label > 0)]),
+        window=intensity_window(voxels[surroundings(label > 0)]),
     )
 
 
@@ -77,10 +77,10 @@ def _draw_page(views: Sequence[View], path: Path) -> Path:
     for axes in grid[len(views) :]:
         axes.axis("off")
     for axes, view in zip(grid, views):
-        _draw_panel(axes, view, "prediction")
+        draw_panel(axes, view, "prediction")
         # Text is taken literally: a dollar sign in a file name starts no formula.
         axes.set_title(_short(view.name), fontsize=7, pad=2, parse_math=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _short(name: str) -> str:

@@ -139,8 +139,8 @@ def select_views(
     expected = volumes[2] if len(volumes) > 2 else None
     foreground = predicted > 0 if expected is None else (predicted > 0) | (expected > 0)
     guide = foreground if expected is None or not np.any(expected > 0) else expected > 0
-    box = _surroundings(foreground)
-    window = _intensity_window(intensities[box])
+    box = surroundings(foreground)
+    window = intensity_window(intensities[box])
     views = []
     for axis in (2, 1, 0):
         plane, letter = PLANES[axis]
@@ -176,7 +176,7 @@ def draw_views(
     """
     with_reference = views[0].reference is not None
     headings = ["image", "reference", "prediction", "difference"] if with_reference else ["image", "prediction"]
-    handles = _class_handles(views, class_names) + (_difference_handles(views) if with_reference else [])
+    handles = class_handles(views, class_names) + (_difference_handles(views) if with_reference else [])
     legend_columns = 3 * len(headings) // 2
     panel_width, label_width, title_height, legend_height = (
         2.7,
@@ -204,7 +204,7 @@ def draw_views(
     )
     for row, view in enumerate(views):
         for axes, heading in zip(grid[row], headings, strict=True):
-            _draw_panel(axes, view, heading)
+            draw_panel(axes, view, heading)
             if row == 0:
                 axes.set_title(heading, fontsize=10, pad=4)
         grid[row][0].set_ylabel(view.name.replace(", ", "\n"), fontsize=9)
@@ -216,7 +216,7 @@ def draw_views(
         legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def learning_curves(
@@ -241,7 +241,7 @@ def learning_curves(
     Raises:
         BundleError: when a file is missing, is empty or has no column ``iteration``, or there is nothing to draw.
     """
-    history = _read_table(history_csv)
+    history = read_table(history_csv)
     losses = [name for name in history if name == "loss" or name.startswith("loss_")]
     # A logarithmic axis shows terms of very different size together, but has no place for negative values.
     negative = [name for name in losses if (history[name] < 0).any()]
@@ -252,7 +252,7 @@ def learning_curves(
         ("learning rate", history, [name for name in history if name == "learning_rate"]),
     ]
     if validation_csv is not None:
-        validation = _read_table(validation_csv)
+        validation = read_table(validation_csv)
         scores = [name for name in validation if name == "mean_dice" or name.startswith("dice_")]
         panels.append(("validation Dice", validation, scores))
     panels = [(label, table, names) for label, table, names in panels if names and table[names].notna().any(axis=None)]
@@ -263,12 +263,12 @@ def learning_curves(
     figure = Figure(figsize=(9.5, sum(heights) + 0.4), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (label, table, names) in zip(grid, panels, strict=True):
-        _draw_curves(axes, table, names, label=label)
+        draw_curves(axes, table, names, label=label)
     grid[-1].set_xlabel("iteration")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _surroundings(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+def surroundings(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
     """The box of the foreground, wider by half its size on each side; the whole volume where there is none."""
     box = []
     for axis, size in enumerate(foreground.shape):
@@ -291,7 +291,15 @@ def _slice_indices(guide: npt.NDArray[np.bool_], *, axis: int, count: int) -> li
     return [int(part[len(part) // 2]) for part in np.array_split(occupied, count) if part.size]
 
 
-def _intensity_window(image: npt.NDArray) -> tuple[float, float]:
+def intensity_window(image: npt.NDArray) -> tuple[float, float]:
+    """Choose the gray values that are drawn as black and white.
+
+    Args:
+        image: gray values, (X, Y, Z) or a slice.
+
+    Returns:
+        darkest and brightest value.
+    """
     finite = np.asarray(image[np.isfinite(image)], dtype=np.float64)
     if finite.size == 0:
         return 0.0, 1.0
@@ -300,7 +308,14 @@ def _intensity_window(image: npt.NDArray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _draw_panel(axes: Axes, view: View, heading: str) -> None:
+def draw_panel(axes: Axes, view: View, heading: str) -> None:
+    """Draw one slice in gray.
+
+    Args:
+        axes: where to draw.
+        view: the slice.
+        heading: text above it.
+    """
     axes.imshow(
         view.image,
         cmap="gray",
@@ -320,7 +335,7 @@ def _draw_panel(axes: Axes, view: View, heading: str) -> None:
         labels = view.prediction if heading == "prediction" else view.reference
         assert labels is not None
         for label in np.unique(labels[labels > 0]):
-            _outline(axes, labels == label, color=_class_color(int(label)), width=1.4)
+            outline(axes, labels == label, color=class_color(int(label)), width=1.4)
 
 
 def _difference(view: View) -> tuple[npt.NDArray[np.bool_], ...]:
@@ -331,7 +346,15 @@ def _difference(view: View) -> tuple[npt.NDArray[np.bool_], ...]:
     return predicted & ~expected, expected & ~predicted, confused
 
 
-def _outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float) -> None:
+def outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float) -> None:
+    """Draw the border of a mask.
+
+    Args:
+        axes: where to draw.
+        mask: the mask, as the slice lies in the picture.
+        color: color of the line.
+        width: width of the line in points.
+    """
     # The rim of background closes the lines of structures that the picture cuts; the finer grid lets the line follow
     # the edges of the voxels, where it would cut their corners otherwise.
     fine = 4
@@ -350,16 +373,33 @@ def _fill(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str) -> None:
     axes.imshow(layer, origin="lower", aspect=axes.get_aspect(), interpolation="nearest")
 
 
-def _class_color(label: int) -> str:
+def class_color(label: int) -> str:
+    """Give a class its color, the same in all pictures.
+
+    Args:
+        label: value of the class in a label map, from 1.
+
+    Returns:
+        the color.
+    """
     return CLASS_COLORS[(label - 1) % len(CLASS_COLORS)]
 
 
-def _class_handles(views: Sequence[View], class_names: Sequence[str] | None) -> list[Line2D]:
+def class_handles(views: Sequence[View], class_names: Sequence[str] | None) -> list[Line2D]:
+    """Make the entries of a legend for the classes in some slices.
+
+    Args:
+        views: the slices.
+        class_names: names of the foreground classes; without them their numbers are used.
+
+    Returns:
+        one entry a class.
+    """
     maps = [view.prediction for view in views] + [view.reference for view in views if view.reference is not None]
     labels = sorted({int(label) for labels in maps for label in np.unique(labels)} - {0})
     names = foreground_names(max(labels, default=1) + 1) if class_names is None else class_names
     return [
-        Line2D([], [], color=_class_color(label), label=names[label - 1] if label <= len(names) else str(label))
+        Line2D([], [], color=class_color(label), label=names[label - 1] if label <= len(names) else str(label))
         for label in labels
     ]
 
@@ -371,7 +411,18 @@ def _difference_handles(views: Sequence[View]) -> list[Line2D]:
     return [Line2D([], [], color=color, marker="s", linestyle="", label=name) for name, color in kinds]
 
 
-def _read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table of a run, its rows in the order of the iteration.
+
+    Args:
+        path: its CSV file.
+
+    Returns:
+        the table; infinite numbers are missing ones.
+
+    Raises:
+        BundleError: when there is no such file, or it has no rows or no column iteration.
+    """
     try:
         table = pd.read_csv(path)
     except FileNotFoundError:
@@ -384,7 +435,15 @@ def _read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     return table.replace([np.inf, -np.inf], np.nan)
 
 
-def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str) -> None:
+def draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str) -> None:
+    """Draw columns of a table over the iteration.
+
+    Args:
+        axes: where to draw.
+        table: a table with the column iteration.
+        names: columns to draw.
+        label: text of the vertical axis; "loss" is smoothed, and drawn on a logarithmic axis.
+    """
     smooth = label.startswith("loss")
     logarithmic = label == "loss" and bool((table[list(names)] > 0).any(axis=None))
     window = max(1, len(table) // 50)
@@ -416,7 +475,16 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a picture; it takes the place of an older one in one step.
+
+    Args:
+        figure: what to write.
+        path: PNG file.
+
+    Returns:
+        the path.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         FigureCanvasAgg(figure).print_png(file)
     return Path(path)

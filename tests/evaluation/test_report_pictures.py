@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from report_grid import write_cells, write_grid
 
-from scripts.evaluation.pictures import _draw_curves
+from scripts.evaluation.pictures import draw_curves
 from scripts.evaluation.report import figures
 from scripts.evaluation.report import gallery as gallery_module
 from scripts.evaluation.report.figures import _curves, boxes_picture, curves_picture
@@ -218,10 +218,10 @@ def test_a_method_has_one_color_in_all_curves(make_cells, tmp_path, monkeypatch)
     colors = []
 
     def draw(axes, table, names, *, label):
-        _draw_curves(axes, table, names, label=label)
+        draw_curves(axes, table, names, label=label)
         colors.append({line.get_label(): line.get_color() for line in axes.get_lines()})
 
-    monkeypatch.setattr(figures, "_draw_curves", draw)
+    monkeypatch.setattr(figures, "draw_curves", draw)
     assert curves_picture(read_grid(folder), "a", tmp_path / "curves.png") is not None
     assert colors[0] == colors[1]
     assert list(colors[0]) == ["a", "b", "d"]

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ..case_report import _HEADINGS
-from ..pictures import DOTS_PER_INCH, _draw_curves, _save
+from ..case_report import HEADINGS
+from ..pictures import DOTS_PER_INCH, draw_curves, save_figure
 from .comparison import HIGHER_IS_BETTER
 from .grid import Grid
 
@@ -61,7 +61,7 @@ def curves_picture(grid: Grid, reference: str, path: Path) -> Picture | None:
     figure = Figure(figsize=(10.5, height * len(panels)), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     grid_of_axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (label, table) in zip(grid_of_axes, panels.items(), strict=True):
-        _draw_curves(axes, table, methods, label=label)
+        draw_curves(axes, table, methods, label=label)
         if label == "training loss" and table[methods].min(axis=None) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -80,7 +80,7 @@ def curves_picture(grid: Grid, reference: str, path: Path) -> Picture | None:
         "the run), both averaged over the runs of a method. Losses of different methods have different terms: their "
         "course can be compared, their height cannot."
     )
-    return Picture(_save(figure, path), caption)
+    return Picture(save_figure(figure, path), caption)
 
 
 def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Picture:
@@ -105,7 +105,7 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     for row, (method, sample) in enumerate(zip(methods, values, strict=True)):
         _draw_box(axes, row, sample, color=_HIGHLIGHT if method == reference else _PLAIN)
     axes.set_yticks(range(len(methods)), methods, fontsize=9, parse_math=False)
-    axes.set(ylim=(len(methods) - 0.4, -0.6), xlabel=_HEADINGS[metric])
+    axes.set(ylim=(len(methods) - 0.4, -0.6), xlabel=HEADINGS[metric])
     axes.grid(visible=True, axis="x", color="#D9D9D9", linewidth=0.5)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -113,10 +113,10 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     axes.tick_params(axis="y", length=0)
     direction = "more is better" if percent else "less is better; cases without a found class have no distance"
     caption = (
-        f"{_HEADINGS[metric]} of each test case (points; mean over its classes and the runs), {direction}. Box: "
+        f"{HEADINGS[metric]} of each test case (points; mean over its classes and the runs), {direction}. Box: "
         f"quartiles and median; whiskers: the last case within 1.5 times the box; {reference} in color."
     )
-    return Picture(_save(figure, path), caption)
+    return Picture(save_figure(figure, path), caption)
 
 
 def _curves(grid: Grid, file_name: str, column: str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...errors import BundleError
-from ..pictures import DOTS_PER_INCH, View, _class_color, _class_handles, _draw_panel, _outline, _save, select_views
+from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
 from .figures import Picture
 from .grid import Cell, Grid
 from .surface import frame_of, surface_picture
@@ -141,7 +141,7 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
         f"{case}, the {title} by mean Dice ({view.name}). Outlines of the segmentation in color over those of the "
         "reference in white; below, the surface of the whole segmentation."
     )
-    return Picture(_save(figure, path), caption)
+    return Picture(save_figure(figure, path), caption)
 
 
 def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
@@ -159,7 +159,7 @@ def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
     orientation = nib.orientations.io_orientation(affine)
     spacing = nib.affines.voxel_sizes(affine)[np.argsort(orientation[:, 0])]
     frame = frame_of(nib.orientations.apply_orientation(reference, orientation) > 0, spacing)
-    colors = {label: to_rgb(_class_color(label)) for label in range(1, len(grid.class_names) + 1)}
+    colors = {label: to_rgb(class_color(label)) for label in range(1, len(grid.class_names) + 1)}
     panels = []
     for name, labels in maps.items():
         # Box and slice come from the reference alone, to be the same for all: here the label map stands for the image.
@@ -180,19 +180,19 @@ def _read_volume(path: str | Path) -> tuple[npt.NDArray, npt.NDArray[np.float64]
 
 
 def _draw_outlines(axes: Axes, view: View) -> None:
-    _draw_panel(axes, view, "image")
+    draw_panel(axes, view, "image")
     assert view.reference is not None
     # White alone is lost on bright structures.
     for color, width in (("black", 2.8), (_REFERENCE_COLOR, 2.0)):
         for label in np.unique(view.reference[view.reference > 0]):
-            _outline(axes, view.reference == label, color=color, width=width)
+            outline(axes, view.reference == label, color=color, width=width)
     for label in np.unique(view.prediction[view.prediction > 0]):
-        _outline(axes, view.prediction == label, color=_class_color(int(label)), width=1.0)
+        outline(axes, view.prediction == label, color=class_color(int(label)), width=1.0)
 
 
 def _draw_legend(figure: Figure, panels: Sequence[_Panel], class_names: Sequence[str]) -> None:
     handles = [Line2D([], [], color=_REFERENCE_COLOR, linewidth=2, label="reference")]
-    handles += _class_handles([panel.view for panel in panels], class_names)
+    handles += class_handles([panel.view for panel in panels], class_names)
     legend = figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=8, facecolor="black", labelcolor="white"
     )

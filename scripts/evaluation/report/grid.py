@@ -16,7 +16,7 @@ import pandas as pd
 from ...errors import BundleError
 from ..case_report import CaseReport
 from ..metrics import METRIC_NAMES
-from ..pictures import _read_table
+from ..pictures import read_table
 
 CellStatus = Literal["evaluated", "failed", "damaged", "not evaluated", "not run"]
 #: Split and seed: what the cells of two methods must share to be compared.
@@ -68,7 +68,7 @@ class Cell:
             The table, or None where there is none or it has no rows yet.
         """
         try:
-            return _read_table(self.folder / name)
+            return read_table(self.folder / name)
         except BundleError:
             return None
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ...errors import BundleError
-from ..case_report import _plural, _write_text
+from ..case_report import plural, write_text
 from .documents import latex, markdown
 from .figures import boxes_picture, curves_picture
 from .gallery import gallery
@@ -63,7 +63,7 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     texts["report.md"] = markdown(title, facts, tables, pictures, remarks)
     texts["report.html"] = page(title, facts, tables, pictures, remarks)
     for name, text in texts.items():
-        _write_text(folder / name, text)
+        write_text(folder / name, text)
     written = {*texts, *(picture.path.name for picture in pictures)}
     for pattern in ("table_*.csv", "figure_*.png"):
         for path in folder.glob(pattern):
@@ -102,7 +102,7 @@ def _facts(grid: Grid, reference: str) -> list[tuple[str, str]]:
         ("methods", f"{len(grid.evaluated_methods)} of {len(grid.methods)} evaluated"),
         ("splits", ", ".join(f"{name} ({Path(path).name})" for name, path in grid.facts["splits"].items())),
         ("seeds", ", ".join(map(str, grid.facts["seeds"]))),
-        ("test", f"{len(cases)} {_plural('case', len(cases))}, {len(evaluated)} of {len(grid.cells)} runs evaluated"),
+        ("test", f"{len(cases)} {plural('case', len(cases))}, {len(evaluated)} of {len(grid.cells)} runs evaluated"),
         ("tested against", reference),
     ]
     for heading, key in (("settings", "settings"), ("versions", "versions")):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ..case_report import _HEADINGS, MEAN_OVER_CLASSES, _mean_and_deviation, _plural
+from ..case_report import HEADINGS, MEAN_OVER_CLASSES, mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
 from .grid import Grid
 from .summary import costs, spread_is_over_runs, summarize
@@ -94,14 +94,14 @@ def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark 
 
 
 def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: Grid, note: str) -> Table:
-    heading = ["method", *_HEADINGS.values(), "cases", "missed", "false positive", "runs"]
+    heading = ["method", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
     planned = len(grid.cells) // len(grid.methods)
     rows = [
         [
             row["method"],
             *(
-                _mean_and_deviation(row[f"{metric}_mean"], row[f"{metric}_sd"], percent=_percent(metric))
-                for metric in _HEADINGS
+                mean_and_deviation(row[f"{metric}_mean"], row[f"{metric}_sd"], percent=_percent(metric))
+                for metric in HEADINGS
             ),
             str(row["cases"]),
             str(row["missed"]),
@@ -111,7 +111,7 @@ def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: Grid, not
         for row in summary.to_dict("records")
     ]
     marks = {}
-    for column, metric in enumerate(_HEADINGS, start=1):
+    for column, metric in enumerate(HEADINGS, start=1):
         # What looks equal is equal: the means are ranked as they are shown.
         shown = (summary[f"{metric}_mean"] * (100 if _percent(metric) else 1)).round(2).where(summary["complete"])
         for row_number, mark in enumerate(rank_marks(shown.tolist(), higher_is_better=_percent(metric))):
@@ -145,7 +145,7 @@ def _comparison_table(grid: Grid, reference: str, metric: str) -> Table:
         "test; p (Holm): corrected for the number of methods in this table. Both speak of these cases and runs, not of "
         "what other splits or seeds would give."
     )
-    title = f"{_HEADINGS[metric]}: difference to {reference}"
+    title = f"{HEADINGS[metric]}: difference to {reference}"
     return Table(f"table_test_{metric}", title, heading, rows, numbers, ["method", "metric"], note)
 
 
@@ -200,7 +200,7 @@ def _cells_table(grid: Grid) -> Table:
         for row in numbers.to_dict("records")
     ]
     evaluated = int((numbers["status"] == "evaluated").sum())
-    note = f"{evaluated} of {len(rows)} {_plural('run', len(rows))} evaluated. Metrics and tests are about these."
+    note = f"{evaluated} of {len(rows)} {plural('run', len(rows))} evaluated. Metrics and tests are about these."
     keys = ["method", "split", "seed"]
     return Table("table_runs", "Runs", heading, rows, numbers, keys, note)
 
