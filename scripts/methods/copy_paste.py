@@ -44,7 +44,7 @@ class CopyPasteMethod(Method):
         copy_paste: the loss of a mixed crop.
         pretrain_iterations: length of the first stage, at least 0.
         box_fraction: side of the box over the side of the crop, above 0 and below 1.
-        ema_decay: how slowly the teacher follows, at least 0 and below 1.
+        decay: how slowly the teacher follows, at least 0 and below 1.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -57,7 +57,7 @@ class CopyPasteMethod(Method):
         copy_paste: CopyPasteLoss,
         pretrain_iterations: int,
         box_fraction: float = 2 / 3,
-        ema_decay: float = 0.99,
+        decay: float = 0.99,
     ) -> None:
         super().__init__(network)
         if pretrain_iterations < 0:
@@ -67,7 +67,7 @@ class CopyPasteMethod(Method):
         self.copy_paste = copy_paste
         self.pretrain_iterations = pretrain_iterations
         self.box_fraction = box_fraction
-        self.teacher = MovingAverageTeacher(self.student, decay=ema_decay)
+        self.teacher = MovingAverageTeacher(self.student, decay=decay)
 
     @property
     def student(self) -> nn.Module:

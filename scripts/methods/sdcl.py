@@ -34,7 +34,7 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
         entropy_weight: its weight.
         pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`, as for the next two.
         box_fraction: see there.
-        ema_decay: see there.
+        decay: see there.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -53,14 +53,14 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
         entropy: EntropyCorrectionLoss | None = None,
         entropy_weight: Weight | float = 0.05,
         box_fraction: float = 2 / 3,
-        ema_decay: float = 0.99,
+        decay: float = 0.99,
     ) -> None:
         super().__init__(
             network,
             copy_paste=copy_paste,
             pretrain_iterations=pretrain_iterations,
             box_fraction=box_fraction,
-            ema_decay=ema_decay,
+            decay=decay,
         )
         self.distance = distance or DistanceCorrectionLoss()
         self.distance_weight = Weight.of(distance_weight)

@@ -235,3 +235,15 @@ def test_a_case_of_the_protocol_that_fails_holds_the_split_back(tmp_path, capsys
     path.write_bytes(whole)
     main(words)
     assert (tmp_path / "out/split.json").exists()
+
+
+def test_nothing_but_bad_cases_tells_why_of_each(tmp_path, capsys):
+    images = tmp_path / "source/images"
+    images.mkdir(parents=True)
+    (images / "first.nii.gz").write_bytes(b"\x1f\x8b cut")
+    (images / "second.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "prepared")])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: none of the 2 cases in ")
+    assert sorted(line.split(":")[0] for line in lines[1:]) == ["- first", "- second"]

@@ -175,7 +175,7 @@ def change(module, amount):
 
 
 def test_teacher_starts_at_the_border_and_follows_after_it():
-    method = make_method(pretrain_iterations=3, ema_decay=0.99)
+    method = make_method(pretrain_iterations=3, decay=0.99)
     student, teacher = method.network.backbone, method.teacher.network
     start = copy.deepcopy(teacher.state_dict())
     for step in range(2):
@@ -278,13 +278,13 @@ def test_options_are_refused():
     with pytest.raises(ValueError, match=r"box_fraction must be above 0 and below 1, got 1\.0"):
         make_method(box_fraction=1.0)
     with pytest.raises(ValueError, match=r"decay must be at least 0 and below 1, got 1\.0"):
-        make_method(ema_decay=1.0)
+        make_method(decay=1.0)
     with pytest.raises(NotImplementedError, match="CopyPasteMethod must implement student"):
         CopyPasteMethod(TinySingle(), copy_paste=CopyPasteLoss(), pretrain_iterations=1)
 
 
 def test_description_has_all_options():
-    text = make_method(pretrain_iterations=7, box_fraction=0.5, ema_decay=0.75).describe()
+    text = make_method(pretrain_iterations=7, box_fraction=0.5, decay=0.75).describe()
     for part in ("pretrain_iterations=7", "box_fraction=0.5", "'decay': 0.75", "'unlabeled_weight': 0.5"):
         assert part in text
 
@@ -301,8 +301,16 @@ def test_autocast():
 # --- shipped configuration --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["method_bcp", "method_sdcl"])
-@pytest.mark.parametrize(("iterations", "pretrain_iterations"), [(17000, 2000), (6000, 705), (4, 0)])
+@pytest.mark.parametrize(
+    ("name", "iterations", "pretrain_iterations"),
+    [
+        ("method_bcp", 17000, 2000),
+        ("method_bcp", 6000, 705),
+        ("method_bcp", 4, 0),
+        ("method_sdcl", 14200, 3200),
+        ("method_sdcl", 6000, 1352),
+    ],
+)
 def test_share_of_the_first_stage(name, iterations, pretrain_iterations):
     parser = ConfigParser()
     parser.read_config([str(ROOT / "configs" / f"{file}.json") for file in ("train", name)])

@@ -221,7 +221,7 @@ def test_refusals():
 
 
 def test_description_has_all_options():
-    text = make_method(pretrain_iterations=7, box_fraction=0.5, ema_decay=0.75, entropy_weight=0.1).describe()
+    text = make_method(pretrain_iterations=7, box_fraction=0.5, decay=0.75, entropy_weight=0.1).describe()
     for part in (
         "pretrain_iterations=7",
         "box_fraction=0.5",

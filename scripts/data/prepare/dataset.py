@@ -125,7 +125,8 @@ def prepare_dataset(
     problems = [*found.problems, *repeated, *problems]
     there = [case for case in cases if is_done(case, output_dir)]
     if not there:
-        raise BundleError(f"none of the {len(cases) or len(problems)} cases in {source} could be prepared.")
+        headline = f"none of the {len(cases) or len(problems)} cases in {source} could be prepared"
+        raise BundleError("\n".join([f"{headline}:", *(f"- {problem}" for problem in problems)]))
     paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
     return Prepared(
         cases={case.name: case.has_label for case in there},
