@@ -34,7 +34,7 @@ def stored():
     return np.random.default_rng(0).integers(0, 3000, size=SHAPE).astype(np.uint16)
 
 
-def refused(folder, message):
+def assert_series_refused(folder, message):
     with assert_refused(message):
         read_series(folder)
 
@@ -165,16 +165,18 @@ def test_anonymized_series_are_read(stored, tmp_path):
 
 def test_no_series(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    refused(tmp_path, f"^{re.escape(str(tmp_path))} holds no DICOM image: files of a CT or MR series are expected")
-    refused(tmp_path / "none", "none must be a folder with DICOM files, and there is no such folder")
-    refused(tmp_path / "notes.txt", "must be a folder with DICOM files")
+    assert_series_refused(
+        tmp_path, f"^{re.escape(str(tmp_path))} holds no DICOM image: files of a CT or MR series are expected"
+    )
+    assert_series_refused(tmp_path / "none", "none must be a folder with DICOM files, and there is no such folder")
+    assert_series_refused(tmp_path / "notes.txt", "must be a folder with DICOM files")
 
 
 def test_several_series_are_named(stored, tmp_path):
     write_series(tmp_path, stored, number=1)
     write_series(tmp_path, stored, number=2, prefix="B")
     first, second = (re.escape(str(series)) for series in find_series(tmp_path))
-    refused(tmp_path, f"holds 2 series where one is expected: {first} in .*; {second} in")
+    assert_series_refused(tmp_path, f"holds 2 series where one is expected: {first} in .*; {second} in")
 
 
 # --- what is no volume ------------------------------------------------------------------------------------------------
@@ -250,7 +252,9 @@ def compressed(dataset, index):
 def test_what_is_no_volume_is_refused(edit, message, stored, tmp_path, monkeypatch):
     monkeypatch.setattr("pydicom.config.settings.writing_validation_mode", 0)
     write_series(tmp_path, stored, edit=edit)
-    refused(tmp_path, f"^{re.escape(str(tmp_path))}, DICOM series [0-9.]+ .CT, Körper 3.0, 5 files.: .*{message}")
+    assert_series_refused(
+        tmp_path, f"^{re.escape(str(tmp_path))}, DICOM series [0-9.]+ .CT, Körper 3.0, 5 files.: .*{message}"
+    )
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
@@ -258,18 +262,20 @@ def test_a_missing_slice(missing, stored, tmp_path):
     paths = write_series(tmp_path, stored)
     paths[missing].unlink()
     before, after = 30 + 3 * (missing - 1), 30 + 3 * (missing + 1)
-    refused(tmp_path, f"slices at {before}.00 mm and {after}.00 mm .* are 6.00 mm apart where 3.00 mm are usual")
+    assert_series_refused(
+        tmp_path, f"slices at {before}.00 mm and {after}.00 mm .* are 6.00 mm apart where 3.00 mm are usual"
+    )
 
 
 def test_a_missing_slice_among_many(tmp_path):
     paths = write_series(tmp_path, np.zeros((2, 2, 200), np.uint16), distance=0.5)
     paths[1].unlink()
-    refused(tmp_path, "slices at 30.00 mm and 31.00 mm .* are 1.00 mm apart where 0.50 mm are usual")
+    assert_series_refused(tmp_path, "slices at 30.00 mm and 31.00 mm .* are 1.00 mm apart where 0.50 mm are usual")
 
 
 def test_one_slice(stored, tmp_path):
     write_series(tmp_path, stored[:, :, :1])
-    refused(tmp_path, "it has one slice, a volume needs at least two")
+    assert_series_refused(tmp_path, "it has one slice, a volume needs at least two")
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.97])
@@ -278,7 +284,7 @@ def test_a_truncated_file(share, stored, tmp_path):
     path = write_series(tmp_path, stored)[-1]
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    refused(tmp_path, f"{path.name} .*truncated")
+    assert_series_refused(tmp_path, f"{path.name} .*truncated")
 
 
 def test_a_header_with_a_broken_number(stored, tmp_path):
@@ -286,13 +292,13 @@ def test_a_header_with_a_broken_number(stored, tmp_path):
     content = path.read_bytes()
     assert content.count(b"-1024") == 1
     path.write_bytes(content.replace(b"-1024", b"-1o24"))
-    refused(tmp_path, "IM003.dcm cannot be read, the file may be truncated or damaged: ")
+    assert_series_refused(tmp_path, "IM003.dcm cannot be read, the file may be truncated or damaged: ")
 
 
 def test_a_file_that_is_no_dicom_in_spite_of_its_name(stored, tmp_path):
     write_series(tmp_path, stored)
     (tmp_path / "x.dcm").write_text("text")
-    refused(tmp_path, "x.dcm cannot be read as DICOM; the file may be truncated")
+    assert_series_refused(tmp_path, "x.dcm cannot be read as DICOM; the file may be truncated")
     for path in tmp_path.glob("IM*"):
         path.unlink()
-    refused(tmp_path, "without UID .0 files.: x.dcm cannot be read as DICOM")
+    assert_series_refused(tmp_path, "without UID .0 files.: x.dcm cannot be read as DICOM")
