@@ -305,8 +305,8 @@ def test_one_of_several_channels(tmp_path, prepare):
         save(tmp_path / "source/imagesTr" / f"{name}.nii.gz", image)
     code, lines = prepare("decathlon", "--num_folds", 2)
     assert code == 1
-    assert sum("must be a 3D volume of one channel, got shape (10, 9, 8, 2)" in line for line in lines) == 0
-    assert lines[-1].startswith("error: none of the 2 cases")
+    assert sum("must be a 3D volume of one channel, got shape (10, 9, 8, 2)" in line for line in lines) == 2
+    assert lines[-3].startswith("error: none of the 2 cases")
     assert prepare("decathlon", "--num_folds", 2, "--channel", 1, output="second")[0] == 0
     np.testing.assert_array_equal(voxels_of(tmp_path / "second/images/a.nii.gz"), images[0][..., 1])
 
