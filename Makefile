@@ -11,11 +11,11 @@ QUIET := PYTHONWARNINGS=ignore
 
 quickstart: $(VENV)/.runtime
 	@echo "1/4 training the dual network on generated phantom volumes"
-	@$(QUIET) $(BIN)/python -m monai.bundle run training --config_file configs/train.json --precision bfloat16 \
+	@$(QUIET) $(BIN)/python -m monai.bundle run training --config_file configs/train.json \
 		--iterations 60 --val_interval 30 --log_interval 10 --output_dir $(QUICKSTART)
 	@echo "2/4 evaluation on the test volumes"
 	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \
-		--precision bfloat16 --output_dir $(QUICKSTART)
+		--output_dir $(QUICKSTART)
 	@echo "3/4 segmentation of a test volume"
 	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file configs/inference.json --patch_size "[48,48,48]" \
 		--ckpt_path $(QUICKSTART)/model_final.pt --dataset_dir data/phantom/images/$(CASE).nii.gz \

@@ -12,6 +12,8 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
+from .precision import Precision, Resolved, resolve_precision
+
 
 def prepare_reference_batch(
     batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
@@ -39,7 +41,7 @@ class AutocastInferer(Inferer):
         precision: "float32" (no autocast), "bfloat16" or "float16".
     """
 
-    def __init__(self, inferer: Inferer, precision: str) -> None:
+    def __init__(self, inferer: Inferer, precision: Resolved) -> None:
         super().__init__()
         self.inferer = inferer
         self.dtype: torch.dtype = getattr(torch, precision)
@@ -57,10 +59,10 @@ class SegmentationEvaluator(SupervisedEvaluator):
     the spacing or the crop with which a network works.
 
     Args:
-        precision: "float32", "bfloat16" or "float16", for the network alone.
+        precision: for the network alone, see :func:`scripts.precision.resolve_precision`.
         **kwargs: see ``monai.engines.SupervisedEvaluator``.
     """
 
-    def __init__(self, *, precision: str = "float32", **kwargs: Any) -> None:
+    def __init__(self, *, precision: Precision = "float32", **kwargs: Any) -> None:
         super().__init__(**{"prepare_batch": prepare_reference_batch, **kwargs})
-        self.inferer = AutocastInferer(self.inferer, precision)
+        self.inferer = AutocastInferer(self.inferer, resolve_precision(precision, self.state.device))

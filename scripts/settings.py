@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from .errors import BundleError
+from .precision import Precision, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -55,7 +56,7 @@ _CHECKS: dict[str, Check] = {
     "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
     "device": ("a device of this machine, such as cpu or cuda:0", _available),
-    "precision": ("float32, bfloat16 or float16", lambda value: value in ("float32", "bfloat16", "float16")),
+    "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",
         lambda value: _three(value, lambda size: _whole(size) and size >= 16 and size % 16 == 0),
@@ -90,7 +91,8 @@ def check_settings(**settings: Any) -> None:
         **settings: values by the name of their configuration key.
 
     Raises:
-        BundleError: when a setting is not allowed; names each, what is allowed, and what came.
+        BundleError: when a setting is not allowed; names each, what is allowed, and what came. Or when the device
+            cannot compute in the precision.
     """
     problems = [
         f"{name} must be {_CHECKS[name][0]}, got {value!r}"
@@ -102,3 +104,5 @@ def check_settings(**settings: Any) -> None:
         problems.append(f"class_names must name the {num_classes - 1} class(es) without the background, got {names!r}")
     if problems:
         raise BundleError("; ".join(problems) + ".")
+    if "precision" in settings:
+        resolve_precision(settings["precision"], settings["device"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
@@ -17,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .errors import BundleError
-
-Precision = Literal["float32", "bfloat16", "float16"]
+from .precision import Precision, resolve_precision
 
 
 class NonFiniteLossError(BundleError):
@@ -42,13 +41,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         optimizer: optimizer of what the method lists as ``trainable_parameters``.
         auxiliary_optimizer: optimizer of what a method trains beside its networks, such as a discriminator. With one,
             every iteration ends in a second step: ``method(batch, step, auxiliary=True)`` gives its loss.
-        precision: "float32", "bfloat16" (autocast, any device) or "float16" (autocast with gradient scaling, GPU).
+        precision: see :func:`scripts.precision.resolve_precision`; "float16" scales the gradient.
         channels_last: hand the images over in the memory format channels_last_3d, which is faster on CPUs and on GPUs
             with tensor cores where the weights are in that format too.
         **kwargs: see ``monai.engines.SupervisedTrainer``.
 
     Raises:
-        ValueError: when ``precision`` is not one of the three, or is "float16" on a CPU.
+        BundleError: when ``precision`` is not allowed, or the device cannot compute in it.
     """
 
     def __init__(
@@ -65,11 +64,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         channels_last: bool = False,
         **kwargs: Any,
     ) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
         device = torch.device(device)
-        if precision == "float16" and device.type == "cpu":
-            raise ValueError("precision 'float16' needs a GPU; on a CPU choose 'bfloat16' or 'float32'.")
+        precision = resolve_precision(precision, device)
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -98,7 +94,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         size = batch[CommonKeys.IMAGE].shape[2]
         if self.dtype == torch.bfloat16 and engine.state.device.type == "cpu" and size < 32:
             # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
-            raise ValueError(f"patch_size must start with at least 32 for 'bfloat16' on a CPU, got {size}.")
+            raise ValueError(f"patch_size must start with at least 32 for precision 'bfloat16' on a CPU, got {size}.")
         step = engine.state.iteration - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -13,10 +13,21 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.errors import BundleError
+from scripts.precision import resolve_precision
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Overrides that make a training run of seconds.
-SMALL = {"patch_size": [32, 32, 32], "iterations": 4, "val_interval": 2, "checkpoint_interval": 2, "log_interval": 2}
+#: Overrides that make a training run of seconds, with the same figures on every processor.
+SMALL = {
+    "patch_size": [32, 32, 32],
+    "iterations": 4,
+    "val_interval": 2,
+    "checkpoint_interval": 2,
+    "log_interval": 2,
+    "precision": "float32",
+}
+needs_bfloat16 = pytest.mark.skipif(
+    resolve_precision("auto", "cpu") != "bfloat16", reason="this processor has no bfloat16 instructions"
+)
 
 
 @pytest.fixture(scope="session")

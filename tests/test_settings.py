@@ -63,7 +63,7 @@ def test_allowed_settings_pass():
         "unlabeled_batch_size": 0,
         "spacing": [1, 1.25, 2],
         "patch_size": (96, 96, 96),
-        "precision": "bfloat16",
+        "precision": "auto",
         "device": "cpu",
         "resume": "true",
         "overwrite": False,

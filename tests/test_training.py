@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, assert_refused
+from conftest import ROOT, SMALL, assert_refused, needs_bfloat16
 
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.splits import write_boxes
@@ -244,10 +244,10 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phantom_
     assert load(folder / "checkpoints" / "checkpoint_00000002.pt")["iteration"] == 2
 
 
-@pytest.mark.parametrize("precision", ["bfloat16"])
-def test_mixed_precision_and_any_memory_format(precision, tmp_path, make_workflow, phantom_dir):
+@needs_bfloat16
+def test_mixed_precision_and_any_memory_format(tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
-    run(make_workflow, phantom_dir, folder, iterations=2, precision=precision, channels_last=False)
+    run(make_workflow, phantom_dir, folder, iterations=2, precision="bfloat16", channels_last=False)
     assert np.isfinite(pd.read_csv(folder / "history.csv")["loss"]).all()
     assert all(value.dtype != torch.bfloat16 for value in load(folder / "model_final.pt").values())
 
@@ -321,7 +321,7 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    with assert_refused("precision must be float32, bfloat16 or float16, got 'bf16'"):
+    with assert_refused("precision must be auto, float32, bfloat16 or float16, got 'bf16'"):
         run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
     with assert_refused("does not exist"):
         run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
