@@ -12,7 +12,7 @@ from torch import nn
 
 from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask, keep_largest_components
 from .base import Method
-from .teacher import MovingAverageTeacher
+from .teacher import MovingAverageTeacher, TeacherMode
 
 
 class Mixture(NamedTuple):
@@ -45,6 +45,7 @@ class CopyPasteMethod(Method):
         pretrain_iterations: length of the first stage, at least 0.
         box_fraction: side of the box over the side of the crop, above 0 and below 1.
         decay: how slowly the teacher follows, at least 0 and below 1.
+        teacher_mode: see :class:`scripts.methods.teacher.MovingAverageTeacher`.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -58,6 +59,7 @@ class CopyPasteMethod(Method):
         pretrain_iterations: int,
         box_fraction: float = 2 / 3,
         decay: float = 0.99,
+        teacher_mode: TeacherMode = "training",
     ) -> None:
         super().__init__(network)
         if pretrain_iterations < 0:
@@ -67,7 +69,7 @@ class CopyPasteMethod(Method):
         self.copy_paste = copy_paste
         self.pretrain_iterations = pretrain_iterations
         self.box_fraction = box_fraction
-        self.teacher = MovingAverageTeacher(self.student, decay=decay)
+        self.teacher = MovingAverageTeacher(self.student, decay=decay, mode=teacher_mode)
 
     @property
     def student(self) -> nn.Module:
@@ -90,7 +92,7 @@ class CopyPasteMethod(Method):
         self._check_pairs(batch)
         (image_a, image_b), (label_a, label_b) = batch["image"].chunk(2), batch["label"].chunk(2)
         outside = copy_paste_mask(image_a, fraction=self.box_fraction)
-        if "unlabeled" not in batch or step < self.pretrain_iterations:
+        if self._pretrains(batch, step):
             image, label = torch.where(outside, image_a, image_b), torch.where(outside, label_a, label_b)
             return {"pretrain": Mixture(image, label, torch.ones_like(outside))}
         unlabeled_a, unlabeled_b = batch["unlabeled"].chunk(2)
@@ -114,6 +116,9 @@ class CopyPasteMethod(Method):
             self.teacher.copy_from(self.student)
         elif step >= self.pretrain_iterations:
             self.teacher.follow(self.student, step)
+
+    def _pretrains(self, batch: Mapping[str, torch.Tensor], step: int) -> bool:
+        return "unlabeled" not in batch or step < self.pretrain_iterations
 
     @torch.no_grad()
     def _pseudo_label(self, unlabeled: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from conftest import SMALL
+from tiny_pair import TinyPair, gradient_norm, make_batch
 from torch import nn
 
 from scripts.losses.copy_paste import CopyPasteLoss, DistanceCorrectionLoss, EntropyCorrectionLoss, copy_paste_mask
@@ -22,43 +23,9 @@ COPY_PASTE = {f"loss_{name}_{student}" for name in ("inward", "outward") for stu
 CORRECTIONS = {"loss_distance", "weight_distance", "loss_entropy", "weight_entropy"}
 
 
-class TinyStudent(nn.Module):
-    """Convolution, batch normalization, ReLU and a head."""
-
-    def __init__(self, seed, num_classes):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.convolution = nn.Conv3d(1, 4, 3, padding=1)
-            self.normalization = nn.BatchNorm3d(4)
-            self.classifier = nn.Conv3d(4, num_classes, 1)
-
-    def forward(self, image):
-        return self.classifier(self.normalization(self.convolution(image)).relu())
-
-
-class TinyPair(nn.Module):
-    def __init__(self, num_classes=2):
-        super().__init__()
-        self.vnet = TinyStudent(1, num_classes)
-        self.resnet_vnet = TinyStudent(2, num_classes)
-
-
 def make_method(network=None, **options):
     options = {"copy_paste": CopyPasteLoss(), "pretrain_iterations": 2, **options}
     return StudentDiscrepancyCorrectionLearning(network or TinyPair(), **options)
-
-
-def make_batch(size=6, num_classes=2, num_labeled=2, num_unlabeled=2):
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, size, size, size)
-    batch = {
-        "image": torch.randn(num_labeled, *shape, generator=generator),
-        "label": torch.randint(num_classes, (num_labeled, *shape), generator=generator),
-    }
-    if num_unlabeled:
-        batch["unlabeled"] = torch.randn(num_unlabeled, *shape, generator=generator)
-    return batch
 
 
 def call(method, batch, step):
@@ -68,11 +35,6 @@ def call(method, batch, step):
         mixtures = method.mixtures(batch, step)
         torch.manual_seed(0)
         return method(batch, step), mixtures
-
-
-def gradient_norm(loss, module):
-    gradients = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
-    return sum(float(gradient.norm()) for gradient in gradients if gradient is not None)
 
 
 def test_second_stage_by_hand():

@@ -123,6 +123,25 @@ def test_copy_takes_parameters_and_statistics(image):
     assert weight_of(teacher.network) == 3.0
 
 
+def test_mode_of_evaluation_stays_and_averages_the_statistics(image):
+    network = nn.Sequential(*make_network(), nn.Dropout3d(0.5))
+    teacher = MovingAverageTeacher(network, mode="evaluation").train()
+    assert not any(module.training for module in teacher.network.modules())
+    assert torch.equal(teacher(image), teacher(image))
+    network[1].running_mean.fill_(8.0)
+    network[1].num_batches_tracked.fill_(5)
+    teacher.follow(network, 3)
+    assert teacher.network[1].running_mean.item() == pytest.approx(2.0)
+    assert teacher.network[1].num_batches_tracked.item() == 5
+    teacher(image)
+    assert teacher.network[1].running_mean.item() == pytest.approx(2.0)
+
+
+def test_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be 'training' or 'evaluation', got 'test'"):
+        MovingAverageTeacher(make_network(), mode="test")
+
+
 def test_another_network_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         MovingAverageTeacher(make_network()).follow(nn.Conv3d(1, 1, 1, bias=False), 1)

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Both networks on crops mixed by copy and paste, taught by the moving average of the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..losses.consistency import ConsistencyLoss
+from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask
+from ..networks.dual_network import DualNetwork
+from ..schedules import Weight
+from .copy_paste import CopyPasteMethod, Mixture
+
+
+class DualCopyPaste(CopyPasteMethod):
+    r"""Copy and paste between labeled and unlabeled crops for both networks, who also agree with each other.
+
+    .. math:: L = L_{cp}^S + L_{cp}^T + w_{reg} L_{reg}
+
+    The crops are mixed as in "Bidirectional Copy-Paste", https://arxiv.org/abs/2305.00673, and :math:`L_{reg}` is
+    Equations 5 and 6 of https://arxiv.org/abs/2505.17690 on the mixed crops. Three things are ours: the pseudo-label
+    comes from what is deployed, the mean of both networks in evaluation mode, here of their moving averages; all
+    mixtures go through a network in one pass, so that batch normalization sees both kinds; and in the first stage each
+    labeled crop of a pair takes a box of the other.
+
+    Args:
+        network: the deployed pair of networks.
+        copy_paste: :math:`L_{cp}`.
+        pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`.
+        consistency: :math:`L_{reg}`.
+        consistency_weight: :math:`w_{reg}`; a term of weight 0 is not computed.
+        **kwargs: box_fraction and decay, see :class:`scripts.methods.copy_paste.CopyPasteMethod`.
+
+    Raises:
+        ValueError: when an option is outside its range.
+    """
+
+    network: DualNetwork
+
+    def __init__(
+        self,
+        network: DualNetwork,
+        *,
+        copy_paste: CopyPasteLoss,
+        pretrain_iterations: int,
+        consistency: ConsistencyLoss | None = None,
+        consistency_weight: Weight | float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            network,
+            copy_paste=copy_paste,
+            pretrain_iterations=pretrain_iterations,
+            **{"teacher_mode": "evaluation", **kwargs},
+        )
+        self.consistency = consistency or ConsistencyLoss()
+        self.consistency_weight = Weight.of(consistency_weight)
+
+    @property
+    def student(self) -> nn.Module:
+        """The whole pair: the teacher follows both networks."""
+        return self.network
+
+    def mixtures(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Mixture]:
+        """Mix the crops of a batch, see :meth:`scripts.methods.copy_paste.CopyPasteMethod.mixtures`."""
+        if not self._pretrains(batch, step):
+            return super().mixtures(batch, step)
+        self._check_pairs(batch)
+        image, label = batch["image"], batch["label"]
+        outside = copy_paste_mask(image, fraction=self.box_fraction)
+        # Rolled by half a batch, every crop faces the other one of its pair.
+        half = len(image) // 2
+        other_image, other_label = image.roll(half, dims=0), label.roll(half, dims=0)
+        mixture = torch.where(outside, image, other_image), torch.where(outside, label, other_label)
+        return {"pretrain": Mixture(*mixture, torch.ones_like(outside))}
+
+    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
+        """Compute all terms of both networks, see :meth:`scripts.methods.base.Method.forward`."""
+        mixtures = self.mixtures(batch, step)
+        image, label, labeled = (torch.cat(parts) for parts in zip(*mixtures.values()))
+        vnet, resnet_vnet = self.network.vnet(image), self.network.resnet_vnet(image)
+        terms = {
+            "loss_copy_paste_vnet": self.copy_paste(vnet, label, labeled),
+            "loss_copy_paste_resnet_vnet": self.copy_paste(resnet_vnet, label, labeled),
+        }
+        total = terms["loss_copy_paste_vnet"] + terms["loss_copy_paste_resnet_vnet"]
+        weights: dict[str, float] = {}
+        if self.consistency_weight:
+            terms["loss_consistency"] = self.consistency(resnet_vnet, vnet)
+            weights["weight_consistency"] = self.consistency_weight(step)
+            total = total + weights["weight_consistency"] * terms["loss_consistency"]
+        return {"loss": total, **terms, **weights}
