@@ -42,30 +42,56 @@ def read_tensors(path: str | Path) -> Any:
         raise DamagedFileError(f"{path} is damaged ({lines[0] if lines else type(error).__name__})") from error
 
 
-def check_weights(path: str, network: nn.Module) -> None:
+def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> None:
     """Make sure that a file holds the weights of a network.
 
     Args:
         path: file of a bare state dict, as training writes it to ``model_final.pt`` and ``model.pt``.
         network: the network that will load it.
+        name: what to call the path in the message.
 
     Raises:
         BundleError: when the file is missing, damaged, or of a network with other layers, channels or classes.
     """
     file = Path(path)
     if not file.is_file():
-        raise BundleError(f"ckpt_path {path} does not exist: train first, or name a file of weights by --ckpt_path.")
+        raise BundleError(f"{name} {path} does not exist: train first, or name a file of weights by --{name}.")
     try:
         state = read_tensors(file)
     except DamagedFileError as error:
-        raise BundleError(f"ckpt_path {path} cannot be read as a file of weights; it may be damaged.") from error
+        raise BundleError(f"{name} {path} cannot be read as a file of weights; it may be damaged.") from error
     expected = network.state_dict()
     is_state = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
     if not is_state or state.keys() != expected.keys():
-        raise BundleError(f"ckpt_path {path} holds the weights of another network than the configured one.")
-    for name, value in expected.items():
-        if state[name].shape != value.shape:
+        raise BundleError(f"{name} {path} holds the weights of another network than the configured one.")
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
             raise BundleError(
-                f"ckpt_path {path} does not fit: {name} has shape {list(state[name].shape)}, the configured network "
+                f"{name} {path} does not fit: {key} has shape {list(state[key].shape)}, the configured network "
                 f"needs {list(value.shape)}; check num_classes and in_channels."
             )
+
+
+def place_network(
+    network: nn.Module, *, device: str | torch.device, channels_last: bool = False, initial_weights: str | None = None
+) -> nn.Module:
+    """Put a network where it will be trained, with the weights from which the training starts.
+
+    Args:
+        network: the network; it is changed and given back.
+        device: where to train.
+        channels_last: lay its weights out in the memory format channels_last_3d.
+        initial_weights: file of a bare state dict of this network, in any precision; None keeps the weights.
+
+    Returns:
+        the network.
+
+    Raises:
+        BundleError: when the file does not hold weights of this network, see :func:`check_weights`.
+    """
+    if initial_weights is not None:
+        check_weights(initial_weights, network, name="initial_weights")
+        network.load_state_dict(read_tensors(initial_weights))
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    # The stubs of PyTorch know no memory format beside a device.
+    return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -8,10 +8,12 @@ import pickle
 
 import pytest
 import torch
+from conftest import SMALL
 from torch import nn
 
 from scripts.errors import BundleError
-from scripts.weights import check_weights
+from scripts.networks.dual_network import DualNetwork
+from scripts.weights import check_weights, place_network
 
 
 def make_network(num_classes=2):
@@ -117,3 +119,39 @@ def test_another_number_of_classes(weights):
         f"ckpt_path {weights} does not fit: 2.weight has shape [2, 4, 1, 1, 1], the configured network needs "
         "[3, 4, 1, 1, 1]; check num_classes and in_channels."
     )
+
+
+def test_training_starts_from_given_weights(weights):
+    network = make_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert place_network(network, device="cpu") is network
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    place_network(network, device="cpu", channels_last=True, initial_weights=str(weights))
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert not torch.equal(network[0].weight, before["0.weight"])
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_start_from_weights_of_half_precision_trains_in_full(tmp_path):
+    torch.save(make_network().half().state_dict(), tmp_path / "half.pt")
+    network = place_network(make_network(), device="cpu", initial_weights=str(tmp_path / "half.pt"))
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+
+
+def test_start_from_other_weights_is_refused(weights, tmp_path):
+    with pytest.raises(BundleError, match=r"initial_weights .*model\.pt does not fit: 2\.weight has shape"):
+        place_network(make_network(3), device="cpu", initial_weights=str(weights))
+    with pytest.raises(BundleError, match=r"initial_weights .*none\.pt does not exist: .* by --initial_weights"):
+        place_network(make_network(), device="cpu", initial_weights=str(tmp_path / "none.pt"))
+
+
+def test_shipped_configuration_gives_the_teacher_the_given_weights_too(tmp_path, make_workflow, phantom_dir):
+    torch.save(DualNetwork().state_dict(), tmp_path / "model.pt")
+    overrides = {"dataset_dir": str(phantom_dir), "initial_weights": str(tmp_path / "model.pt"), **SMALL}
+    workflow = make_workflow("train", "method_dual_copy_paste", **overrides)
+    workflow.initialize()
+    method = workflow.parser.get_parsed_content("method_def")
+    expected = torch.load(tmp_path / "model.pt", weights_only=True)
+    for network in (method.network, method.teacher.network):
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())

@@ -15,6 +15,7 @@ from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .copy_paste import CopyPasteMethod, Mixture
+from .teacher import TeacherMode
 
 
 class DualCopyPaste(CopyPasteMethod):
@@ -31,10 +32,12 @@ class DualCopyPaste(CopyPasteMethod):
     Args:
         network: the deployed pair of networks.
         copy_paste: :math:`L_{cp}`.
-        pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`.
+        pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`, as for the last three.
         consistency: :math:`L_{reg}`.
         consistency_weight: :math:`w_{reg}`; a term of weight 0 is not computed.
-        **kwargs: box_fraction and decay, see :class:`scripts.methods.copy_paste.CopyPasteMethod`.
+        box_fraction: see there.
+        decay: see there.
+        teacher_mode: see there.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -50,13 +53,17 @@ class DualCopyPaste(CopyPasteMethod):
         pretrain_iterations: int,
         consistency: ConsistencyLoss | None = None,
         consistency_weight: Weight | float = 1.0,
-        **kwargs: Any,
+        box_fraction: float = 2 / 3,
+        decay: float = 0.99,
+        teacher_mode: TeacherMode = "evaluation",
     ) -> None:
         super().__init__(
             network,
             copy_paste=copy_paste,
             pretrain_iterations=pretrain_iterations,
-            **{"teacher_mode": "evaluation", **kwargs},
+            box_fraction=box_fraction,
+            decay=decay,
+            teacher_mode=teacher_mode,
         )
         self.consistency = consistency or ConsistencyLoss()
         self.consistency_weight = Weight.of(consistency_weight)
