@@ -28,6 +28,8 @@ from .evaluation.report.report import write_report
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .predict import inference_configs, predict_volumes
+from .studies.robustness import study_robustness
+from .studies.uncertainty import study_uncertainty
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -382,6 +384,70 @@ def report(output_dir: str, reference: str | None = None) -> None:
     _console.print(f"report: {escape(str(path))}")
 
 
+def robustness(
+    dataset_dir: str,
+    split_file: str,
+    output_dir: str,
+    data: str | None = None,
+    changes: str | list[str] | None = None,
+    num_cases: int | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> None:
+    """Measure what a segmentation loses on noise, blur, other axes, spacings, fields of view and gray values.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: its split file; the test list counts.
+        output_dir: folder of the table, the picture and the label maps; a study that was stopped goes on.
+        data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        changes: which changes of the images, with commas between; by default all.
+        num_cases: the first so many test cases; by default all.
+        seed: of noise and bias fields.
+        **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
+    """
+    path = study_robustness(
+        _text("dataset_dir", dataset_dir),
+        _text("split_file", split_file),
+        _text("output_dir", output_dir),
+        inference_configs(None if data is None else _text("data", data)),
+        overrides=overrides,
+        changes=None if changes is None else _texts("changes", changes),
+        num_cases=None if num_cases is None else _whole_number("num_cases", num_cases, at_least=1),
+        seed=_whole_number("seed", seed, at_least=0),
+    )
+    _console.print(escape(path.read_text(encoding="utf-8")))
+
+
+def uncertainty(
+    dataset_dir: str,
+    split_file: str,
+    output_dir: str,
+    data: str | None = None,
+    num_cases: int | None = None,
+    **overrides: Any,
+) -> None:
+    """Measure whether the disagreement of both networks tells where and when a segmentation is wrong.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: its split file; the test list counts.
+        output_dir: folder of the table, the picture and the maps.
+        data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        num_cases: the first so many test cases; by default all.
+        **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
+    """
+    path = study_uncertainty(
+        _text("dataset_dir", dataset_dir),
+        _text("split_file", split_file),
+        _text("output_dir", output_dir),
+        inference_configs(None if data is None else _text("data", data)),
+        overrides=overrides,
+        num_cases=None if num_cases is None else _whole_number("num_cases", num_cases, at_least=1),
+    )
+    _console.print(escape(path.read_text(encoding="utf-8")))
+
+
 def _read_volume(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         volume: Any = nib.load(path)
@@ -463,6 +529,8 @@ def main(arguments: Any = None) -> None:
                 "crossval": crossval,
                 "cell": cell,
                 "report": report,
+                "robustness": robustness,
+                "uncertainty": uncertainty,
             },
             command=arguments,
             name="python -m scripts",

@@ -33,7 +33,8 @@ ALLOWED = {
     "settings": {"errors", "precision"},
     "grid": {"errors", "files", "data.splits"},
     "predict": {"errors", "console", "data", "evaluation.metrics"},
-    "__main__": {"errors", "data", "evaluation", "grid", "predict"},
+    "studies": {"errors", "data.splits", "evaluation", "predict"},
+    "__main__": {"errors", "data", "evaluation", "grid", "predict", "studies"},
     "__init__": set(),
 }
 
@@ -107,6 +108,7 @@ def test_nobody_imports_what_only_configurations_name():
         "console",
         "settings",
         "predict",
+        "studies",
         "__main__",
     }
     for path in MODULES:

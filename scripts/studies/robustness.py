@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What a segmentation loses when its images are not like those of the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from monai.transforms import GaussianSmooth, RandBiasField
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.processing import resample_to_output
+
+from ..errors import BundleError
+from ..evaluation.case_report import mean_and_deviation, write_text
+from ..evaluation.pictures import DOTS_PER_INCH, save_figure
+from .cases import Case, compare, label_array, read_map, segment, study_cases
+
+Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
+_logger = logging.getLogger(__name__)
+
+
+def _with(volume: nib.Nifti1Image, voxels: Any, affine: Any = None) -> nib.Nifti1Image:
+    return nib.Nifti1Image(np.asarray(voxels, dtype=np.float32), volume.affine if affine is None else affine)
+
+
+def _noise(share: float) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        voxels = volume.get_fdata(dtype=np.float32)
+        return _with(volume, voxels + random.normal(0, share * voxels.std(), voxels.shape))
+
+    return change
+
+
+def _bias_field(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+    field = RandBiasField(prob=1.0, coeff_range=(0.2, 0.3))
+    field.set_random_state(state=random)
+    # The field multiplies: it belongs on values that start at 0.
+    voxels = volume.get_fdata(dtype=np.float32)
+    return _with(volume, field((voxels - voxels.min())[None])[0])
+
+
+def _blur(sigma_mm: float) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        sigma = [sigma_mm / float(size) for size in volume.header.get_zooms()[:3]]
+        return _with(volume, GaussianSmooth(sigma=sigma)(volume.get_fdata(dtype=np.float32)[None])[0])
+
+    return change
+
+
+def _orientation(codes: str) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        return volume.as_reoriented(ornt_transform(io_orientation(volume.affine), axcodes2ornt(codes)))
+
+    return change
+
+
+def _spacing(factor: float) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        return resample_to_output(volume, [factor * float(size) for size in volume.header.get_zooms()[:3]], order=1)
+
+    return change
+
+
+def _field_of_view(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+    voxels = volume.get_fdata(dtype=np.float32)
+    margins = [size // 2 for size in voxels.shape]
+    affine = volume.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ margins
+    return _with(volume, np.pad(voxels, [(margin, margin) for margin in margins], mode="reflect"), affine)
+
+
+def _intensity(factor: float, offset: float) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        return _with(volume, factor * volume.get_fdata(dtype=np.float32) + offset)
+
+    return change
+
+
+#: Every change by its name; the words after it are for the table.
+CHANGES: dict[str, tuple[str, Change]] = {
+    "none": ("the files as they are", lambda volume, random: volume),
+    "noise_10": ("Gaussian noise, 10 % of the standard deviation of the volume", _noise(0.1)),
+    "noise_30": ("Gaussian noise, 30 %", _noise(0.3)),
+    "bias_field": ("multiplied by a smooth field of third degree", _bias_field),
+    "blur_1mm": ("Gaussian blur, sigma 1 mm", _blur(1.0)),
+    "blur_2mm": ("Gaussian blur, sigma 2 mm", _blur(2.0)),
+    "axes_lpi": ("axes flipped, stored as LPI", _orientation("LPI")),
+    "axes_sar": ("axes permuted, stored as SAR", _orientation("SAR")),
+    "spacing_150": ("voxels 1.5 times as large along each axis", _spacing(1.5)),
+    "field_of_view": ("twice the size along each axis, filled with reflected tissue", _field_of_view),
+    "intensity_10": ("gray values times 10, plus 100", _intensity(10.0, 100.0)),
+}
+
+
+def study_robustness(
+    dataset_dir: str,
+    split_file: str,
+    output_dir: str,
+    config_file: Sequence[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    changes: Sequence[str] | None = None,
+    num_cases: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Segment the test cases as they are and changed in several ways, and compare both with the references.
+
+    Every change writes ``<change>.csv`` when it is done; a study that was stopped goes on with the next change, and
+    one that is complete is drawn again.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: its split file; the test list counts.
+        output_dir: folder of the tables, the picture and the label maps.
+        config_file: see :func:`scripts.predict.inference_configs`.
+        overrides: values by key of that configuration, such as ckpt_path.
+        changes: names of :data:`CHANGES`; "none" is always among them. By default all.
+        num_cases: the first so many cases of the list.
+        seed: of noise and bias fields.
+
+    Returns:
+        the summary, ``robustness.md``.
+
+    Raises:
+        BundleError: when an argument is not allowed.
+    """
+    unknown = [name for name in changes or () if name not in CHANGES]
+    if unknown:
+        raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
+    cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
+    output = Path(output_dir)
+    tables = []
+    for name in CHANGES:
+        if name != "none" and changes is not None and name not in changes:
+            continue
+        path = output / f"{name}.csv"
+        if not path.is_file():
+            _logger.info("%s: %s", name, CHANGES[name][0])
+            write_text(
+                path, _measure(name, cases, output / name, config_file, overrides or {}, seed).to_csv(index=False)
+            )
+        table = pd.read_csv(path)
+        if set(table.get("case", ())) != {case.name for case in cases}:
+            raise BundleError(f"output_dir {output}: {path.name} is of other cases; choose another --output_dir.")
+        tables.append(table.assign(change=name))
+    table = pd.concat(tables)
+    _draw(table, output / "robustness.png")
+    return write_text(output / "robustness.md", _summarize(table, len(cases)))
+
+
+def _measure(
+    name: str, cases: Sequence[Case], folder: Path, config_file: Sequence[str], overrides: Mapping[str, Any], seed: int
+) -> pd.DataFrame:
+    change = CHANGES[name][1]
+    volumes = {
+        case.name: change(read_map(case.image), np.random.RandomState([seed, index]))
+        for index, case in enumerate(cases)
+    }
+    segment(volumes, folder, config_file, overrides)
+    pairs = [(read_map(folder / "maps" / f"{case.name}_seg.nii.gz"), read_map(case.label)) for case in cases]
+    num_classes = 1 + max(int(label_array(volume).max()) for pair in pairs for volume in pair)
+    return pd.DataFrame(
+        {"case": case.name, **row} for case, pair in zip(cases, pairs) for row in compare(*pair, max(num_classes, 2))
+    )
+
+
+def _summarize(table: pd.DataFrame, num_cases: int) -> str:
+    per_case = table.groupby(["change", "case"], sort=False)[["dice", "hd95_mm"]].mean()
+    plain = per_case.loc["none"]
+    lines = [
+        f"Mean and standard deviation over {num_cases} test cases, each the mean of its classes.",
+        "",
+        "| Change | Dice [%] | difference | worst case | 95HD [mm] | missed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(table["change"]):
+        cases = per_case.loc[name]
+        missed = int((table.loc[table["change"] == name, "status"] == "missed").sum())
+        difference = 100 * (cases["dice"] - plain["dice"]).mean()
+        cells = (
+            CHANGES[name][0],
+            mean_and_deviation(cases["dice"].mean(), cases["dice"].std(), percent=True),
+            "" if name == "none" else f"{difference:+.2f}",
+            f"{100 * cases['dice'].min():.2f}",
+            mean_and_deviation(cases["hd95_mm"].mean(), cases["hd95_mm"].std(), percent=False),
+            str(missed),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(table: pd.DataFrame, path: Path) -> Path:
+    names = list(dict.fromkeys(table["change"]))
+    samples = [100 * table[table["change"] == name].groupby("case")["dice"].mean().to_numpy() for name in names]
+    figure = Figure(figsize=(8, 1.1 + 0.34 * len(names)), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    axes.boxplot(samples, orientation="horizontal", tick_labels=names, widths=0.6)
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice [%]")
+    axes.grid(visible=True, axis="x", color="#D9D9D9", linewidth=0.5)
+    return save_figure(figure, path)

@@ -1,0 +1,199 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the disagreement of both networks and the class probabilities tell where and when a segmentation is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from monai.metrics import calibration_binning
+from scipy import ndimage, stats
+
+from ..errors import BundleError
+from ..evaluation.case_report import write_text
+from ..evaluation.pictures import DOTS_PER_INCH, save_figure
+from .cases import Case, compare, label_array, read_map, segment, study_cases
+
+_NUM_BINS = 15
+
+
+class Bins(NamedTuple):
+    """Confidence, share of right voxels and number of voxels of each bin, all of shape (bins,)."""
+
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    voxels: npt.NDArray[np.float64]
+
+
+def area_under_curve(score: npt.ArrayLike, positive: npt.ArrayLike) -> float:
+    """Probability that a random positive has a higher score than a random negative, ties by half: the ROC's area.
+
+    Args:
+        score: numbers of any shape.
+        positive: which of them are positive, same shape.
+
+    Returns:
+        the area from 0 to 1; NaN without a positive or without a negative.
+    """
+    flags = np.asarray(positive, dtype=bool).ravel()
+    num_positive = int(flags.sum())
+    num_negative = flags.size - num_positive
+    if num_positive == 0 or num_negative == 0:
+        return float("nan")
+    ranks = stats.rankdata(np.asarray(score).ravel())
+    return float((ranks[flags].sum() - num_positive * (num_positive + 1) / 2) / num_positive / num_negative)
+
+
+def calibration_bins(probabilities: npt.NDArray, label: npt.NDArray[np.integer], region: npt.NDArray[np.bool_]) -> Bins:
+    """Sort voxels by the probability of the predicted class.
+
+    Args:
+        probabilities: (C, X, Y, Z).
+        label: true class indices, (X, Y, Z).
+        region: which voxels count, (X, Y, Z).
+
+    Returns:
+        fifteen bins of equal width; those without a voxel hold 0.
+    """
+    confidence = torch.from_numpy(probabilities.max(axis=0)[region].astype(np.float32))
+    right = torch.from_numpy((probabilities.argmax(axis=0) == label)[region].astype(np.float32))
+    bins = calibration_binning(confidence[None, None], right[None, None], num_bins=_NUM_BINS)
+    confidence_of, accuracy_of, voxels = (np.nan_to_num(values[0, 0].double().numpy()) for values in bins)
+    return Bins(confidence_of, accuracy_of, voxels)
+
+
+def expected_calibration_error(bins: Bins) -> float:
+    """Mean distance of confidence and accuracy over all voxels.
+
+    Args:
+        bins: see :func:`calibration_bins`.
+
+    Returns:
+        the error from 0 to 1; NaN without a voxel.
+    """
+    total = bins.voxels.sum()
+    return float((bins.voxels * np.abs(bins.confidence - bins.accuracy)).sum() / total) if total else float("nan")
+
+
+def study_uncertainty(
+    dataset_dir: str,
+    split_file: str,
+    output_dir: str,
+    config_file: Sequence[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    num_cases: int | None = None,
+    margin_mm: float = 5.0,
+) -> Path:
+    """Segment the test cases with all maps, and compare the maps with the errors.
+
+    Most of a volume is background that nobody would doubt. So voxels are counted twice: all of them, and those within
+    ``margin_mm`` of the foreground of prediction or reference.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: its split file; the test list counts.
+        output_dir: folder of the tables, the pictures and the maps; must not hold a study.
+        config_file: see :func:`scripts.predict.inference_configs`.
+        overrides: values by key of that configuration, such as ckpt_path.
+        num_cases: the first so many cases of the list.
+        margin_mm: see above.
+
+    Returns:
+        the summary, ``uncertainty.md``.
+
+    Raises:
+        BundleError: when an argument is not allowed, or the folder holds a study.
+    """
+    if not margin_mm > 0:
+        raise BundleError(f"margin_mm must be above 0, got {margin_mm!r}.")
+    output = Path(output_dir)
+    if (output / "uncertainty.md").exists():
+        raise BundleError(f"output_dir {output} already holds a study: choose another --output_dir.")
+    cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
+    volumes = {case.name: read_map(case.image) for case in cases}
+    maps = {"save_probabilities": True, "save_uncertainty": True}
+    segment(volumes, output, config_file, {**(overrides or {}), **maps})
+    measured = [_measure(case, output / "maps", margin_mm=margin_mm) for case in cases]
+    table = pd.DataFrame([row for row, _ in measured])
+    bins = {name: _pool([each[name] for _, each in measured]) for name in ("all", "near")}
+    write_text(output / "uncertainty_cases.csv", table.to_csv(index=False))
+    _draw(table, bins, output / "uncertainty.png")
+    return write_text(output / "uncertainty.md", _summarize(table, bins, margin_mm))
+
+
+def _measure(case: Case, maps: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:
+    reference, prediction = read_map(case.label), read_map(maps / f"{case.name}_seg.nii.gz")
+    probabilities = np.moveaxis(read_map(maps / f"{case.name}_probabilities.nii.gz").get_fdata(dtype=np.float32), -1, 0)
+    disagreement = read_map(maps / f"{case.name}_uncertainty.nii.gz").get_fdata(dtype=np.float32).squeeze()
+    label, predicted = label_array(reference), label_array(prediction)
+    distance = ndimage.distance_transform_edt(
+        ~((label > 0) | (predicted > 0)), sampling=reference.header.get_zooms()[:3]
+    )
+    regions = {"all": np.ones(label.shape, dtype=bool), "near": distance <= margin_mm}
+    wrong = predicted != label
+    entropy = stats.entropy(probabilities, axis=0)
+    row: dict[str, Any] = {"case": case.name}
+    rows = compare(prediction, reference, len(probabilities))
+    row["dice"] = float(np.mean([entry["dice"] for entry in rows]))
+    for name, region in regions.items():
+        row[f"auroc_disagreement_{name}"] = area_under_curve(disagreement[region], wrong[region])
+        row[f"auroc_entropy_{name}"] = area_under_curve(entropy[region], wrong[region])
+    row["mean_disagreement"] = float(disagreement[regions["near"]].mean())
+    return row, {name: calibration_bins(probabilities, label, region) for name, region in regions.items()}
+
+
+def _pool(parts: Sequence[Bins]) -> Bins:
+    voxels = np.sum([part.voxels for part in parts], axis=0)
+    confidence = np.sum([part.confidence * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
+    accuracy = np.sum([part.accuracy * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
+    return Bins(confidence, accuracy, voxels)
+
+
+def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) -> str:
+    correlation = stats.spearmanr(table["mean_disagreement"], table["dice"])
+    below = table["dice"] < table["dice"].median()
+    lines = [
+        f"{len(table)} test cases, Dice {100 * table['dice'].mean():.2f} %.",
+        "",
+        "| Question | Whole volume | Near the foreground |",
+        "|---|---|---|",
+        *(
+            f"| AUROC of the {name} for wrong voxels, mean over cases | {table[f'auroc_{name}_all'].mean():.3f} "
+            f"| {table[f'auroc_{name}_near'].mean():.3f} |"
+            for name in ("disagreement", "entropy")
+        ),
+        f"| expected calibration error of the mean probabilities | {expected_calibration_error(bins['all']):.4f} "
+        f"| {expected_calibration_error(bins['near']):.4f} |",
+        "",
+        f"Near: within {margin_mm:g} mm of the foreground of prediction or reference. Per case, the mean disagreement "
+        f"near the foreground against Dice: Spearman correlation {correlation.statistic:.2f} (p = "
+        f"{correlation.pvalue:.3g}), AUROC for the half of the cases with the lower Dice "
+        f"{area_under_curve(table['mean_disagreement'], below):.3f}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(table: pd.DataFrame, bins: Mapping[str, Bins], path: Path) -> Path:
+    figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    reliability, scatter = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="perfect")
+    for name, label in (("all", "whole volume"), ("near", "near the foreground")):
+        filled = bins[name].voxels > 0
+        reliability.plot(bins[name].confidence[filled], bins[name].accuracy[filled], marker="o", label=label)
+    reliability.set(xlabel="probability of the predicted class", ylabel="share of right voxels")
+    lowest = min(float(each.confidence[each.voxels > 0].min()) for each in bins.values())
+    reliability.set_xlim(min(lowest, 0.5) - 0.02, 1.02)
+    reliability.legend(frameon=False)
+    scatter.scatter(table["mean_disagreement"], 100 * table["dice"], s=18)
+    scatter.set(xlabel="mean disagreement near the foreground", ylabel="Dice [%]")
+    for axes in (reliability, scatter):
+        axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
+    return save_figure(figure, path)

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What the study of robustness changes, how it measures, resumes and refuses."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_refused
+
+from scripts.__main__ import main
+from scripts.networks.dual_network import DualNetwork
+from scripts.predict import inference_configs
+from scripts.studies.cases import compare
+from scripts.studies.robustness import CHANGES, study_robustness
+
+QUICK = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.manual_seed(0)
+    torch.save(DualNetwork().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def volume():
+    """Noise on a grid whose axes differ in size and spacing, oblique to nothing."""
+    voxels = np.random.RandomState(0).normal(100, 20, (12, 10, 8)).astype(np.float32)
+    affine = np.diag([-0.5, 1.0, 2.0, 1.0])
+    affine[:3, 3] = (3, -4, 5)
+    return nib.Nifti1Image(voxels, affine)
+
+
+def changed(name, volume):
+    return CHANGES[name][1](volume, np.random.RandomState(0))
+
+
+def test_noise_has_the_strength_of_its_name(volume):
+    for share in (10, 30):
+        difference = changed(f"noise_{share}", volume).get_fdata() - volume.get_fdata()
+        assert difference.std() == pytest.approx(share / 100 * volume.get_fdata().std(), rel=0.1)
+
+
+def test_blur_and_bias_field_change_values_and_keep_the_grid(volume):
+    for name in ("blur_1mm", "blur_2mm", "bias_field"):
+        other = changed(name, volume)
+        assert other.shape == volume.shape
+        assert np.array_equal(other.affine, volume.affine)
+        assert not np.allclose(other.get_fdata(), volume.get_fdata(), rtol=0.01)
+    spreads = [each.get_fdata().std() for each in (volume, changed("blur_1mm", volume), changed("blur_2mm", volume))]
+    assert spreads == sorted(spreads, reverse=True)
+
+
+def test_intensity_by_hand(volume):
+    assert np.allclose(changed("intensity_10", volume).get_fdata(), 10 * volume.get_fdata() + 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "codes"), [("axes_lpi", "LPI"), ("axes_sar", "SAR")])
+def test_axes_are_stored_in_another_order(volume, name, codes):
+    other = changed(name, volume)
+    assert "".join(nib.aff2axcodes(other.affine)) == codes
+    assert not np.array_equal(other.affine, volume.affine)
+
+
+@pytest.mark.parametrize("name", ["none", "axes_lpi", "axes_sar", "field_of_view"])
+def test_label_maps_come_back_to_the_grid_of_the_reference(name):
+    # The same change of a label map, measured against the map itself, loses nothing.
+    voxels = np.zeros((12, 10, 8), dtype=np.uint8)
+    voxels[2:7, 3:9, 1:5] = 1
+    label = nib.Nifti1Image(voxels, np.diag([-0.5, 1.0, 2.0, 1.0]))
+    other = changed(name, label)
+    if name == "field_of_view":
+        assert other.shape == (24, 20, 16)
+    assert compare(other, label, 2)[0]["dice"] == 1.0
+    shifted = nib.Nifti1Image(np.roll(voxels, 3, axis=0), label.affine)
+    assert compare(changed(name, shifted), label, 2)[0]["dice"] == pytest.approx(0.4)
+
+
+def test_larger_voxels(volume):
+    other = changed("spacing_150", volume)
+    assert np.allclose(sorted(other.header.get_zooms()), [0.75, 1.5, 3.0])
+
+
+def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path), inference_configs())
+    overrides = {**QUICK, "ckpt_path": str(weights)}
+    summary = study_robustness(*arguments, overrides=overrides, changes=["axes_sar", "intensity_10"])
+    text = summary.read_text()
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == [
+        f"| {CHANGES[name][0]}" for name in ("none", "axes_sar", "intensity_10")
+    ]
+    assert (tmp_path / "robustness.png").stat().st_size > 1000
+    dice = {name: pd.read_csv(tmp_path / f"{name}.csv")["dice"].item() for name in ("none", "axes_sar", "intensity_10")}
+    assert 0 < dice["none"] < 1
+    # Inference reorients and standardizes each volume, so neither may matter.
+    assert dice["axes_sar"] == pytest.approx(dice["none"], abs=1e-6)
+    assert dice["intensity_10"] == pytest.approx(dice["none"], abs=1e-3)
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")}
+    study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")} == before
+    table = pd.read_csv(tmp_path / "none.csv")
+    table["case"] = "another"
+    table.to_csv(tmp_path / "none.csv", index=False)
+    with assert_refused("none.csv is of other cases"):
+        study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
+
+
+def test_mistakes_cost_one_line(phantom_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            f"robustness --dataset_dir {phantom_dir} --split_file {phantom_dir / 'split.json'} "
+            f"--output_dir {tmp_path / 'study'} --changes nois".split()
+        )
+    assert capsys.readouterr().err.startswith("error: changes must be of none, noise_10, ")
+    assert not (tmp_path / "study").exists()

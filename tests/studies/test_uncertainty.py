@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Area under the curve and calibration by hand, and the study on small volumes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_refused
+
+from scripts.networks.dual_network import DualNetwork
+from scripts.predict import inference_configs
+from scripts.studies.uncertainty import (
+    area_under_curve,
+    calibration_bins,
+    expected_calibration_error,
+    study_uncertainty,
+)
+
+
+@pytest.mark.parametrize(
+    ("score", "positive", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 0, 1, 1], 1.0),
+        ([4, 3, 2, 1], [0, 0, 1, 1], 0.0),
+        ([1, 3, 2, 4], [0, 0, 1, 1], 0.75),
+        ([1, 1, 1, 1], [0, 1, 0, 1], 0.5),
+        ([1, 2, 2, 3], [0, 0, 1, 1], 0.875),
+    ],
+)
+def test_area_under_curve_by_hand(score, positive, expected):
+    assert area_under_curve(score, positive) == pytest.approx(expected)
+    assert area_under_curve(-np.array(score), positive) == pytest.approx(1 - expected)
+
+
+def test_area_without_one_of_both_kinds():
+    assert math.isnan(area_under_curve([1, 2], [0, 0]))
+    assert math.isnan(area_under_curve([1, 2], [1, 1]))
+
+
+def test_calibration_by_hand():
+    # Four voxels that say class 1 with 0.9, three of them right; two that say class 0 with 0.6, one of them right.
+    probabilities = np.array([[0.1, 0.1, 0.1, 0.1, 0.6, 0.6, 0.5], [0.9, 0.9, 0.9, 0.9, 0.4, 0.4, 0.5]])
+    label = np.array([1, 1, 1, 0, 0, 1, 1])
+    region = np.array([1, 1, 1, 1, 1, 1, 0], dtype=bool)
+    bins = calibration_bins(probabilities.reshape(2, 7, 1, 1), label.reshape(7, 1, 1), region.reshape(7, 1, 1))
+    assert sorted(bins.voxels[bins.voxels > 0]) == [2, 4]
+    assert sorted(bins.accuracy[bins.voxels > 0]) == pytest.approx([0.5, 0.75])
+    assert expected_calibration_error(bins) == pytest.approx((4 * 0.15 + 2 * 0.1) / 6, abs=1e-6)
+
+
+def test_perfect_calibration_has_no_error_and_no_voxel_has_none():
+    probabilities = np.full((2, 4, 1, 1), 0.5)
+    probabilities[0] += 0.25
+    label = np.array([0, 0, 0, 1]).reshape(4, 1, 1)
+    everywhere = np.ones((4, 1, 1), dtype=bool)
+    assert expected_calibration_error(calibration_bins(probabilities, label, everywhere)) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(expected_calibration_error(calibration_bins(probabilities, label, ~everywhere)))
+
+
+def test_study_on_small_volumes(phantom_dir, tmp_path):
+    torch.manual_seed(0)
+    torch.save(DualNetwork().state_dict(), tmp_path / "model.pt")
+    overrides = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu", "ckpt_path": str(tmp_path / "model.pt")}
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
+    summary = study_uncertainty(*arguments, overrides=overrides)
+    table = pd.read_csv(tmp_path / "study" / "uncertainty_cases.csv")
+    assert len(table) == 1
+    for name in ("auroc_disagreement_all", "auroc_entropy_near", "dice", "mean_disagreement"):
+        assert 0 < table[name].item() < 1
+    assert f"{table['auroc_disagreement_all'].item():.3f} |" in summary.read_text()
+    assert (tmp_path / "study" / "uncertainty.png").stat().st_size > 1000
+    with assert_refused("already holds a study"):
+        study_uncertainty(*arguments, overrides=overrides)
+    with assert_refused("margin_mm must be above 0, got 0"):
+        study_uncertainty(*arguments, overrides=overrides, margin_mm=0)
