@@ -87,9 +87,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.state.terms = {}
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Train until ``state.max_epochs``, with the batches that follow those of the last run."""
-        self.data_loader.start_at(self.state.iteration)
+        loader: Any = self.data_loader
+        loader.start_at(self.state.iteration)
         super().run()
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict:

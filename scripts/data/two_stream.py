@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ class TwoStreamLoader:
         self.start_iteration = iteration
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        streams = []
+        streams: list[Iterable[dict[str, Any]]] = []
         if self.labeled is not None:
             streams.append(self._batches(self.labeled, batch_size=self.labeled_batch_size, stream=_LABELED_STREAM))
         if self.unlabeled is not None:
