@@ -40,14 +40,34 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     """
     silence_codec_warning()
     arguments = sys.argv if arguments is None else arguments
-    if not arguments or Path(arguments[0]).parent.name != "bundle":
+    if not _is_bundle_command(arguments):
         return
     sys.excepthook = report_in_one_line
-    given = dict(_named_arguments(arguments[1:]))
-    if "config_file" not in given or "args_file" in given:
+    given = _arguments_of_run(arguments)
+    if given is None:
         return
     names = [name for name in given if name not in _RUN_ARGUMENTS]
     check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
+
+
+def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Put the configuration files and overrides of this command line into one.
+
+    Args:
+        arguments: the command line, by default that of this process.
+
+    Returns:
+        the configuration before anything in it is evaluated; None under another program than ``monai.bundle run``, or
+        where the arguments come from a file.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    given = _arguments_of_run(arguments)
+    if given is None:
+        return None
+    parser = ConfigParser()
+    parser.read_config(DefaultParseValue(given["config_file"]))
+    parser.update({name: DefaultParseValue(value) for name, value in given.items() if name not in _RUN_ARGUMENTS})
+    return dict(parser.get())
 
 
 def silence_codec_warning() -> None:
@@ -86,6 +106,18 @@ def _is_known(place: Any, path: Sequence[str]) -> bool:
         else:
             return isinstance(place, dict) and "_target_" in place
     return True
+
+
+def _is_bundle_command(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and Path(arguments[0]).parent.name == "bundle"
+
+
+def _arguments_of_run(arguments: Sequence[str]) -> dict[str, str] | None:
+    """Give the named arguments of ``monai.bundle run``; None under another program, or when they are in a file."""
+    if not _is_bundle_command(arguments):
+        return None
+    given = dict(_named_arguments(arguments[1:]))
+    return given if "config_file" in given and "args_file" not in given else None
 
 
 def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ _CHECKS: dict[str, Check] = {
     "val_interval": _at_least(1),
     "checkpoint_interval": _at_least(1),
     "log_interval": _at_least(1),
-    "labeled_batch_size": _at_least(1),
+    "labeled_batch_size": _at_least(0),
     "unlabeled_batch_size": _at_least(0),
     "num_workers": _at_least(0),
     "sw_batch_size": _at_least(1),

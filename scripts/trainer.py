@@ -29,8 +29,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     An iteration moves the batch to the device, computes the method's loss under autocast, refuses a loss that is not
     finite, and steps the optimizer. Everything else (learning rate, log, validation, checkpoints) is a handler. After
-    every iteration ``state.output`` holds the labeled images, their labels and the loss, and ``state.terms`` every
-    term and weight of the method by name.
+    every iteration ``state.output`` holds the labeled images and their labels (None without any) and the loss, and
+    ``state.terms`` every term and weight of the method by name.
 
     Args:
         device: where to train.
@@ -83,6 +83,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.state.terms = {}
 
+    def run(self) -> None:  # type: ignore[override]
+        """Train until ``state.max_epochs``, with the batches that follow those of the last run."""
+        loader: Any = self.data_loader
+        loader.start_at(self.state.iteration)
+        super().run()
+
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict:
         batch = {
             key: convert_to_tensor(value).to(
@@ -91,7 +97,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             for key, value in batchdata.items()
             if isinstance(value, torch.Tensor)
         }
-        size = batch[CommonKeys.IMAGE].shape[2]
+        method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
+        if CommonKeys.LABEL not in batch and method.needs_labels:
+            raise ValueError(f"labeled_batch_size must be at least 1 for {type(method).__name__}, got 0.")
+        size = next(iter(batch.values())).shape[2]
         if self.dtype == torch.bfloat16 and engine.state.device.type == "cpu" and size < 32:
             # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
             raise ValueError(f"patch_size must start with at least 32 for precision 'bfloat16' on a CPU, got {size}.")
@@ -100,8 +109,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         output = self._forward(batch, step)
         engine.state.output = {
-            CommonKeys.IMAGE: batch[CommonKeys.IMAGE],
-            CommonKeys.LABEL: batch[CommonKeys.LABEL],
+            CommonKeys.IMAGE: batch.get(CommonKeys.IMAGE),
+            CommonKeys.LABEL: batch.get(CommonKeys.LABEL),
             CommonKeys.LOSS: output["loss"].detach(),
         }
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -122,7 +131,6 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             self._refuse_non_finite(batchdata)
             self.grad_scaler.step(self.auxiliary_optimizer)
         self.grad_scaler.update()
-        method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
         method.after_step(step)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

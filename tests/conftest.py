@@ -4,12 +4,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
-from monai.bundle import ConfigWorkflow
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.errors import BundleError
@@ -52,6 +59,69 @@ def make_workflow():
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A copy of the bundle with weights of an untrained network, in half precision as weights are handed out."""
+    folder = tmp_path_factory.mktemp("zoo") / "left_atrium_segmentation"
+    for name in ("configs", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    torch.manual_seed(0)
+    network = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/inference.json")).get_parsed_content(
+        "network_def"
+    )
+    (folder / "models").mkdir()
+    torch.save(network.half().state_dict(), folder / "models/model.pt")
+    return folder
+
+
+@pytest.fixture
+def run_outside(tmp_path):
+    """Run a Python program in an empty folder, with nothing of this repository on its path."""
+
+    def run(program, *arguments):
+        folder = tmp_path / "elsewhere"
+        folder.mkdir(exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def label_map(bundle, tmp_path, make_workflow):
+    """Segment a small volume with the inference workflow: what every consumer must get as well."""
+
+    def segment(image, **overrides):
+        workflow = make_workflow(
+            "inference",
+            workflow_type="infer",
+            dataset_dir=str(image),
+            output_dir=str(tmp_path / "expected"),
+            ckpt_path=str(bundle / "models/model.pt"),
+            patch_size=[32, 32, 32],
+            overlap=0.25,
+            overwrite=True,
+            **overrides,
+        )
+        workflow.initialize()
+        workflow.run()
+        label = nib.load(tmp_path / "expected" / image.name.replace(".nii", "_seg.nii"))
+        assert 0 < np.asanyarray(label.dataobj).mean() < 1
+        return label
+
+    return segment
 
 
 @contextmanager

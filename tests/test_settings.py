@@ -16,7 +16,7 @@ from scripts.settings import check_settings
         ("iterations", "abc"),
         ("val_interval", 0),
         ("checkpoint_interval", -1),
-        ("labeled_batch_size", 0),
+        ("labeled_batch_size", -1),
         ("labeled_batch_size", "two"),
         ("num_workers", -1),
         ("num_classes", "two"),

@@ -279,11 +279,60 @@ def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
         cases: what :func:`load_cases` gives.
 
     Returns:
-        The numbers of labeled and unlabeled cases and a hash of their ids.
+        The numbers of labeled and unlabeled cases and a hash of their ids, or of their paths where they have none.
     """
-    ids = [[entry["case"] for entry in cases[name]] for name in ("labeled", "unlabeled")]
+    lists = (("labeled", "image"), ("unlabeled", "unlabeled"))
+    ids = [[entry.get("case", entry.get(key)) for entry in cases[name]] for name, key in lists]
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
     return f"{len(ids[0])} labeled, {len(ids[1])} unlabeled, {digest}"
+
+
+def describe_split(split_file: str | Path) -> dict[str, Any]:
+    """Tell which split a run used, so that it can be found again.
+
+    Args:
+        split_file: path of the split file.
+
+    Returns:
+        Its name and the hash of its four lists, see :func:`hash_cases`.
+    """
+    split = read_split(split_file)
+    return {"name": split.name, "cases_hash": hash_cases({name: split.cases(name) for name in LIST_NAMES})}
+
+
+def unlabeled_pool(
+    load_split: Callable[[], Mapping[str, list[dict[str, Any]]]],
+    *,
+    pairs: Sequence[Mapping[str, Any]],
+    pairs_are_given: bool,
+    unlabeled_dir: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """List the unlabeled cases: those of a folder, those of the split, or none.
+
+    Args:
+        load_split: gives what :func:`load_cases` gives; called only when the split is needed.
+        pairs: the labeled cases that the run trains on or validates with; their images are left out of the folder's.
+        pairs_are_given: whether these pairs come from outside, as MONAI Label's do, and not from the split: then its
+            unlabeled cases are those of another data set, and are not used.
+        unlabeled_dir: folder of NIfTI volumes to take instead; its subfolders are not searched.
+
+    Returns:
+        The unlabeled cases as dictionaries that MONAI's data sets take.
+
+    Raises:
+        BundleError: When the folder does not exist or holds no further volume.
+    """
+    if not unlabeled_dir:
+        return [] if pairs_are_given else load_split()["unlabeled"]
+    folder = Path(unlabeled_dir).expanduser()
+    if not folder.is_dir():
+        raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
+    labeled = {Path(pair["image"]).resolve() for pair in pairs}
+    volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith((".nii", ".nii.gz"))]
+    cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
+    if not cases:
+        raise BundleError(f"unlabeled_dir {folder} must hold NIfTI volumes that are not labeled, got none.")
+    return cases
 
 
 def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:

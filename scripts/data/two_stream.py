@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -94,18 +94,20 @@ class TwoStreamLoader:
     """Endless loader of batches with a labeled and an unlabeled part.
 
     A batch is ``{"image": (B_l, C, X, Y, Z), "label": (B_l, 1, X, Y, Z), "unlabeled": (B_u, C, X, Y, Z)}``. Without
-    unlabeled cases the last key is missing and a method trains on the labeled part alone.
+    unlabeled cases the last key is missing and a method trains on the labeled part alone; where nobody has drawn a
+    label, as in one hospital of several that train together, the first two are missing.
 
     Args:
         labeled: dataset whose items hold "image" and "label".
         unlabeled: dataset whose items hold "unlabeled"; None or an empty one switches the stream off.
-        labeled_batch_size: labeled crops of a batch and process.
+        labeled_batch_size: labeled crops of a batch and process; 0 switches the stream off.
         unlabeled_batch_size: unlabeled crops of a batch and process; 0 switches the stream off.
         seed: seed of the order, of the crops and of the augmentation.
         num_workers: processes that prepare batches for each stream; 0 prepares them in this process.
 
     Raises:
-        ValueError: when there is no labeled case or a batch size is out of range.
+        ValueError: when there is no labeled case although ``labeled_batch_size`` asks for some, no case at all, or a
+            batch size is out of range.
     """
 
     def __init__(
@@ -118,14 +120,18 @@ class TwoStreamLoader:
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        if len(labeled) == 0:
-            raise ValueError("labeled must hold at least one case, got an empty data set.")
-        if labeled_batch_size < 1:
-            raise ValueError(f"labeled_batch_size must be at least 1, got {labeled_batch_size}.")
+        if labeled_batch_size < 0:
+            raise ValueError(f"labeled_batch_size must be at least 0, got {labeled_batch_size}.")
+        if len(labeled) == 0 and labeled_batch_size:
+            raise ValueError(
+                "labeled must hold at least one case, got an empty data set; labeled_batch_size 0 trains without."
+            )
         if unlabeled_batch_size < 0:
             raise ValueError(f"unlabeled_batch_size must be at least 0, got {unlabeled_batch_size}.")
-        self.labeled = labeled
+        self.labeled = labeled if labeled_batch_size else None
         self.unlabeled = unlabeled if unlabeled is not None and len(unlabeled) > 0 and unlabeled_batch_size else None
+        if self.labeled is None and self.unlabeled is None:
+            raise ValueError("labeled and unlabeled are both switched off or empty: there is nothing to train on.")
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
         self.seed = seed
@@ -141,13 +147,14 @@ class TwoStreamLoader:
         self.start_iteration = iteration
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        labeled = self._batches(self.labeled, batch_size=self.labeled_batch_size, stream=_LABELED_STREAM)
-        if self.unlabeled is None:
-            yield from labeled
-            return
-        unlabeled = self._batches(self.unlabeled, batch_size=self.unlabeled_batch_size, stream=_UNLABELED_STREAM)
-        for labeled_batch, unlabeled_batch in zip(labeled, unlabeled):
-            yield {**labeled_batch, "unlabeled": unlabeled_batch["unlabeled"]}
+        streams: list[Iterable[dict[str, Any]]] = []
+        if self.labeled is not None:
+            streams.append(self._batches(self.labeled, batch_size=self.labeled_batch_size, stream=_LABELED_STREAM))
+        if self.unlabeled is not None:
+            unlabeled = self._batches(self.unlabeled, batch_size=self.unlabeled_batch_size, stream=_UNLABELED_STREAM)
+            streams.append({"unlabeled": batch["unlabeled"]} for batch in unlabeled)
+        for parts in zip(*streams):
+            yield {key: value for part in parts for key, value in part.items()}
 
     def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> DataLoader:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes to segment: found in a folder, read one by one, a bad one reported and passed over."""
+"""Volumes to segment: checked before a run, read one by one, a bad one reported and passed over."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import DataLoader
 from monai.transforms import Compose
 from monai.utils.misc import str2bool
 from torch.utils.data import IterableDataset, get_worker_info
@@ -39,7 +40,8 @@ def case_name(path: Path) -> str:
     return next((path.name[: -len(suffix)] for suffix in VOLUME_SUFFIXES if path.name.endswith(suffix)), path.stem)
 
 
-def list_volumes(
+def check_volumes(
+    datalist: Sequence[str],
     dataset_dir: str,
     output_dir: str,
     *,
@@ -48,22 +50,20 @@ def list_volumes(
     save_probabilities: bool | str = False,
     save_uncertainty: bool | str = False,
     overwrite: bool | str = False,
-) -> list[dict[str, str]]:
-    """List the NIfTI volumes of a folder, and make sure that writing their maps replaces no file unasked.
+) -> None:
+    """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
 
     The volumes themselves are never replaced: the maps go to another folder.
 
     Args:
-        dataset_dir: folder with the volumes (its subfolders are not searched), or one NIfTI file.
+        datalist: paths of the volumes.
+        dataset_dir: where they were looked for: a folder (its subfolders are not searched), or one NIfTI file.
         output_dir: where the label maps will be written, as ``<case>_<output_postfix><output_ext>``.
         output_postfix: see there; not one of the names of the other maps.
         output_ext: ending of all maps, ``.nii.gz`` or ``.nii``.
         save_probabilities: whether ``<case>_probabilities`` will be written too.
         save_uncertainty: whether ``<case>_uncertainty`` will be written too.
         overwrite: replace maps that are there already.
-
-    Returns:
-        ``{"image": path}`` of each volume, sorted.
 
     Raises:
         BundleError: when an option is not allowed, there is no volume, two volumes have one name, the output folder is
@@ -74,12 +74,18 @@ def list_volumes(
     postfixes = [output_postfix, *(name for name in _OTHER_MAPS if wanted[f"save_{name}"])]
     _check_names(output_postfix, output_ext)
 
-    root = Path(dataset_dir)
-    paths = _volumes_at(root)
+    unfit = [volume for volume in datalist if not str(volume).endswith(VOLUME_SUFFIXES)]
+    if unfit:
+        raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
+    paths = [Path(volume) for volume in datalist]
+    if not paths and not Path(dataset_dir).exists():
+        raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
+    if not paths:
+        raise BundleError(f"dataset_dir {dataset_dir} holds no volume: files that end in .nii.gz or .nii are expected.")
     output = Path(output_dir)
     if output.exists() and not output.is_dir():
         raise BundleError(f"output_dir must be a folder, got the file {output_dir}.")
-    if output.resolve() == (root if root.is_dir() else root.parent).resolve():
+    if output.resolve() in {path.parent.resolve() for path in paths}:
         raise BundleError(
             f"output_dir must be another folder than that of the volumes, got {output_dir} for both: "
             "the maps would mix with the volumes."
@@ -102,20 +108,6 @@ def list_volumes(
             f"output_dir {output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
             "replace them by --overwrite true, or choose another --output_dir."
         )
-    return [{"image": str(path)} for path in paths]
-
-
-def _volumes_at(root: Path) -> list[Path]:
-    if root.is_file():
-        paths = [root]
-    elif root.is_dir():
-        paths = sorted(path for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
-    else:
-        raise BundleError(f"dataset_dir {root} does not exist: it must be a NIfTI file or a folder of them.")
-    paths = [path for path in paths if path.name.endswith(VOLUME_SUFFIXES)]
-    if not paths:
-        raise BundleError(f"dataset_dir {root} holds no volume: files that end in .nii.gz or .nii are expected.")
-    return paths
 
 
 def _check_names(output_postfix: Any, output_ext: Any) -> None:
@@ -206,6 +198,28 @@ class ReadableVolumes(IterableDataset):
         failed, self._num_failed.value = self._num_failed.value, 0
         if failed:
             raise BundleError(f"{failed} of {len(self.data)} volumes could not be segmented, see the lines above.")
+
+
+def segment_volumes(
+    evaluator: Any, datalist: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], *, in_channels: int
+) -> None:
+    """Run an evaluator on volumes so that a bad one costs a line, not the run.
+
+    Args:
+        evaluator: a ``monai.engines.Evaluator``; its own data loader gives the number of worker processes.
+        datalist: dictionaries with the path of a volume under "image".
+        transform: preprocessing of one dictionary.
+        in_channels: channels that the network takes.
+
+    Raises:
+        BundleError: at the end, when at least one volume could not be segmented.
+    """
+    volumes = ReadableVolumes(datalist, transform, in_channels=in_channels)
+    evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
+    # How many volumes can be read is not known beforehand.
+    evaluator.state.epoch_length = None
+    evaluator.run()
+    volumes.finish()
 
 
 def _root_cause(error: BaseException) -> str:

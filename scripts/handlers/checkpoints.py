@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,6 +196,38 @@ class Checkpoints:
             f"output_dir {self.run_directory.path} holds no readable checkpoint to resume: "
             "start anew by --overwrite true."
         )
+
+
+class PublishedWeights:
+    """Puts the deployed network where the bundle's weights are, when a run is complete.
+
+    For programs that train a bundle and go on with its ``models/model.pt``, such as MONAI Label. The weights that were
+    there become ``model_previous.pt``.
+
+    Args:
+        path: file of the bundle's weights.
+        network: the deployed network, saved bare.
+    """
+
+    def __init__(self, path: str, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Any) -> None:
+        """Register with the trainer.
+
+        Args:
+            engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
+        """
+        engine.add_event_handler(Events.COMPLETED, self._publish)
+
+    def _publish(self, engine: Any) -> None:
+        if not is_main_process():
+            return
+        if self.path.is_file():
+            with replacing(self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")) as temporary:
+                shutil.copyfile(self.path, temporary)
+        _save_tensors(self.path, self.network.state_dict())
 
 
 def _save_tensors(path: Path, content: Any) -> None:

@@ -4,27 +4,28 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import ignite
-import monai
-import numpy as np
 import torch
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import replacing
 
-_FACTS_FILE = "run.json"
+_ROOT = Path(__file__).resolve().parents[2]
+_FACTS_FILE, _CONFIGURATION_FILE = "run.json", "run_config.json"
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
+    _CONFIGURATION_FILE,
     "history.csv",
     "validation.csv",
     "model.pt",
@@ -53,9 +54,11 @@ class RunDirectory:
         output_dir: folder of the run.
         resume: go on with the run that the folder holds; a text like "true" is understood.
         overwrite: remove the run that the folder holds and start anew; files that no run writes stay.
-        facts: what ``run.json`` tells of the run besides versions and command line: folder of the data, split file, ...
+        facts: what ``run.json`` tells of the run besides versions, commit and command line: folder of the data, split
+            file, ...; a function is called when the file is written.
         settings: what must be the same when the run is resumed, since it would not go on as it began: iterations,
             seed, sizes of patch and batch, ...
+        configuration: gives the merged configuration for ``run_config.json``, or None where it is not known.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class RunDirectory:
         overwrite: bool | str = False,
         facts: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
+        configuration: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self.path = Path(output_dir)
         self.resume = str2bool(resume)
         self.overwrite = str2bool(overwrite)
         self.facts = facts or {}
         self.settings = settings or {}
+        self.configuration = configuration
         self._begun = False
 
     def checkpoints(self) -> list[Path]:
@@ -139,20 +144,46 @@ class RunDirectory:
 
     def _write_facts(self) -> None:
         facts = {
-            **self.facts,
+            **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
             "settings": self.settings,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": sys.argv,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "monai": monai.__version__,
-                "ignite": ignite.__version__,
-                "numpy": np.__version__,
-            },
+            "commit": _commit(),
+            "versions": {"python": platform.python_version(), **_package_versions()},
         }
         with replacing(self.path / _FACTS_FILE) as temporary:
             temporary.write_text(json.dumps(facts, indent=4, default=str) + "\n")
+        configuration = self.configuration()
+        if configuration is not None:
+            with replacing(self.path / _CONFIGURATION_FILE) as temporary:
+                temporary.write_text(json.dumps(configuration, indent=4) + "\n")
+
+
+def _package_versions() -> dict[str, str | None]:
+    """Find the versions of the packages that the bundle requires; None for one that is not installed."""
+    metadata = json.loads((_ROOT / "configs" / "metadata.json").read_text())
+    versions: dict[str, str | None] = {}
+    for name in ("torch", "monai", "numpy", *metadata["required_packages_version"]):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _commit() -> str | None:
+    """Tell the git commit of the bundle, "-dirty" behind it where files were changed; None outside of a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(("git", "-C", str(_ROOT), *words), capture_output=True, text=True, check=True).stdout
+
+    try:
+        # The bundle may lie in the repository of something else.
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != _ROOT:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def claim_report_directory(path: str, *, overwrite: bool | str = False) -> None:

@@ -18,9 +18,13 @@ class Method(nn.Module):
     trains or remembers (a teacher, a discriminator, a memory bank) is a submodule or a buffer, so that checkpoints
     and distributed training see one module.
 
+    ``needs_labels`` is False for a method that can also train on batches without a labeled part.
+
     Args:
         network: the deployed network: one tensor in, class probabilities out.
     """
+
+    needs_labels = True
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -35,7 +39,8 @@ class Method(nn.Module):
 
         Args:
             batch: "image" (B_l, C, X, Y, Z), "label" (B_l, 1, X, Y, Z) class indices and, unless only labeled cases
-                are there, "unlabeled" (B_u, C, X, Y, Z).
+                are there, "unlabeled" (B_u, C, X, Y, Z). The first two are missing where no case is labeled, which
+                only a method without ``needs_labels`` is given.
             step: number of iterations done before this one, from 0.
 
         Returns:

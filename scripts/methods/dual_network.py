@@ -83,6 +83,8 @@ class DualNetworkMethod(Method):
         ValueError: when an option is none of its allowed values or two of them contradict each other.
     """
 
+    needs_labels = False
+
     def __init__(
         self,
         network: DualNetwork,
@@ -141,28 +143,34 @@ class DualNetworkMethod(Method):
         self.roles: Roles = roles
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
-        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
-        label, num_labeled = batch["label"], batch["image"].shape[0]
-        has_unlabeled = "unlabeled" in batch
+        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`.
+
+        Raises:
+            ValueError: for a batch without labels when an option or all terms need them.
+        """
+        has_labels, has_unlabeled = "label" in batch, "unlabeled" in batch
+        num_labeled = len(batch["label"]) if has_labels else 0
         # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if has_unlabeled else batch["image"]
+        images = torch.cat([batch[key] for key in ("image", "unlabeled") if key in batch])
         teacher, student = (
             self._view(subnetwork, images, num_labeled) for subnetwork in (self.network.vnet, self.network.resnet_vnet)
         )
-        terms: dict[str, torch.Tensor] = {
-            "loss_supervised_vnet": self.supervised(teacher.labeled, label),
-            "loss_supervised_resnet_vnet": self.supervised(student.labeled, label),
-        }
-        total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
-        student_wins = self._student_wins(terms)
+        terms: dict[str, torch.Tensor] = {}
         weights: dict[str, float] = {}
+        total = images.new_zeros((), dtype=torch.float32)
 
         def add(name: str, weight: Weight, term: torch.Tensor) -> torch.Tensor:
             terms[f"loss_{name}"] = term
             weights[f"weight_{name}"] = weight(step)
             return weight(step) * term
 
-        if self.rectification_weight:
+        if has_labels:
+            label = batch["label"]
+            terms["loss_supervised_vnet"] = self.supervised(teacher.labeled, label)
+            terms["loss_supervised_resnet_vnet"] = self.supervised(student.labeled, label)
+            total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
+        student_wins = self._student_wins(terms)
+        if has_labels and self.rectification_weight:
             rectification = self.rectification(teacher.labeled, student.labeled, label) + self.rectification(
                 student.labeled, teacher.labeled, label
             )
@@ -184,8 +192,10 @@ class DualNetworkMethod(Method):
                 pseudo_label = self._pseudo_label(teacher, student, reliable, student_wins)
                 total = total + add("pseudo_label", self.pseudo_label_weight, pseudo_label)
             if self.contrastive_weight:
-                contrastive = self._contrastive(teacher, student, reliable, student_wins, label)
+                contrastive = self._contrastive(teacher, student, reliable, student_wins, batch.get("label"))
                 total = total + add("contrastive", self.contrastive_weight, contrastive)
+        if not terms:
+            raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
         return {"loss": total, **terms, **weights}
 
     @staticmethod
@@ -196,6 +206,8 @@ class DualNetworkMethod(Method):
     def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
         if self.roles != "winner" and self.pseudo_label_source != "winner" and self.contrastive_network != "loser":
             return False
+        if not terms:
+            raise ValueError("the network with the lower supervised loss leads, but labeled_batch_size is 0.")
         return bool(terms["loss_supervised_resnet_vnet"] < terms["loss_supervised_vnet"])
 
     def _uncertainty(self, teacher: _View, student: _View, student_wins: bool) -> torch.Tensor:
@@ -234,7 +246,7 @@ class DualNetworkMethod(Method):
         student: _View,
         reliable: tuple[torch.Tensor, torch.Tensor],
         student_wins: bool,
-        label: torch.Tensor,
+        label: torch.Tensor | None,
     ) -> torch.Tensor:
         assert self.contrastive is not None
         learners = {
@@ -247,7 +259,7 @@ class DualNetworkMethod(Method):
                 view.features[view.num_labeled :],
                 view.unlabeled.argmax(dim=1, keepdim=True),
                 mask,
-                labeled_features=view.features[: view.num_labeled],
+                labeled_features=None if label is None else view.features[: view.num_labeled],
                 label=label,
             )
             for view, mask in learners

@@ -96,7 +96,7 @@ def test_description_tells_the_runs_apart(dataset):
 @pytest.mark.parametrize("name", ["method_upper_bound_vnet", "method_upper_bound_dual"])
 def test_configured_upper_bound(name, make_workflow, phantom_dir, tmp_path):
     workflow = make_workflow("train", name, dataset_dir=str(phantom_dir), output_dir=str(tmp_path / "run"))
-    cases = workflow.parser.get_parsed_content("cases")
+    cases = workflow.parser.get_parsed_content("cases")()
     ids = [entry["case"] for entry in cases["labeled"]]
     assert len(ids) == 4
     assert ids == sorted(ids)

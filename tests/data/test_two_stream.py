@@ -146,6 +146,14 @@ def test_unlabeled_may_be_missing():
     assert set(take(TwoStreamLoader(make_dataset(5, "image", "label")), 1)[0]) == {"image", "label"}
 
 
+@pytest.mark.parametrize("num_labeled", [0, 5])
+def test_without_labels_the_unlabeled_crops_are_the_same(num_labeled):
+    loader = TwoStreamLoader(
+        make_dataset(num_labeled, "image", "label"), make_dataset(7, "unlabeled"), labeled_batch_size=0, seed=3
+    )
+    assert_equal_batches(take(loader, 4), [{"unlabeled": batch["unlabeled"]} for batch in take(make_loader(), 4)])
+
+
 def test_each_epoch_is_a_permutation():
     batches = take(make_loader(labeled_batch_size=2, unlabeled_batch_size=3), 14)
     labeled = [case for batch in batches for case in cases_of(batch, "image")]
@@ -220,7 +228,9 @@ def test_loaders_of_two_processes_share_the_batch_of_one(monkeypatch):
     ("num_labeled", "options", "message"),
     [
         (0, {}, "labeled must hold at least one case, got an empty data set"),
-        (1, {"labeled_batch_size": 0}, "labeled_batch_size must be at least 1, got 0"),
+        (0, {}, "labeled_batch_size 0 trains without"),
+        (1, {"labeled_batch_size": -1}, "labeled_batch_size must be at least 0, got -1"),
+        (1, {"labeled_batch_size": 0}, "labeled and unlabeled are both switched off or empty"),
         (1, {"unlabeled_batch_size": -1}, "unlabeled_batch_size must be at least 0, got -1"),
     ],
 )

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from scripts.data.volumes import ReadableVolumes, case_name, list_volumes
+from scripts.data.volumes import ReadableVolumes, case_name, check_volumes
 from scripts.errors import BundleError
 
 INFERENCE = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
@@ -32,6 +32,15 @@ def make_volumes(folder, *names):
     for name in names:
         save(folder / name)
     return str(folder)
+
+
+def list_volumes(dataset_dir, output_dir, **options):
+    """List volumes as the shipped inference configuration does, and check them."""
+    config = ConfigParser(ConfigParser.load_config_file(INFERENCE))
+    config["dataset_dir"] = dataset_dir
+    datalist = config.get_parsed_content("datalist")
+    check_volumes(datalist, dataset_dir, output_dir, **options)
+    return datalist
 
 
 # --- listing ----------------------------------------------------------------------------------------------------------
@@ -52,14 +61,14 @@ def test_volumes_of_a_folder(tmp_path):
     make_volumes(folder / "more.nii", "d.nii")
     (folder / "readme.txt").write_text("no volume")
     assert list_volumes(str(folder), str(tmp_path / "out")) == [
-        {"image": str(folder / name)} for name in ("a.nii", "b.nii.gz", "c.nii.gz")
+        str(folder / name) for name in ("a.nii", "b.nii.gz", "c.nii.gz")
     ]
     assert not (tmp_path / "out").exists()
 
 
 def test_one_file(tmp_path):
     path = save(tmp_path / "a.nii.gz")
-    assert list_volumes(str(path), str(tmp_path / "out")) == [{"image": str(path)}]
+    assert list_volumes(str(path), str(tmp_path / "out")) == [str(path)]
 
 
 def test_nothing_to_segment(tmp_path):
@@ -72,6 +81,11 @@ def test_nothing_to_segment(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(BundleError, match=r"dataset_dir .*/none does not exist: it must be a NIfTI file or a folder"):
         list_volumes(str(tmp_path / "none"), str(tmp_path))
+
+
+def test_a_list_of_other_files(tmp_path):
+    with pytest.raises(BundleError, match=r"datalist must hold paths that end in \.nii\.gz or \.nii, got b\.mha"):
+        check_volumes(["a.nii", "b.mha"], str(tmp_path), str(tmp_path / "out"))
 
 
 def test_two_volumes_of_one_name(tmp_path):
@@ -108,7 +122,7 @@ def test_other_files_in_the_output_folder_do_not_matter(tmp_path):
     output.mkdir()
     for name in ("b_seg.nii.gz", "a_seg.png", "a_seg.nii", "a_probabilities.nii.gz", "a_uncertainty.nii.gz"):
         (output / name).write_text("")
-    assert list_volumes(folder, str(output)) == [{"image": str(tmp_path / "a.nii")}]
+    assert list_volumes(folder, str(output)) == [str(tmp_path / "a.nii")]
 
 
 @pytest.mark.parametrize(

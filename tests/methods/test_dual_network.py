@@ -86,6 +86,8 @@ def make_batch(size=6, num_classes=2, num_labeled=2, num_unlabeled=2, seed=0):
     }
     if num_unlabeled:
         batch["unlabeled"] = torch.randn(num_unlabeled, *shape, generator=generator)
+    if not num_labeled:
+        del batch["image"], batch["label"]
     return batch
 
 
@@ -583,6 +585,48 @@ def test_three_classes(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_unlabeled_crops(variant):
     assert_finite_training(make_variant(variant, TinyPair()), make_batch(num_unlabeled=0))
+
+
+# --- batches without labels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("term", "vnet", "resnet_vnet"),
+    [
+        ("consistency", True, True),
+        ("uncertainty", False, True),
+        ("pseudo_label", True, True),
+        ("contrastive", False, True),
+    ],
+)
+def test_terms_that_need_no_labels_train_the_same_networks(term, vnet, resnet_vnet):
+    network = TinyPair()
+    output = only(term, network)(make_batch(num_labeled=0), 0)
+    assert set(output) == {"loss", f"loss_{term}", f"weight_{term}"}
+    assert_trains(output[f"loss_{term}"], network, vnet=vnet, resnet_vnet=resnet_vnet)
+    assert output["loss"].item() == pytest.approx(output[f"loss_{term}"].item())
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_labeled_crops(variant, size):
+    method = make_variant(variant, TinyPair())
+    batch = make_batch(size=size, num_labeled=0)
+    if "winner" in (method.roles, method.pseudo_label_source) or method.contrastive_network == "loser":
+        with pytest.raises(ValueError, match="with the lower supervised loss leads, but labeled_batch_size is 0"):
+            method(batch, 0)
+        return
+    output = assert_finite_training(method, batch)
+    assert not any("supervised" in name or "rectification" in name for name in output)
+    # Nothing that is reliable, nothing but background: the same degenerate cases as with labels.
+    method.zero_grad()
+    assert_finite_training(method, {"unlabeled": torch.zeros_like(batch["unlabeled"])})
+
+
+@pytest.mark.parametrize("term", [None, "rectification"])
+def test_nothing_to_train_on_is_refused(term):
+    with pytest.raises(ValueError, match="labeled_batch_size 0 needs a term that trains without labels"):
+        only(term, TinyPair())(make_batch(num_labeled=0), 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
