@@ -17,8 +17,8 @@ quickstart: $(VENV)/.runtime
 	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \
 		--output_dir $(QUICKSTART)
 	@echo "3/4 segmentation of a test volume"
-	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file configs/inference.json --patch_size "[48,48,48]" \
-		--ckpt_path $(QUICKSTART)/model_final.pt --dataset_dir data/phantom/images/$(CASE).nii.gz \
+	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/inference.json','$(QUICKSTART)/inference.json']" \
+		--dataset_dir data/phantom/images/$(CASE).nii.gz \
 		--output_dir $(QUICKSTART)/inference
 	@echo "4/4 picture"
 	@$(QUIET) $(BIN)/python -m scripts picture --image data/phantom/images/$(CASE).nii.gz \

@@ -22,10 +22,23 @@ from ..errors import BundleError
 from ..files import replacing
 
 _ROOT = Path(__file__).resolve().parents[2]
-_FACTS_FILE, _CONFIGURATION_FILE = "run.json", "run_config.json"
+_FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
+#: What inference has in common with training.
+_INFERENCE_KEYS = (
+    "in_channels",
+    "num_classes",
+    "class_names",
+    "spacing",
+    "patch_size",
+    "orient",
+    "resample",
+    "window",
+    "normalize",
+)
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
     _CONFIGURATION_FILE,
+    _INFERENCE_FILE,
     "history.csv",
     "validation.csv",
     "model.pt",
@@ -58,7 +71,8 @@ class RunDirectory:
             file, ...; a function is called when the file is written.
         settings: what must be the same when the run is resumed, since it would not go on as it began: iterations,
             seed, sizes of patch and batch, ...
-        configuration: gives the merged configuration for ``run_config.json``, or None where it is not known.
+        configuration: gives the merged configuration for ``run_config.json``, or None where it is not known; with it,
+            ``inference.json`` is written too, the overlay with which inference takes the weights of this run.
     """
 
     def __init__(
@@ -157,6 +171,23 @@ class RunDirectory:
         if configuration is not None:
             with replacing(self.path / _CONFIGURATION_FILE) as temporary:
                 temporary.write_text(json.dumps(configuration, indent=4) + "\n")
+            inference = _inference_overlay(configuration, self.path.resolve() / "model_final.pt")
+            with replacing(self.path / _INFERENCE_FILE) as temporary:
+                temporary.write_text(json.dumps(inference, indent=4) + "\n")
+
+
+def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Put together what ``configs/inference.json`` must know of a training to use its weights."""
+    overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
+    network = configuration["network_def"]
+    default = json.loads((_ROOT / "configs" / "inference.json").read_text())["network_def"]
+    if network["_target_"] == default["_target_"]:
+        # Not the whole object: inference has an option of its own, for the map of uncertainty.
+        overlay |= {f"network_def#{name}": value for name, value in network.items()}
+    else:
+        overlay["network_def"] = {"_requires_": default["_requires_"], **network}
+    overlay["ckpt_path"] = str(weights)
+    return {"_desc_": "Named after configs/inference.json: the weights of this run.", **overlay}
 
 
 def _package_versions() -> dict[str, str | None]:

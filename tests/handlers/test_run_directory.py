@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves for inference."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from monai.bundle import ConfigParser
+
+from scripts.handlers.run_directory import RunDirectory
+
+INFERENCE = str(ROOT / "configs" / "inference.json")
+
+
+def inference_after(tmp_path, *names, **overrides):
+    """Begin a run with these files, and read what inference gets of it."""
+    training = ConfigParser()
+    training.read_config([str(ROOT / "configs" / f"{name}.json") for name in ("train", *names)])
+    training.update(overrides)
+    folder = tmp_path / "run"
+    directory = RunDirectory(str(folder), configuration=lambda: dict(training.get()))
+    directory.claim()
+    directory.begin()
+    parser = ConfigParser()
+    parser.read_config([INFERENCE, str(folder / "inference.json")])
+    parser["bundle_root"] = str(ROOT)
+    return parser
+
+
+def test_inference_knows_what_a_training_was_given(tmp_path):
+    overrides = {"patch_size": [32, 32, 32], "class_names": ["spleen"], "network_def#normalization": "instance"}
+    parser = inference_after(tmp_path, **overrides)
+    assert parser.get_parsed_content("patch_size") == [32, 32, 32]
+    assert parser.get_parsed_content("spacing") is None
+    assert parser.get_parsed_content("class_names") == ["spleen"]
+    assert parser.get_parsed_content("ckpt_path") == str(tmp_path / "run" / "model_final.pt")
+    network = parser.get_parsed_content("network_def")
+    assert any(isinstance(module, torch.nn.InstanceNorm3d) for module in network.modules())
+    assert not network.with_disagreement
+    keys = parser.get_parsed_content("preprocessing").transforms
+    assert "ScaleIntensityRanged" not in {type(transform).__name__ for transform in keys}
+
+
+def test_inference_takes_spacing_and_window_of_the_data(tmp_path):
+    parser = inference_after(tmp_path, "data_pancreas")
+    assert parser.get_parsed_content("spacing") == [1.0, 1.0, 1.0]
+    names = {type(transform).__name__ for transform in parser.get_parsed_content("preprocessing").transforms}
+    assert {"ScaleIntensityRanged", "Spacingd"} <= names
+
+
+def test_map_of_uncertainty_stays_an_option(tmp_path):
+    parser = inference_after(tmp_path)
+    parser["save_uncertainty"] = True
+    assert parser.get_parsed_content("network_def").with_disagreement
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("method_supervised_vnet", "SingleNetwork"), ("method_mc_net", "MultiDecoderVNet")]
+)
+def test_inference_builds_the_network_of_another_method(tmp_path, method, kind):
+    network = inference_after(tmp_path, "data_hippocampus", method).get_parsed_content("network_def")
+    assert type(network).__name__ == kind
+    assert network(torch.zeros(1, 1, 32, 32, 32)).shape[1] == 3
+
+
+def test_nothing_is_written_where_the_configuration_is_not_known(tmp_path):
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.claim()
+    directory.begin()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {}
