@@ -74,7 +74,7 @@ _CHECKS: dict[str, Check] = {
     "resume": _TRUTH,
     "overwrite": _TRUTH,
     "channels_last": ("true or false", lambda value: isinstance(value, bool)),
-    "largest_component": ("true or false", lambda value: isinstance(value, bool)),
+    "largest_component": _TRUTH,
     "class_names": (
         "a list of texts, one for each class without the background",
         lambda value: (

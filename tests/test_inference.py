@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused
+from scipy import ndimage
 
 from scripts.networks.dual_network import DualNetwork
 
@@ -66,6 +67,20 @@ def test_orientation_of_a_file_does_not_move_its_label(weights, phantom_dir, tmp
     pil = nib.as_closest_canonical(nib.load(tmp_path / "out/pil_seg.nii.gz"))
     np.testing.assert_array_equal(np.asanyarray(ras.dataobj), np.asanyarray(pil.dataobj))
     assert 0 < np.asanyarray(ras.dataobj).mean() < 1
+
+
+def test_largest_component_is_kept_by_option(weights, phantom_dir, tmp_path, make_workflow):
+    file = phantom_dir / "images/phantom_001.nii.gz"
+    segment(make_workflow, weights, file, tmp_path / "all")
+    segment(make_workflow, weights, file, tmp_path / "one", largest_component="true")
+    before, after = (
+        np.asanyarray(nib.load(tmp_path / name / "phantom_001_seg.nii.gz").dataobj) for name in ("all", "one")
+    )
+    whole = ndimage.generate_binary_structure(3, 3)
+    assert ndimage.label(before, whole)[1] > 1
+    assert ndimage.label(after, whole)[1] == 1
+    sizes = np.bincount(ndimage.label(before, whole)[0].ravel())[1:]
+    assert np.count_nonzero(after) == sizes.max()
 
 
 def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_dir, tmp_path, make_workflow):
