@@ -32,7 +32,9 @@ ALLOWED = {
     "settings": {"errors"},
     "grid": {"errors", "files", "data.splits"},
     "predict": {"errors", "console", "data", "evaluation.metrics"},
-    "__main__": {"errors", "data", "evaluation", "grid", "predict"},
+    "export": {"errors", "files", "weights"},
+    "package": {"errors", "export", "weights"},
+    "__main__": {"errors", "data", "evaluation", "export", "grid", "package", "predict"},
     "__init__": set(),
 }
 
