@@ -34,6 +34,7 @@ from .errors import BundleError
 from .evaluation.metrics import foreground_names
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_LOGGING_FILE = str(_CONFIGS / "logging.conf")
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
 #: Arguments of the command, which a misspelled override may have meant.
 _ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
@@ -71,7 +72,7 @@ def predict_volumes(
     dicom_seg: bool = False,
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
-    logging_file: str | bool = str(_CONFIGS / "logging.conf"),
+    logging_file: str | bool = _LOGGING_FILE,
 ) -> None:
     """Segment volumes: a NIfTI label map for each, in its geometry, and a DICOM SEG for each series on demand.
 

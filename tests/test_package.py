@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, assert_refused
-from monai.bundle import download_large_files, push_to_hf_hub, verify_metadata
+from monai.bundle import download_large_files, load, push_to_hf_hub, verify_metadata
 
 from scripts.__main__ import main
 from scripts.networks.dual_network import DualNetwork
@@ -222,6 +222,13 @@ def test_the_network_is_verified_and_exported(models, network, tmp_path):
     assert json.loads(extra["metadata.json"])["version"] == read(models / name, "metadata")["version"]
 
 
+def test_the_network_is_loaded_by_the_name_of_the_bundle(models, network):
+    loaded = load(NAMES["hippocampus"], bundle_dir=str(models)).eval()
+    image = torch.randn(1, 1, 16, 32, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(image), network(image), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("task", ["hippocampus", "pancreas"])
 def test_the_unit_test_of_the_zoo_passes(task, models):
     # One with weights and three classes, one with boxes, a window and a spacing.
@@ -308,10 +315,18 @@ def test_weights_may_be_of_another_overlay_of_the_task(tmp_path):
         assert read(folder, name)["patch_size"] == overlay["patch_size"]
 
 
-def test_figures_are_told_of_the_weights_of_this_bundle_alone(models):
-    for name in NAMES.values():
-        assert read(models / name, "metadata")["eval_metrics"] == {}
-        assert "No figure has been measured" in (models / name / "docs/README.md").read_text()
+def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path, monkeypatch):
+    configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    overlay = json.loads((configs / "metadata_hippocampus.json").read_text())
+    (configs / "metadata_hippocampus.json").write_text(json.dumps({**overlay, "eval_metrics": {"mean_dice": 0.9}}))
+    monkeypatch.setattr("scripts.package._CONFIGS", configs)
+    monkeypatch.setitem(TASKS, "hippocampus", str(weights))
+    own, _ = write_package("hippocampus", tmp_path / "own")
+    other, _ = write_package("hippocampus", tmp_path / "other", weights=weights)
+    assert read(own, "metadata")["eval_metrics"] == {"mean_dice": 0.9}
+    assert "- mean_dice: 0.9\n" in (own / "docs/README.md").read_text()
+    assert read(other, "metadata")["eval_metrics"] == {}
+    assert "No figure has been measured" in (other / "docs/README.md").read_text()
 
 
 @pytest.mark.parametrize(
