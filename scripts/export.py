@@ -39,14 +39,10 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
     if Path(output).exists() and not overwrite:
         raise BundleError(f"output {output} exists: replace it by --overwrite true, or choose another file.")
     state = read_tensors(ckpt_path)
-    names = tuple(f"{member}." for member in get_args(Member))
-    if not isinstance(state, dict) or not all(str(key).startswith(names) for key in state):
+    if not isinstance(state, dict) or {str(key).split(".")[0] for key in state} != set(get_args(Member)):
         raise BundleError(f"ckpt_path {ckpt_path} does not hold the weights of the dual network.")
-    chosen = {
-        f"backbone.{key.removeprefix(f'{network}.')}": value
-        for key, value in state.items()
-        if key.startswith(f"{network}.")
-    }
+    prefix = f"{network}."
+    chosen = {f"backbone.{key.removeprefix(prefix)}": value for key, value in state.items() if key.startswith(prefix)}
     with replacing(output) as temporary:
         torch.save(chosen, temporary)
 

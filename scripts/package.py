@@ -176,7 +176,6 @@ def _readme(task: str, configs: Mapping[str, dict[str, Any]]) -> str:
     spacing, figures = train["spacing"], metadata["eval_metrics"]
     facts = {
         "name": metadata["name"],
-        "bundle": _bundle_name(task, metadata),
         "patch_size": " x ".join(map(str, train["patch_size"])),
         "spacing": "kept" if spacing is None else f"resampled to {' x '.join(map(str, spacing))} mm",
         "iterations": train["iterations"],
