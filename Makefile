@@ -7,7 +7,7 @@ QUICKSTART := output/quickstart_$(shell date +%Y%m%d_%H%M%S)
 CASE := phantom_010
 QUIET := PYTHONWARNINGS=ignore
 
-.PHONY: quickstart test check format
+.PHONY: quickstart test check format package
 
 quickstart: $(VENV)/.runtime
 	@echo "1/4 training the dual network on generated phantom volumes"
@@ -38,6 +38,12 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# No weights are shipped for the pancreas.
+package: $(VENV)/.runtime
+	$(BIN)/python -m scripts package --task left_atrium --output_dir dist
+	$(BIN)/python -m scripts package --task hippocampus --output_dir dist
+	$(BIN)/python -m scripts package --task pancreas --output_dir dist --without_weights true
 
 $(VENV)/.runtime: requirements.txt
 	@python=""; for name in python3.12 python3.11 python3.10 python3.13 python3 python; do \

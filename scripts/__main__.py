@@ -25,8 +25,10 @@ from .errors import BundleError
 from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
+from .export import extract_network
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
+from .package import write_package
 from .predict import inference_configs, predict_volumes
 from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
@@ -268,7 +270,7 @@ def predict(
         output_dir: folder of the label maps, ``<case>_seg.nii.gz``.
         data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
         config_file: configuration files instead of configs/inference.json and that of data.
-        model: TorchScript file of the network, instead of --ckpt_path.
+        model: TorchScript (.ts) or ONNX (.onnx) file of the network, instead of --ckpt_path.
         dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
         class_names: names of the foreground classes in the DICOM SEG, with commas between; by default those of data.
         overwrite: replace files that are there.
@@ -448,6 +450,59 @@ def uncertainty(
     _console.print(escape(path.read_text(encoding="utf-8")))
 
 
+def package(
+    task: str,
+    output_dir: str = "dist",
+    weights: str | None = None,
+    without_weights: bool = False,
+    data: str | None = None,
+    triton: bool = False,
+    large_files_url: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the bundle of one task as the MONAI Model Zoo takes it: a folder and a zip file.
+
+    Args:
+        task: left_atrium, pancreas or hippocampus.
+        output_dir: where NAME/, NAME_vVERSION.zip and, with triton, triton/NAME/ go.
+        weights: weights of the network; by default the file that this bundle has for the task.
+        without_weights: write a bundle that has to be trained first.
+        data: data overlay with which the weights were trained, such as left_atrium_small; by default that of the task.
+        triton: write a model repository for NVIDIA's Triton inference server too.
+        large_files_url: address of a folder that serves NAME/models/model.pt; weights above 25 MB are then named in
+            large_files.yml and left out.
+        overwrite: replace what an earlier call left.
+    """
+    paths = write_package(
+        _text("task", task),
+        _text("output_dir", output_dir),
+        weights=None if weights is None else _text("weights", weights),
+        without_weights=_truth("without_weights", without_weights),
+        data=None if data is None else _text("data", data),
+        triton=_truth("triton", triton),
+        large_files_url=None if large_files_url is None else _text("large_files_url", large_files_url),
+        overwrite=_truth("overwrite", overwrite),
+    )
+    for path in paths:
+        _console.print(escape(str(path)))
+
+
+def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) -> None:
+    """Take one of the two networks out of the weights of the dual network.
+
+    Args:
+        ckpt_path: weights of the dual network.
+        network: vnet or resnet_vnet.
+        output: file of weights to write; method_supervised_vnet.json and method_supervised_resnet_vnet.json take it.
+        overwrite: replace a file that is there.
+    """
+    path = _text("output", output)
+    extract_network(
+        _text("ckpt_path", ckpt_path), _text("network", network), path, overwrite=_truth("overwrite", overwrite)
+    )
+    _console.print(escape(path))
+
+
 def _read_volume(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         volume: Any = nib.load(path)
@@ -526,6 +581,8 @@ def main(arguments: Any = None) -> None:
                 "boxes": boxes,
                 "picture": picture,
                 "predict": predict,
+                "extract": extract,
+                "package": package,
                 "crossval": crossval,
                 "cell": cell,
                 "report": report,

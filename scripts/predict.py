@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ from .errors import BundleError
 from .evaluation.metrics import foreground_names
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_LOGGING_FILE = str(_CONFIGS / "logging.conf")
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
 #: Arguments of the command, which a misspelled override may have meant.
 _ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
@@ -70,7 +72,7 @@ def predict_volumes(
     dicom_seg: bool = False,
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
-    logging_file: str | bool = str(_CONFIGS / "logging.conf"),
+    logging_file: str | bool = _LOGGING_FILE,
 ) -> None:
     """Segment volumes: a NIfTI label map for each, in its geometry, and a DICOM SEG for each series on demand.
 
@@ -83,7 +85,7 @@ def predict_volumes(
         output_dir: folder of the label maps.
         config_file: configuration files, see :func:`inference_configs`.
         overrides: values by key of the configuration, such as ``ckpt_path``.
-        model: TorchScript export of ``network_def``, instead of the configured network and its weights.
+        model: TorchScript or ONNX export of ``network_def``, instead of the configured network and its weights.
         dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
         class_names: names of the foreground classes for the DICOM SEG; by default those of the data overlay, or of
             metadata.json with the weights of the bundle.
@@ -103,7 +105,11 @@ def predict_volumes(
     if class_names is not None and not dicom_seg:
         raise BundleError("class_names are the names in a DICOM SEG: they need dicom_seg.")
     if model is not None:
-        given["network_def"] = {"_target_": "torch.jit.load", "f": model, "map_location": "@device"}
+        given["network_def"] = (
+            {"_target_": "scripts.networks.onnx_network.OnnxNetwork", "path": model}
+            if _is_onnx(model)
+            else {"_target_": "torch.jit.load", "f": model, "map_location": "@device"}
+        )
         given["load_pretrain"] = False
     silence_codec_warning()
     with _volumes_of(path, output, series) as folder:
@@ -292,22 +298,35 @@ def _check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any
     for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
+    if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
+        raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
+
+
+def _is_onnx(model: str) -> bool:
+    return Path(model).suffix == ".onnx"
 
 
 def _check_model(model: str, parser: ConfigParser) -> None:
-    """Make sure that a TorchScript file can be read and has a channel for each class."""
+    """Make sure that an exported network can be read, takes the windows, and has a channel for each class."""
+    kind = "an ONNX" if _is_onnx(model) else "a TorchScript"
     try:
         network = parser.get_parsed_content("network")
-    # A file that is no TorchScript makes torch raise errors of many classes.
+    # A file of something else makes torch and ONNX Runtime raise errors of many classes.
     except Exception as error:
-        raise BundleError(f"model {model} cannot be read as a TorchScript file.") from error
+        raise BundleError(f"model {model} cannot be read as {kind} file.") from error
     if str2bool(parser.get_parsed_content("save_uncertainty")):
-        raise BundleError("save_uncertainty needs --ckpt_path: a TorchScript file gives class probabilities alone.")
+        raise BundleError(f"save_uncertainty needs --ckpt_path: {kind} file gives class probabilities alone.")
     in_channels, num_classes, patch_size, device = (
         parser.get_parsed_content(key) for key in ("in_channels", "num_classes", "patch_size", "device")
     )
-    with torch.inference_mode():
-        out_channels = network(torch.zeros(1, in_channels, *patch_size, device=device)).shape[1]
+    try:
+        with torch.inference_mode():
+            out_channels = network(torch.zeros(1, in_channels, *patch_size, device=device)).shape[1]
+    # An export may be for windows of one size alone, which each of the two says in its own way.
+    except Exception as error:
+        raise BundleError(
+            f"model {model} does not take windows of {patch_size} voxels and {in_channels} channel(s)."
+        ) from error
     if out_channels != num_classes:
         raise BundleError(f"model {model} has {out_channels} classes, num_classes is {num_classes}.")
 

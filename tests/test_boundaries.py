@@ -34,7 +34,9 @@ ALLOWED = {
     "grid": {"errors", "files", "data.splits"},
     "predict": {"errors", "console", "data", "evaluation.metrics"},
     "studies": {"errors", "data.splits", "evaluation", "predict"},
-    "__main__": {"errors", "data", "evaluation", "grid", "predict", "studies"},
+    "export": {"errors", "files", "weights"},
+    "package": {"errors", "export", "weights"},
+    "__main__": {"errors", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
     "__init__": set(),
 }
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import json
 import re
+import sys
 
 import pytest
 import torch
 from conftest import ROOT, SMALL
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_net_in_out
+from test_boundaries import MODULES, imports_of
 
 from scripts.networks.dual_network import DualNetwork
 
@@ -179,6 +182,16 @@ def test_metadata_and_requirements_name_the_same_versions():
     assert metadata["version"] in metadata["changelog"]
     assert f"## {metadata['version']}" in (ROOT / "CHANGELOG.md").read_text()
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"].keys() == {"0", "1"}
+
+
+def test_every_package_that_is_imported_is_pinned():
+    metadata = read("metadata")
+    distributions = importlib.metadata.packages_distributions()
+    modules = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
+    outside = modules - {"scripts", "__future__"} - sys.stdlib_module_names
+    imported = {distribution.lower() for module in outside for distribution in distributions[module]}
+    assert {"monai", "torch", "pytorch-ignite"} <= imported
+    assert imported <= {"monai", "torch", "numpy", *metadata["required_packages_version"]}
 
 
 def test_network_matches_its_metadata(monkeypatch):

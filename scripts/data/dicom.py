@@ -306,11 +306,7 @@ def _check_same_plane(series: DicomSeries, datasets: Sequence[Dataset]) -> None:
 
 
 def _check_stack(
-    series: DicomSeries,
-    files: Sequence[Path],
-    positions: npt.NDArray[Any],
-    normal: npt.NDArray[Any],
-    pixel_mm: float,
+    series: DicomSeries, files: Sequence[Path], positions: npt.NDArray[Any], normal: npt.NDArray[Any], pixel_mm: float
 ) -> float:
     """Make sure that sorted slices lie evenly and straight above each other; return their distance in mm."""
     heights = positions @ normal

@@ -472,9 +472,10 @@ def _read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] 
 
 
 def _fill_phantom_dir(dataset_path: Path, split_path: Path) -> None:
-    if split_path.resolve() != (dataset_path / SPLIT_FILE_NAME).resolve() and (
-        # A split of real cases was given but not its dataset_dir: volumes of a phantom would only hide that.
-        not split_path.is_file() or not all(map(is_phantom_case, read_split(split_path).all_cases()))
+    is_own_split = split_path.resolve() == (dataset_path / SPLIT_FILE_NAME).resolve()
+    # A split of real cases was given but not its dataset_dir: volumes of a phantom would only hide that.
+    if not is_own_split and not (
+        split_path.is_file() and all(map(is_phantom_case, read_split(split_path).all_cases()))
     ):
         return
     if ensure_phantom_dataset(dataset_path):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
 
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 
@@ -78,7 +77,7 @@ class IterationSampler(Sampler):
         return int(permutation[place]), int(seed)
 
 
-class _SeededDataset(TorchDataset):
+class _SeededDataset(torch.utils.data.Dataset):
     """A MONAI dataset whose random transforms are seeded anew for every sample."""
 
     def __init__(self, dataset: Dataset) -> None:
