@@ -237,7 +237,7 @@ def test_the_network_is_loaded_by_the_name_of_the_bundle(models, network):
 @pytest.mark.parametrize("task", ["hippocampus", "pancreas"])
 def test_the_unit_test_of_the_zoo_passes(task, models):
     # One with weights and three classes, one with boxes, a window and a spacing.
-    output = from_outside(models, ROOT / "tests/zoo_unit_test.py", BUNDLE_ROOT=f"models/{NAMES[task]}")
+    output = from_outside(models, ROOT / "tests/zoo_form.py", BUNDLE_ROOT=f"models/{NAMES[task]}")
     assert re.search(r"Ran 2 tests in .*\n\nOK", output)
 
 
