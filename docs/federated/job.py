@@ -61,7 +61,7 @@ def main() -> None:
     )
     set_per_site_config(recipe, sites)
     run = recipe.execute(SimEnv(clients=list(sites), workspace_root=str(output / "workspace")))
-    sys.stdout.write(f"{run.get_status()}: {run.get_result()}\n")
+    sys.stdout.write(f"shared weights: {run.get_result()}/server/simulate_job/app_server/FL_global_model.pt\n")
 
 
 if __name__ == "__main__":

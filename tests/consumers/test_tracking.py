@@ -30,7 +30,7 @@ def train(bundle, phantom_dir, tmp_path_factory):
         options = [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs/train.json")]
         done = subprocess.run(
-            [*command, *options, *words], cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False
+            [*command, *options, *words], cwd=elsewhere, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return elsewhere / "run"
@@ -85,7 +85,7 @@ def test_configuration_of_a_run_repeats_it(finished, bundle, tmp_path):
     assert parser["network"].startswith("$@network_def.to(")
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configuration)]
     command += ["--output_dir", str(tmp_path / "again")]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     first, again = (
         torch.load(folder / "model_final.pt", weights_only=True) for folder in (finished, tmp_path / "again")
