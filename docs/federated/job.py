@@ -35,12 +35,10 @@ def main() -> None:
             "dataset_dir": str(Path(arguments.dataset_dir).resolve()),
             "split_file": str(HERE / f"{name}.json"),
             "output_dir": str(output / name),
-            # Of one round: schedules that are to run over all rounds are given their length on their own.
-            "iterations": arguments.iterations,
+            # Ramps and schedules run over all rounds; an epoch, which is one round, has val_interval iterations.
+            "iterations": arguments.rounds * arguments.iterations,
             "val_interval": arguments.iterations,
             "log_interval": 1,
-            "method_def#pseudo_label_weight#length": arguments.rounds * arguments.iterations,
-            "method_def#contrastive_weight#length": arguments.rounds * arguments.iterations,
             **own,
         }
         (output / f"{name}.json").write_text(json.dumps(overrides, indent=4) + "\n")
