@@ -29,8 +29,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     An iteration moves the batch to the device, computes the method's loss under autocast, refuses a loss that is not
     finite, and steps the optimizer. Everything else (learning rate, log, validation, checkpoints) is a handler. After
-    every iteration ``state.output`` holds the labeled images and their labels (None without any) and the loss, and
-    ``state.terms`` every term and weight of the method by name.
+    every iteration ``state.output`` holds one dictionary, as MONAI's handlers expect it, with the labeled images, their
+    labels (None without any) and the loss, and ``state.terms`` every term and weight of the method by name.
 
     Args:
         device: where to train.
@@ -89,7 +89,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         loader.start_at(self.state.iteration)
         super().run()
 
-    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict:
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict]:  # type: ignore[override]
         batch = {
             key: convert_to_tensor(value).to(
                 engine.state.device, non_blocking=engine.non_blocking, memory_format=self.memory_format
@@ -108,11 +108,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
         output = self._forward(batch, step)
-        engine.state.output = {
-            CommonKeys.IMAGE: batch.get(CommonKeys.IMAGE),
-            CommonKeys.LABEL: batch.get(CommonKeys.LABEL),
-            CommonKeys.LOSS: output["loss"].detach(),
-        }
+        engine.state.output = [
+            {
+                CommonKeys.IMAGE: batch.get(CommonKeys.IMAGE),
+                CommonKeys.LABEL: batch.get(CommonKeys.LABEL),
+                CommonKeys.LOSS: output["loss"].detach(),
+            }
+        ]
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.terms = self._numbers(output)
         self._refuse_non_finite(batchdata)

@@ -28,9 +28,11 @@ from .run_directory import is_main_process
 class TrainingHistory:
     """Writes every term and weight by name to ``history.csv``, TensorBoard and the log, with a progress bar.
 
-    Validation results go to ``validation.csv`` and TensorBoard, and at the end (and at each validation) the curves are
-    drawn to ``learning_curves.png``. A resumed run goes on in the same files; rows after the iteration at which it
-    resumes, from steps that the stop had lost, are dropped.
+    TensorBoard shows them as ``loss/...``, ``weight/...`` and ``training/...`` (learning rate, gradient norm, seconds),
+    the Dice of each class as ``validation/...``, and the text of ``run.json``. Validation results go to
+    ``validation.csv`` too, and at the end (and at each validation) the curves are drawn to ``learning_curves.png``. A
+    resumed run goes on in the same files; rows after the iteration at which it resumes, from steps that the stop had
+    lost, are dropped.
 
     Args:
         output_dir: folder of the run.
@@ -83,6 +85,9 @@ class TrainingHistory:
         for name in ("history.csv", "validation.csv"):
             _drop_rows_after(self.output_dir / name, engine.state.iteration)
         self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
+        facts = self.output_dir / "run.json"
+        if facts.is_file():
+            self._writer.add_text("run", f"```json\n{facts.read_text()}```", engine.state.iteration)
         self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
         self._seconds_before = _last_seconds(self.output_dir / "history.csv")
         total = engine.state.max_epochs * engine.state.epoch_length
@@ -102,7 +107,7 @@ class TrainingHistory:
         assert self._bar is not None
         for name, value in row.items():
             if name != "iteration":
-                self._writer.add_scalar(name, value, iteration)
+                self._writer.add_scalar(_tag(name), value, iteration)
         self._bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         self._bar.update()
         if iteration % self.log_interval == 0:
@@ -154,6 +159,14 @@ class TrainingHistory:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _tag(name: str) -> str:
+    """Group a column under the card of TensorBoard where it is compared with its like."""
+    group, _, term = name.partition("_")
+    if group in ("loss", "weight"):
+        return f"{group}/{term or 'total'}"
+    return f"training/{name}"
 
 
 def _last_seconds(path: Path) -> float:

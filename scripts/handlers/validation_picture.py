@@ -7,8 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Events
 from monai.engines import Evaluator
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from ..evaluation.pictures import case_picture
 from .run_directory import is_main_process
@@ -18,7 +21,7 @@ class ValidationPicture:
     """Draws the first validation case with its reference and prediction at every validation.
 
     Args:
-        output_dir: folder of the run; pictures go to ``pictures/validation_<iteration>.png`` in it.
+        output_dir: folder of the run; pictures go to ``pictures/validation_<iteration>.png`` in it, and to TensorBoard.
         evaluator: the validation engine, or None without validation cases.
         class_names: names of the foreground classes.
     """
@@ -48,12 +51,16 @@ class ValidationPicture:
         item, output = evaluator.state.batch[0], evaluator.state.output[0]
         iteration = self._trainer.state.iteration
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"validation_{iteration:08d}.png"
         case_picture(
             item["original_image"][0].numpy(),
             output["label"][0].cpu().numpy(),
             output["pred"][0].cpu().numpy(),
-            self.folder / f"validation_{iteration:08d}.png",
+            path,
             f"{item.get('case', 'first validation case')}, iteration {iteration}",
             class_names=self.class_names,
             affine=item["original_image"].affine.numpy(),
         )
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        with SummaryWriter(str(self.folder.parent / "tensorboard")) as writer:
+            writer.add_image("validation/picture", picture, iteration, dataformats="HWC")

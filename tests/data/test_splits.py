@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from scripts.data.phantom import generate_phantom_dataset
-from scripts.data.splits import LIST_NAMES, hash_cases, load_cases, read_split, write_boxes, write_split
+from scripts.data.splits import (
+    LIST_NAMES,
+    hash_cases,
+    load_cases,
+    read_split,
+    unlabeled_pool,
+    write_boxes,
+    write_split,
+)
 from scripts.errors import BundleError
 
 SPLITS_DIR = Path(__file__).parents[2] / "configs" / "splits"
@@ -468,3 +476,43 @@ def test_broken_boxes_file(text, message, dataset, tmp_path):
         (dataset / "boxes.json").write_text(text)
     with pytest.raises(BundleError, match=message):
         load_cases(dataset, write_split_text(tmp_path), lists=["labeled"], with_boxes=True)
+
+
+# --- the unlabeled pool -----------------------------------------------------------------------------------------------
+
+
+def never():
+    raise AssertionError("the split is not needed")
+
+
+def test_unlabeled_pool_is_that_of_the_split():
+    cases = [{"unlabeled": "a", "case": "a"}]
+    assert unlabeled_pool(lambda: {"unlabeled": cases}, pairs=[], pairs_are_given=False) == cases
+
+
+def test_given_pairs_have_no_unlabeled_pool():
+    assert unlabeled_pool(never, pairs=[{"image": "a", "label": "b"}], pairs_are_given=True) == []
+
+
+@pytest.mark.parametrize("pairs_are_given", [True, False])
+def test_unlabeled_pool_of_a_folder_leaves_out_what_is_labeled(tmp_path, pairs_are_given):
+    (tmp_path / "studies" / "labels").mkdir(parents=True)
+    for name in ("a.nii.gz", "b.nii", "c.nii.gz", ".d.nii", "readme.txt", "labels/e.nii"):
+        (tmp_path / "studies" / name).write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "studies")
+    pairs = [{"image": str(tmp_path / "link/a.nii.gz"), "label": "x"}]
+    options = {"pairs": pairs, "pairs_are_given": pairs_are_given, "unlabeled_dir": tmp_path / "studies"}
+    assert unlabeled_pool(never, **options) == [
+        {"unlabeled": str(tmp_path / "studies" / name)} for name in ("b.nii", "c.nii.gz")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("none", r"unlabeled_dir must be a folder, got .*none\."), ("", "must hold NIfTI volumes that are not labeled, got")],
+)
+def test_unlabeled_folder_is_refused(tmp_path, folder, message):
+    (tmp_path / "a.nii").write_text("")
+    pairs = [{"image": str(tmp_path / "a.nii")}]
+    with pytest.raises(BundleError, match=message):
+        unlabeled_pool(never, pairs=pairs, pairs_are_given=True, unlabeled_dir=tmp_path / folder)
