@@ -139,19 +139,20 @@ TINY = {"patch_size": [32, 32, 32], "iterations": 2, "val_interval": 2, "log_int
 
 def train(run_outside, bundle, pairs, **more):
     run_outside(LABEL_TRAINING, bundle, json.dumps(pairs), json.dumps({**TINY, **more}))
-    history = pd.read_csv(bundle / "output/given_pairs/history.csv")
+    run = max((bundle / "output").glob("given_pairs_*"))
+    history = pd.read_csv(run / "history.csv")
     assert history["iteration"].tolist() == [1, 2]
-    return history, json.loads((bundle / "output/given_pairs/run.json").read_text())
+    return run, history, json.loads((run / "run.json").read_text())
 
 
 def test_pairs_of_the_server_are_trained_on_alone(server, run_outside, tmp_path):
     bundle, _, pairs = server
     before = torch.load(bundle / "models/model.pt", weights_only=True)
-    history, facts = train(run_outside, bundle, pairs)
+    run, history, facts = train(run_outside, bundle, pairs)
     assert facts["settings"]["cases"].startswith("2 labeled, 0 unlabeled, ")
     assert history["loss_supervised_vnet"].notna().all()
     assert "loss_pseudo_label" not in history
-    assert len(pd.read_csv(bundle / "output/given_pairs/validation.csv")) == 1
+    assert len(pd.read_csv(run / "validation.csv")) == 1
     # Neither another data set nor generated volumes slip in.
     assert not (bundle / "data").exists()
 
@@ -161,7 +162,7 @@ def test_pairs_of_the_server_are_trained_on_alone(server, run_outside, tmp_path)
     # Two steps from the weights that were there: near them, and not they.
     name = "vnet.classifier.weight"
     assert 0 < (after[name] - before[name].float()).abs().max() < 0.2
-    final = torch.load(bundle / "output/given_pairs/model_final.pt", weights_only=True)
+    final = torch.load(run / "model_final.pt", weights_only=True)
     assert all(torch.equal(after[name], final[name]) for name in final)
 
 
@@ -179,11 +180,12 @@ def test_trained_weights_are_used_afterwards_and_trained_on_again(server, run_ou
     train(run_outside, bundle, pairs)
     kept = torch.load(bundle / "models/model_previous.pt", weights_only=True)
     assert all(torch.equal(kept[name], first[name]) for name in first)
+    assert len(list((bundle / "output").glob("given_pairs_*"))) == 2
 
 
 def test_images_without_labels_join_by_option(server, run_outside):
     bundle, studies, pairs = server
-    history, facts = train(run_outside, bundle, pairs, unlabeled_dir=str(studies))
+    _, history, facts = train(run_outside, bundle, pairs, unlabeled_dir=str(studies))
     # Six images, of which two are trained on with their labels and one is for validation.
     assert facts["settings"]["cases"].startswith("2 labeled, 3 unlabeled, ")
     assert history["loss_pseudo_label"].notna().all()
