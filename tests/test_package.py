@@ -222,7 +222,6 @@ def test_the_network_is_verified_and_exported(models, network, tmp_path):
     with torch.inference_mode():
         # The exported weights were rounded to half precision.
         torch.testing.assert_close(exported(image), network(image), atol=0.02, rtol=0)
-        assert exported(image).shape == (1, 3, 32, 48, 32)
     assert json.loads(extra["inference.json"]) == read(models / name, "inference")
     assert json.loads(extra["metadata.json"])["version"] == read(models / name, "metadata")["version"]
 
