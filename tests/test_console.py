@@ -8,10 +8,11 @@ import json
 import sys
 
 import pytest
+from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from scripts.console import prepare_command_line, report_in_one_line
+from scripts.console import merged_configuration, prepare_command_line, report_in_one_line
 from scripts.errors import BundleError
 from scripts.schedules import Weight
 
@@ -247,3 +248,24 @@ def test_an_argument_that_an_object_does_not_take_is_one_line(capsys):
     assert text.startswith("error: scripts.schedules.Weight cannot be made from its configuration: ")
     assert text.count("\n") == 1
     assert "rmap" in text
+
+
+# --- the merged configuration -----------------------------------------------------------------------------------------
+
+
+def test_files_and_overrides_become_one_configuration():
+    files = f"['{ROOT}/configs/train.json','{ROOT}/configs/method_cps.json']"
+    words = ["/site-packages/monai/bundle/__main__.py", "run", "training", "--config_file", files]
+    merged = merged_configuration([*words, "--iterations", "7", "--optimizer#lr=0.5", "--patch_size", "[16,16,16]"])
+    assert (merged["iterations"], merged["optimizer"]["lr"], merged["patch_size"]) == (7, 0.5, [16, 16, 16])
+    assert merged["method_def"]["_target_"].endswith("CrossPseudoSupervision")
+    assert merged["network"].startswith("$@network_def.to(")
+    assert "config_file" not in merged
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["/usr/bin/pytest", "--config_file", "a"], ["/monai/bundle/__main__.py", "run", "--args_file", "a"]],
+)
+def test_another_program_has_no_configuration(arguments):
+    assert merged_configuration(arguments) is None

@@ -28,6 +28,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 
 from ..errors import BundleError
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case, write_json
+from .volumes import VOLUME_SUFFIXES
 
 LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
 BOXES_FILE_NAME = "boxes.json"
@@ -328,7 +329,7 @@ def unlabeled_pool(
     if not folder.is_dir():
         raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
     labeled = {Path(pair["image"]).resolve() for pair in pairs}
-    volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith((".nii", ".nii.gz"))]
+    volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
     cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
     if not cases:
         raise BundleError(f"unlabeled_dir {folder} must hold NIfTI volumes that are not labeled, got none.")

@@ -201,20 +201,20 @@ class ReadableVolumes(IterableDataset):
 
 
 def segment_volumes(
-    evaluator: Any, datalist: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], *, in_channels: int
+    evaluator: Any, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], *, in_channels: int
 ) -> None:
     """Run an evaluator on volumes so that a bad one costs a line, not the run.
 
     Args:
         evaluator: a ``monai.engines.Evaluator``; its own data loader gives the number of worker processes.
-        datalist: dictionaries with the path of a volume under "image".
+        data: dictionaries with the path of a volume under "image".
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes.
 
     Raises:
         BundleError: at the end, when at least one volume could not be segmented.
     """
-    volumes = ReadableVolumes(datalist, transform, in_channels=in_channels)
+    volumes = ReadableVolumes(data, transform, in_channels=in_channels)
     evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
     # How many volumes can be read is not known beforehand.
     evaluator.state.epoch_length = None

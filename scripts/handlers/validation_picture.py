@@ -7,10 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ignite.engine import Events
+from matplotlib.image import imread
 from monai.engines import Evaluator
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from ..evaluation.pictures import case_picture
@@ -61,6 +60,5 @@ class ValidationPicture:
             class_names=self.class_names,
             affine=item["original_image"].affine.numpy(),
         )
-        picture = np.asarray(Image.open(path).convert("RGB"))
         with SummaryWriter(str(self.folder.parent / "tensorboard")) as writer:
-            writer.add_image("validation/picture", picture, iteration, dataformats="HWC")
+            writer.add_image("validation/picture", imread(path)[..., :3], iteration, dataformats="HWC")
