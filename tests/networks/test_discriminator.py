@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_bfloat16
 from torch import nn
 
 from scripts.networks.discriminator import Discriminator
@@ -93,6 +94,7 @@ def test_dropout_switches_channels_off_in_training_alone(discriminator):
     assert found == [0.5] * 3
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("size", [(32, 16, 16), (16, 16, 16), (32, 32, 32)])
 def test_autocast_gives_the_gradients_of_float32(discriminator, size):
     """PyTorch's own gradient of the deepest weights is of another direction, or not a number, for the first size."""

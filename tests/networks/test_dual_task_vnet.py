@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import needs_bfloat16
 
 from scripts.networks.dual_task_vnet import DualTaskVNet
 
@@ -95,6 +96,7 @@ def test_torchscript_gives_the_same(network, image):
             torch.testing.assert_close(found, expected)
 
 
+@needs_bfloat16
 def test_autocast_gives_float32(network, image):
     network.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from conftest import needs_bfloat16
 from torch import nn
 
 from scripts.networks.blocks import Decoder, check_channels, normalization_layer
@@ -316,6 +317,7 @@ def test_memory_format_does_not_matter(network, changeable, image):
             torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
 
 
+@needs_bfloat16
 def test_autocast_gives_float32_probabilities(network, image):
     with torch.no_grad():
         expected = network(image)
@@ -328,6 +330,7 @@ def test_autocast_gives_float32_probabilities(network, image):
     assert (output - expected).abs().mean() < 0.05
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("name", ["vnet", "resnet_vnet"])
 def test_autocast_gives_the_gradients_of_float32(changeable, name):
     # The deepest map of a patch of 32 voxels has size 2, where PyTorch's own bfloat16 gradient is wrong on CPUs.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import needs_bfloat16
 from torch import nn
 
 from scripts.networks.resnet_vnet import ResNetVNet
@@ -70,6 +71,7 @@ def test_prediction_is_the_softmax_of_the_backbone(network, image):
     assert output[:, 1].std() > 0.01
 
 
+@needs_bfloat16
 def test_autocast_gives_float32_probabilities(network, image):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert network.backbone(image).dtype == torch.bfloat16
