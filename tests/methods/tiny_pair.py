@@ -45,3 +45,37 @@ def make_batch(size=6, num_classes=2, num_labeled=2, num_unlabeled=2):
 def gradient_norm(loss, module):
     gradients = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
     return sum(float(gradient.norm()) for gradient in gradients if gradient is not None)
+
+
+#: Batches on which a careless loss is not a number or has no gradient.
+DEGENERATE = ("background", "constant", "saturated", "no_unlabeled", "three_classes")
+
+
+def assert_degenerate_batch_trains(make_method, pair, kind, step):
+    """Every term is finite and every weight of both networks has a finite gradient.
+
+    Args:
+        make_method: the method of a pair of networks.
+        pair: class of the pair.
+        kind: one of DEGENERATE.
+        step: iterations done before.
+    """
+    num_classes = 3 if kind == "three_classes" else 2
+    batch, network = make_batch(num_classes=num_classes), pair(num_classes)
+    if kind == "background":
+        batch["label"].zero_()
+    elif kind == "constant":
+        batch["image"].zero_()
+        batch["unlabeled"].zero_()
+    elif kind == "no_unlabeled":
+        del batch["unlabeled"]
+    elif kind == "saturated":
+        with torch.no_grad():
+            network.vnet.classifier.weight *= 1e6
+            network.resnet_vnet.classifier.weight *= 1e6
+    output = make_method(network)(batch, step)
+    assert all(torch.as_tensor(value).isfinite() for value in output.values())
+    output["loss"].backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
