@@ -207,7 +207,8 @@ def test_two_volumes_whose_different_maps_share_a_name(tmp_path):
 
 def shipped_preprocessing():
     """The preprocessing of the shipped inference configuration."""
-    return ConfigParser(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("preprocessing")
+    config = ConfigParser({**ConfigParser.load_config_file(INFERENCE), "spacing": None})
+    return config.get_parsed_content("preprocessing")
 
 
 def plain_preprocessing():
