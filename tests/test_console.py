@@ -259,7 +259,7 @@ def test_files_and_overrides_become_one_configuration():
     merged = merged_configuration([*words, "--iterations", "7", "--optimizer#lr=0.5", "--patch_size", "[16,16,16]"])
     assert (merged["iterations"], merged["optimizer"]["lr"], merged["patch_size"]) == (7, 0.5, [16, 16, 16])
     assert merged["method_def"]["_target_"].endswith("CrossPseudoSupervision")
-    assert merged["network"].startswith("$@network_def.to(")
+    assert merged["network"]["network"] == "@network_def"
     assert "config_file" not in merged
 
 

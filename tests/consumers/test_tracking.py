@@ -81,7 +81,7 @@ def test_configuration_of_a_run_repeats_it(finished, bundle, tmp_path):
     configuration = finished / "run_config.json"
     parser = ConfigParser(ConfigParser.load_config_file(configuration))
     assert parser["optimizer#lr"] == 0.02
-    assert parser["network"].startswith("$@network_def.to(")
+    assert parser["network#network"] == "@network_def"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configuration)]
     command += ["--output_dir", str(tmp_path / "again")]
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=600, check=False)
