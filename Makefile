@@ -11,10 +11,10 @@ QUIET := PYTHONWARNINGS=ignore
 
 quickstart: $(VENV)/.runtime
 	@echo "1/4 training the dual network on generated phantom volumes"
-	@$(QUIET) $(BIN)/python -m monai.bundle run training --config_file configs/train.json \
+	@$(QUIET) $(BIN)/python -m monai.bundle run training --config_file configs/train.json --patch_size "[32,32,32]" \
 		--iterations 60 --val_interval 30 --log_interval 10 --output_dir $(QUICKSTART)
 	@echo "2/4 evaluation on the test volumes"
-	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \
+	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" --patch_size "[32,32,32]" \
 		--output_dir $(QUICKSTART)
 	@echo "3/4 segmentation of a test volume"
 	@$(QUIET) $(BIN)/python -m monai.bundle run --config_file "['configs/inference.json','$(QUICKSTART)/inference.json']" \
