@@ -39,7 +39,7 @@ def _noise(share: float) -> Change:
 
 
 def _bias_field(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
-    field = RandBiasField(prob=1.0, coeff_range=(0.2, 0.3))
+    field = RandBiasField(prob=1.0, coeff_range=(0.0, 0.1))
     field.set_random_state(state=random)
     # The field multiplies: it belongs on values that start at 0.
     voxels = volume.get_fdata(dtype=np.float32)
@@ -88,7 +88,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "none": ("the files as they are", lambda volume, random: volume),
     "noise_10": ("Gaussian noise, 10 % of the standard deviation of the volume", _noise(0.1)),
     "noise_30": ("Gaussian noise, 30 %", _noise(0.3)),
-    "bias_field": ("multiplied by a smooth field of third degree", _bias_field),
+    "bias_field": ("bias field of third degree, of the default strength of MONAI", _bias_field),
     "blur_1mm": ("Gaussian blur, sigma 1 mm", _blur(1.0)),
     "blur_2mm": ("Gaussian blur, sigma 2 mm", _blur(2.0)),
     "axes_lpi": ("axes flipped, stored as LPI", _orientation("LPI")),
