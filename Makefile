@@ -33,6 +33,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/flake8 scripts tests
 	$(BIN)/mypy
 
 format: $(VENV)/.dev

@@ -166,11 +166,9 @@ def report(error, capsys):
 
 
 def caught(function):
-    try:
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
         function()
-    except BaseException as error:
-        return error
-    raise AssertionError("nothing was raised")
+    return raised.value
 
 
 def refuse_weight(_=None):

@@ -233,11 +233,31 @@ def test_the_network_is_loaded_by_the_name_of_the_bundle(models, network):
         torch.testing.assert_close(loaded(image), network(image), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("task", ["hippocampus", "pancreas"])
 def test_the_unit_test_of_the_zoo_passes(task, models):
-    # One with weights and three classes, one with boxes, a window and a spacing.
     output = from_outside(models, ROOT / "tests/zoo_form.py", BUNDLE_ROOT=f"models/{NAMES[task]}")
     assert re.search(r"Ran 2 tests in .*\n\nOK", output)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("black", "--check", "--line-length", "120", "--skip-magic-trailing-comma"),
+        ("isort", "--check", "--profile", "black", "--line-length", "120"),
+        ("flake8", "--config", ROOT / ".flake8"),
+    ],
+    ids=lambda rules: rules[0],
+)
+def test_the_code_has_the_form_of_the_zoo(rules, models):
+    from_outside(models, "-m", *rules, f"models/{NAMES['hippocampus']}/scripts", ROOT / "tests/zoo_form.py")
+
+
+def test_the_text_files_have_the_form_of_the_zoo(task, bundle):
+    for path in (path for path in bundle.rglob("*") if path.is_file() and path.suffix not in (".pt", ".png")):
+        text = path.read_bytes().decode()
+        assert text.endswith("\n") and not text.endswith("\n\n"), path
+        assert "\r" not in text, path
+        assert not re.search(r"[ \t]+$", text, re.MULTILINE), path
+        assert not os.access(path, os.X_OK) or text.startswith("#!"), path
 
 
 # --- Triton and the Hugging Face Hub ----------------------------------------------------------------------------------

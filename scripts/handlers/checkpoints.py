@@ -26,9 +26,11 @@ _FORMAT = 2
 
 
 class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the object needs to go on."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Go on from what ``state_dict`` returned."""
 
 
 class Checkpoints:
