@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -117,9 +118,6 @@ def test_commit_is_that_of_the_bundle_alone(tmp_path, monkeypatch):
 
 
 def test_mlflow_logs_losses_and_dice(train):
-    pytest.importorskip("mlflow", reason="MLflow is not installed: it is no requirement of the bundle")
-    import mlflow
-
     folder = train("--tracking", "mlflow")
     database = folder / "mlruns.db"
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{database}")
