@@ -16,6 +16,7 @@ from monai.utils.misc import str2bool
 from rich.console import Console
 from rich.markup import escape
 
+from .benchmark.benchmark import run_benchmark
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
 from .data.prepare.conversion import image_path, label_path
@@ -30,9 +31,11 @@ from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .package import write_package
 from .predict import inference_configs, predict_volumes
+from .studies.cases import study_cases
 from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
 
+_PHANTOM_DIR = Path(__file__).resolve().parents[1] / "data" / "phantom"
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -450,6 +453,56 @@ def uncertainty(
     _console.print(escape(path.read_text(encoding="utf-8")))
 
 
+def benchmark(
+    output_dir: str,
+    parts: str | list[str] = "step,inference",
+    data: str | None = None,
+    dataset_dir: str | None = None,
+    split_file: str | None = None,
+    num_cases: int = 1,
+    patch_size: list[int] | tuple[int, ...] = (112, 112, 80),
+    strides: list[int] | tuple[int, ...] = (18, 18, 4),
+    num_steps: int = 3,
+    ckpt_path: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Measure speed and memory of training and inference, as ratios to plain float32 on the same machine.
+
+    Args:
+        output_dir: folder of benchmark.md, benchmark.json and the label maps.
+        parts: what to measure: step, inference or both.
+        data: data set whose spacing, intensities and classes the weights were trained with, such as left_atrium.
+        dataset_dir: folder of the data set whose test cases the inference segments; by default phantom volumes.
+        split_file: its split file; by default split.json in that folder.
+        num_cases: test cases to segment.
+        patch_size: crop of the training and window of the inference.
+        strides: steps of the window in the protocol with which the inference is compared.
+        num_steps: steps of training in each mode, after one that warms up.
+        ckpt_path: weights of the dual network for the inference; without, only its time and memory are measured.
+        device: such as cpu or cuda:0; by default a GPU if there is one.
+    """
+    folder = str(_PHANTOM_DIR) if dataset_dir is None else _text("dataset_dir", dataset_dir)
+    cases = study_cases(
+        folder,
+        str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file),
+        num_cases=_whole_number("num_cases", num_cases, at_least=1),
+        phantom_dir=_PHANTOM_DIR,
+    )
+    line = run_benchmark(
+        _text("output_dir", output_dir),
+        cases,
+        inference_configs(None if data is None else _text("data", data)),
+        parts=_texts("parts", parts),
+        patch_size=_sizes("patch_size", patch_size),
+        strides=_sizes("strides", strides),
+        num_steps=_whole_number("num_steps", num_steps, at_least=1),
+        ckpt_path=None if ckpt_path is None else _text("ckpt_path", ckpt_path),
+        device=None if device is None else _text("device", device),
+        show=lambda text: _console.print(escape(text)),
+    )
+    _console.print(line)
+
+
 def package(
     task: str,
     output_dir: str = "dist",
@@ -552,6 +605,12 @@ def _case_names(name: str, value: Any) -> list[str]:
     return _texts(name, texts if len(texts) > 1 else texts[0])
 
 
+def _sizes(name: str, value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise BundleError(f"{name} must be three whole numbers, such as [96,96,96], got {value!r}.")
+    return [_whole_number(name, size, at_least=1) for size in value]
+
+
 def _spacing(value: Any) -> list[float]:
     numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
     if len(numbers) != 3 or not all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
@@ -588,6 +647,7 @@ def main(arguments: Any = None) -> None:
                 "report": report,
                 "robustness": robustness,
                 "uncertainty": uncertainty,
+                "benchmark": benchmark,
             },
             command=arguments,
             name="python -m scripts",

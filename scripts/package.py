@@ -128,8 +128,8 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     overlay_file = _CONFIGS / f"data_{data}.json"
     overlay = ConfigParser.load_config_file(overlay_file)
     train = ConfigParser.load_config_files([_CONFIGS / "train.json", overlay_file])
-    # A package has its weights where inference.json looks for them.
-    del overlay["ckpt_path"], train["ckpt_path"]
+    # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
+    del overlay["ckpt_path"], train["ckpt_path"], train["trained_spacing"]
     inference = ConfigParser.load_config_file(_CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
     # Training takes the folder of a data set, inference that of its volumes.

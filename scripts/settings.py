@@ -42,6 +42,11 @@ def _at_least(least: int) -> Check:
 
 
 _TRUTH: Check = ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in ("true", "false"))
+_SPACING: Check = (
+    "null or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
+    lambda value: value is None or _three(value, lambda size: _number(size) and size > 0),
+)
+_DEVICE: Check = ("a device of this machine, such as cpu or cuda:0", _available)
 _CHECKS: dict[str, Check] = {
     "iterations": _at_least(1),
     "val_interval": _at_least(1),
@@ -55,7 +60,8 @@ _CHECKS: dict[str, Check] = {
     "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
     "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
-    "device": ("a device of this machine, such as cpu or cuda:0", _available),
+    "device": _DEVICE,
+    "stitching_device": _DEVICE,
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",
@@ -65,16 +71,17 @@ _CHECKS: dict[str, Check] = {
         "three whole numbers of at least 1, such as [16,16,16]",
         lambda value: _three(value, lambda step: _whole(step) and step >= 1),
     ),
-    "spacing": (
-        "null or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
-        lambda value: value is None or _three(value, lambda size: _number(size) and size > 0),
-    ),
+    "spacing": _SPACING,
+    "trained_spacing": _SPACING,
     "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "resume": _TRUTH,
     "overwrite": _TRUTH,
     "channels_last": ("true or false", lambda value: isinstance(value, bool)),
     "largest_component": _TRUTH,
+    "whole_volume": _TRUTH,
+    "skip_empty_windows": _TRUTH,
+    "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
         "a list of texts, one for each class without the background",
         lambda value: (

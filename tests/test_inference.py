@@ -83,6 +83,43 @@ def test_largest_component_is_kept_by_option(weights, phantom_dir, tmp_path, mak
     assert np.count_nonzero(after) == sizes.max()
 
 
+def test_whole_volume_is_one_pass_of_the_network(weights, phantom_dir, tmp_path, make_workflow):
+    image = nib.load(phantom_dir / "images/phantom_001.nii.gz")
+    volume = np.asanyarray(nib.as_closest_canonical(image).dataobj)[:29, :, :27].copy()
+    file = tmp_path / "odd.nii.gz"
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), file)
+    segment(make_workflow, weights, file, tmp_path / "out", spacing=None, whole_volume="true", save_probabilities=True)
+    network = DualNetwork().eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    values = torch.as_tensor(volume).float()
+    image = (values - values.mean()) / values.std(correction=0)
+    # Sizes that are not divisible by 16 are padded with zeros on both sides.
+    sizes = [-(-size // 16) * 16 for size in image.shape]
+    before = [(size - length) // 2 for size, length in zip(sizes, image.shape, strict=True)]
+    inside = tuple(slice(start, start + length) for start, length in zip(before, image.shape, strict=True))
+    padded = torch.zeros(1, 1, *sizes)
+    padded[(0, 0, *inside)] = image
+    with torch.inference_mode():
+        expected = network(padded)[0][(slice(None), *inside)].permute(1, 2, 3, 0)
+    found = np.asanyarray(nib.load(tmp_path / "out/odd_probabilities.nii.gz").dataobj)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_empty_windows_are_skipped_by_option(weights, tmp_path, make_workflow):
+    volume = np.zeros((64, 32, 32), np.float32)
+    volume[32:] = np.random.default_rng(0).normal(size=(32, 32, 32))
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "half.nii.gz")
+    options = {"spacing": None, "overlap": 0.0}
+    for name in ("false", "true"):
+        segment(make_workflow, weights, tmp_path / "half.nii.gz", tmp_path / name, skip_empty_windows=name, **options)
+    computed, skipped = (
+        np.asanyarray(nib.load(tmp_path / name / "half_seg.nii.gz").dataobj) for name in ("false", "true")
+    )
+    np.testing.assert_array_equal(skipped[32:], computed[32:])
+    assert computed[:32].any()
+    assert not skipped[:32].any()
+
+
 def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_dir, tmp_path, make_workflow):
     file = phantom_dir / "images/phantom_001.nii.gz"
     segment(make_workflow, weights, file, tmp_path, save_probabilities=True, save_uncertainty=True)

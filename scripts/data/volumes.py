@@ -14,10 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import DataLoader
 from monai.transforms import Compose
+from monai.utils import MetaKeys
 from monai.utils.misc import str2bool
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import io_orientation
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError
@@ -25,6 +29,8 @@ from ..errors import BundleError
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
 _POSTFIX = re.compile(r"[\w.+-]+")
+#: How many times larger or smaller than in the training voxels may be without a warning.
+_MAX_SPACING_RATIO = 1.25
 _logger = logging.getLogger(__name__)
 
 
@@ -139,6 +145,8 @@ class ReadableVolumes(IterableDataset):
         data: dictionaries with the path of a volume under "image".
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes; None skips the check.
+        trained_spacing: voxel sizes in mm, along x, y and z, of the files that the network was trained on; a volume of
+            others is segmented with a warning. None skips it.
     """
 
     def __init__(
@@ -147,10 +155,12 @@ class ReadableVolumes(IterableDataset):
         transform: Callable[[Any], Any] | None = None,
         *,
         in_channels: int | None = None,
+        trained_spacing: Sequence[float] | None = None,
     ) -> None:
         self.data = data
         self.transform = transform if transform is not None else Compose()
         self.in_channels = in_channels
+        self.trained_spacing = trained_spacing
         # Shared, since worker processes read the volumes where the loader has some.
         self._num_failed = multiprocessing.Value("i", 0)
 
@@ -173,6 +183,7 @@ class ReadableVolumes(IterableDataset):
         try:
             volume = self.transform(dict(item))
             self._check(volume["image"])
+            self._compare_spacing(item["image"], volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:
             with self._num_failed.get_lock():
@@ -189,6 +200,16 @@ class ReadableVolumes(IterableDataset):
         if not torch.isfinite(image).all():
             raise BundleError("it holds values that are not finite.")
 
+    def _compare_spacing(self, path: str, image: torch.Tensor) -> None:
+        affine = getattr(image, "meta", {}).get(MetaKeys.ORIGINAL_AFFINE)
+        if self.trained_spacing is None or affine is None:
+            return
+        spacing = voxel_sizes(affine)[np.argsort(io_orientation(affine)[:, 0])]
+        ratio = spacing / np.asarray(self.trained_spacing)
+        if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
+            sizes = ("x".join(f"{size:.4g}" for size in sizes) for sizes in (spacing, self.trained_spacing))
+            _logger.warning("%s has voxels of %s mm, the network was trained on %s mm: look at its result.", path, *sizes)
+
     def finish(self) -> None:
         """Say at the end of a run how many volumes failed.
 
@@ -201,7 +222,12 @@ class ReadableVolumes(IterableDataset):
 
 
 def segment_volumes(
-    evaluator: Any, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], *, in_channels: int
+    evaluator: Any,
+    data: Sequence[Mapping[str, Any]],
+    transform: Callable[[Any], Any],
+    *,
+    in_channels: int,
+    trained_spacing: Sequence[float] | None = None,
 ) -> None:
     """Run an evaluator on volumes so that a bad one costs a line, not the run.
 
@@ -210,11 +236,12 @@ def segment_volumes(
         data: dictionaries with the path of a volume under "image".
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes.
+        trained_spacing: see :class:`ReadableVolumes`.
 
     Raises:
         BundleError: at the end, when at least one volume could not be segmented.
     """
-    volumes = ReadableVolumes(data, transform, in_channels=in_channels)
+    volumes = ReadableVolumes(data, transform, in_channels=in_channels, trained_spacing=trained_spacing)
     evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
     # How many volumes can be read is not known beforehand.
     evaluator.state.epoch_length = None

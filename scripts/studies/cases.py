@@ -28,13 +28,16 @@ class Case(NamedTuple):
     label: Path
 
 
-def study_cases(dataset_dir: str, split_file: str, *, num_cases: int | None = None) -> list[Case]:
+def study_cases(
+    dataset_dir: str, split_file: str, *, num_cases: int | None = None, phantom_dir: str | Path | None = None
+) -> list[Case]:
     """List the cases of the test list.
 
     Args:
         dataset_dir: folder of the data set.
         split_file: its split file.
         num_cases: the first so many cases; None takes all.
+        phantom_dir: see :func:`scripts.data.splits.load_cases`.
 
     Returns:
         the cases in the order of the split.
@@ -42,7 +45,7 @@ def study_cases(dataset_dir: str, split_file: str, *, num_cases: int | None = No
     Raises:
         BundleError: when the split or a file is not as it should be, or the list is empty.
     """
-    entries = load_cases(dataset_dir, split_file, lists=("test",))["test"][:num_cases]
+    entries = load_cases(dataset_dir, split_file, lists=("test",), phantom_dir=phantom_dir)["test"][:num_cases]
     if not entries:
         raise BundleError(f"split_file {split_file} has no test case.")
     return [Case(entry["case"], Path(entry["image"]), Path(entry["label"])) for entry in entries]

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import axcodes2ornt
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
@@ -278,6 +279,20 @@ def test_reasons(tmp_path, caplog, name, reason):
     volumes = ReadableVolumes([{"image": str(tmp_path / name)}], plain_preprocessing(), in_channels=1)
     assert list(volumes) == []
     assert error_lines(caplog) == [f"{tmp_path / name} cannot be segmented: {reason}"]
+
+
+@pytest.mark.parametrize("axes", ["RAS", "SPL"])
+@pytest.mark.parametrize(("thickness", "num_warnings"), [(2.4, 0), (2.6, 1), (1.5, 1)])
+def test_voxels_of_other_sizes_than_in_the_training_are_warned_of(tmp_path, caplog, axes, thickness, num_warnings):
+    volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(6, 5, 4)), np.diag([1, 1, thickness, 1]))
+    path = tmp_path / "a.nii"
+    nib.save(volume.as_reoriented(axcodes2ornt(axes)), path)
+    data = [{"image": str(path)}]
+    with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
+        assert len(list(ReadableVolumes(data, shipped_preprocessing(), trained_spacing=[1, 1, 2]))) == 1
+    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
+    expected = f"{path} has voxels of 1x1x{thickness} mm, the network was trained on 1x1x2 mm: look at its result."
+    assert [line for line in warnings if "voxels" in line] == [expected] * num_warnings
 
 
 def test_channels_are_checked_on_request_only(tmp_path, caplog):

@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""All measurements of speed and memory in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..errors import BundleError
+from ..evaluation.case_report import write_text
+from ..studies.cases import Case
+from .inference import DEFAULT, measure_inference
+from .measuring import describe_machine
+from .step import measure_steps
+
+PARTS = ("step", "inference")
+#: How the columns of the tables are called and written.
+_HEADINGS = {
+    "seconds": "seconds",
+    "ratio": "times faster",
+    "loss_share": "losses",
+    "peak_mebibytes": "peak memory [MiB]",
+    "dice": "Dice [%]",
+    "agreement": "same label [% of voxels]",
+}
+_FORMS = {
+    "seconds": "{:.1f}",
+    "ratio": "{:.2f}",
+    "loss_share": "{:.1%}",
+    "peak_mebibytes": "{:.0f}",
+    "dice": "{:.2f}",
+    "agreement": "{:.3f}",
+}
+_TRAINING = str(Path(__file__).resolve().parents[2] / "configs" / "train.json")
+
+
+def run_benchmark(
+    output_dir: str | Path,
+    cases: Sequence[Case],
+    config_file: Sequence[str],
+    *,
+    parts: Sequence[str] = PARTS,
+    patch_size: Sequence[int] = (112, 112, 80),
+    strides: Sequence[int] = (18, 18, 4),
+    num_steps: int = 3,
+    ckpt_path: str | None = None,
+    device: str | None = None,
+    show: Callable[[str], None] = print,
+) -> str:
+    """Measure, and write ``benchmark.json`` and ``benchmark.md``.
+
+    A time on a shared machine says little; the ratios of times that were measured one after the other say more.
+
+    Args:
+        output_dir: folder of the report and of the label maps.
+        cases: volumes for the inference.
+        config_file: configuration of the inference, see :func:`scripts.predict.inference_configs`.
+        parts: what to measure, of :data:`PARTS`.
+        patch_size: crop of the training and window of the inference.
+        strides: steps of the window in the protocol.
+        num_steps: steps of training in each mode, after one that warms up.
+        ckpt_path: weights of the dual network for the inference; without, only its time and memory count.
+        device: where to measure; by default a GPU if there is one.
+        show: takes each line of the report as it is ready.
+
+    Returns:
+        the figures that count in one line: how much faster than the baseline a step and an inference are, and the
+        memory of a step.
+
+    Raises:
+        BundleError: when a part is not among those that there are, or a measurement ran out of memory.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise BundleError(f"parts must be of {', '.join(PARTS)}, got {unknown[0]!r}.")
+    output = Path(output_dir)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}
+    overrides = {"device": device, "patch_size": list(patch_size)}
+    texts, summary = [], []
+
+    def add(title: str, table: pd.DataFrame) -> None:
+        texts.append(f"## {title}\n\n{_markdown(table)}\n")
+        show(texts[-1])
+
+    for name, value in facts["machine"].items():
+        show(f"{name}: {value}")
+    if "step" in parts:
+        steps = pd.DataFrame(measure_steps([_TRAINING], num_steps=num_steps, overrides=overrides))
+        steps.insert(3, "ratio", steps["seconds"].iloc[0] / steps["seconds"])
+        facts["step"] = steps.to_dict("records")
+        add("A step of training, both networks, 2 + 2 crops", steps)
+        summary += [f"step {steps['ratio'].iloc[-1]:.1f}x"]
+    if "inference" in parts:
+        modes = measure_inference(
+            cases, config_file, output / "maps", strides=strides, ckpt_path=ckpt_path, overrides=overrides
+        )
+        facts |= {"cases": [case.name for case in cases], "strides": list(strides)}
+        facts["inference"] = modes.to_dict("records")
+        add(f"Inference of {len(cases)} volume(s)", modes)
+        summary += [f"inference {modes.set_index('mode').loc[DEFAULT, 'ratio']:.1f}x"]
+    if "step" in parts:
+        summary += [f"memory {steps['peak_mebibytes'].iloc[-1] / 1024:.1f} GiB"]
+    line = ", ".join(summary)
+    header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
+    write_text(output / "benchmark.json", json.dumps({**facts, "summary": line}, indent=4) + "\n")
+    write_text(output / "benchmark.md", "\n".join(["# Benchmark\n", header, *texts, line + "\n"]))
+    return line
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    names = [_HEADINGS.get(name, name) for name in table]
+    cells = [
+        [
+            _FORMS[name].format(value) if name in _FORMS and value is not None else str(value)
+            for name, value in row.items()
+        ]
+        for row in table.to_dict("records")
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells))

@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Inference of whole volumes: the ways in which the bundle can do it, their time, memory and accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+
+from ..export import extract_network
+from ..studies.cases import Case, compare, label_array, read_map
+from .measuring import measure_alone
+
+_BASELINE = "window by window"
+#: The mode that configs/inference.json chooses.
+DEFAULT = "Gaussian, 50 % overlap"
+
+
+class Mode(NamedTuple):
+    """A way of inference: what it is called, its settings, and which network alone, if one alone."""
+
+    name: str
+    settings: Mapping[str, Any]
+    network: str | None = None
+
+
+def inference_modes(patch_size: Sequence[int], strides: Sequence[int]) -> list[Mode]:
+    """List the ways of inference, the baseline first.
+
+    Args:
+        patch_size: sizes of the sliding window.
+        strides: its steps in the protocol of the paper.
+
+    Returns:
+        the modes; the settings are values by key of ``configs/inference.json``.
+    """
+    # The half voxel keeps MONAI from rounding a stride down.
+    overlap = [max(0.0, 1 - (stride + 0.5) / size) for stride, size in zip(strides, patch_size, strict=True)]
+    protocol = {"overlap": overlap, "blending": "constant"}
+    return [
+        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False}),
+        Mode("protocol's windows, channels last", protocol),
+        Mode("Gaussian, 75 % overlap", {"overlap": 0.75, "blending": "gaussian"}),
+        Mode(DEFAULT, {"overlap": 0.5, "blending": "gaussian"}),
+        Mode("Gaussian, 25 % overlap", {"overlap": 0.25, "blending": "gaussian"}),
+        Mode("whole volume", {"whole_volume": True}),
+        Mode("V-Net alone, Gaussian, 50 % overlap", {"overlap": 0.5, "blending": "gaussian"}, "vnet"),
+        Mode("ResNet34-V-Net alone, Gaussian, 50 % overlap", {"overlap": 0.5, "blending": "gaussian"}, "resnet_vnet"),
+    ]
+
+
+def measure_inference(
+    cases: Sequence[Case],
+    config_file: Sequence[str],
+    output_dir: Path,
+    *,
+    strides: Sequence[int],
+    ckpt_path: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Segment volumes in each of the modes, each mode in a process of its own.
+
+    Args:
+        cases: volumes with references.
+        config_file: see :func:`scripts.predict.inference_configs`.
+        output_dir: folder of the label maps, one subfolder a mode.
+        strides: steps of the sliding window in the protocol of the paper.
+        ckpt_path: weights of the dual network; without, the networks are untrained and only time and memory count.
+        overrides: values by key of the configuration, such as patch_size.
+
+    Returns:
+        a row a mode: ``mode``, ``seconds`` of the network and the blending on all volumes, ``ratio`` (how many times
+        faster than window by window), ``peak_mebibytes``; and with weights ``dice``, the mean over classes and volumes
+        in percent, and ``agreement``, the percentage of voxels with the label of the baseline.
+    """
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update(dict(overrides or {}))
+    modes = inference_modes(parser.get_parsed_content("patch_size"), strides)
+    num_classes = parser.get_parsed_content("num_classes")
+    rows, maps = [], {}
+    for mode in modes:
+        folder = output_dir / mode.name.replace(" ", "_").replace(",", "").replace("%", "percent")
+        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, ckpt_path, folder)}
+        images = [str(case.image) for case in cases]
+        measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
+        row = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
+        if ckpt_path is not None:
+            maps[mode.name] = [read_map(folder / f"{case.image.name.split('.nii')[0]}_seg.nii.gz") for case in cases]
+            row |= _accuracy(maps[mode.name], maps[_BASELINE], cases, num_classes)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table.insert(2, "ratio", table["seconds"].iloc[0] / table["seconds"])
+    return table
+
+
+def _weights(network: str | None, ckpt_path: str | None, folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {"load_pretrain": False} if ckpt_path is None else {"ckpt_path": ckpt_path}
+    if network is None:
+        return settings
+    settings |= {
+        "network_def": {
+            "_target_": "scripts.networks.single_network.SingleNetwork",
+            "architecture": network,
+            "in_channels": "@in_channels",
+            "out_channels": "@num_classes",
+        }
+    }
+    if ckpt_path is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        extract_network(ckpt_path, network, folder / "model.pt", overwrite=True)
+        settings["ckpt_path"] = str(folder / "model.pt")
+    return settings
+
+
+def _accuracy(
+    maps: Sequence[nib.Nifti1Image], baseline: Sequence[nib.Nifti1Image], cases: Sequence[Case], num_classes: int
+) -> dict[str, float]:
+    dice = [
+        row["dice"]
+        for label, case in zip(maps, cases, strict=True)
+        for row in compare(label, read_map(case.label), num_classes)
+    ]
+    equal = [label_array(a) == label_array(b) for a, b in zip(maps, baseline, strict=True)]
+    return {
+        "dice": 100 * float(np.mean(dice)),
+        "agreement": 100 * float(np.concatenate([array.ravel() for array in equal]).mean()),
+    }
+
+
+class _TimedInferer(Inferer):
+    def __init__(self, inferer: Inferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.seconds = 0.0
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        start = self._now(inputs)
+        output = self.inferer(inputs, network, *args, **kwargs)
+        self.seconds += self._now(inputs) - start
+        return output
+
+    @staticmethod
+    def _now(inputs: torch.Tensor) -> float:
+        if inputs.device.type == "cuda":
+            torch.cuda.synchronize(inputs.device)
+        return time.perf_counter()
+
+
+def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mapping[str, Any]) -> float:
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update({**settings, "datalist": list(images)})
+    torch.manual_seed(0)
+    evaluator = parser.get_parsed_content("evaluator")
+    evaluator.inferer = _TimedInferer(evaluator.inferer)
+    evaluator.run()
+    return evaluator.inferer.seconds

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A measurement in a process of its own, so that its peak of memory is its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any, NamedTuple
+
+import monai
+import torch
+
+from ..errors import BundleError
+
+
+class Measured(NamedTuple):
+    """What a function returned, and the peak of memory of the process that ran it, in MiB."""
+
+    value: Any
+    peak_mebibytes: float
+
+
+def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Measured:
+    """Run a function in a new process and measure the peak of its memory.
+
+    Args:
+        function: a function of a module, with arguments and a result that can be sent between processes.
+        *args: arguments of the function.
+        **kwargs: arguments of the function.
+
+    Returns:
+        its result and the peak of resident memory of the process, that of PyTorch itself included.
+
+    Raises:
+        BundleError: when the process was killed; errors of the function stay as they are.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return pool.submit(_run, partial(function, *args, **kwargs)).result()
+        except BrokenProcessPool:
+            raise BundleError(
+                "a measurement was killed, most likely for want of memory: choose a smaller one."
+            ) from None
+
+
+def describe_machine(device: str | torch.device) -> dict[str, Any]:
+    """Name the hardware and the versions that a figure belongs to.
+
+    Args:
+        device: where it is measured.
+
+    Returns:
+        texts and numbers by name.
+    """
+    device = torch.device(device)
+    capabilities = torch.cpu.get_capabilities()
+    return {
+        "processor": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+    }
+
+
+def _run(function: Callable[[], Any]) -> Measured:
+    value = function()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return Measured(value, peak / (2**20 if sys.platform == "darwin" else 2**10))

@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A sliding window that spends no time on windows without anything in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import SlidingWindowInferer
+
+
+class FilledWindowInferer(SlidingWindowInferer):
+    """Sliding-window inference where windows of one gray value alone are background, without the network.
+
+    Such windows are the air that a window of intensities has clipped, or the zeros around a volume that was cropped or
+    turned. One window is always computed, as the network alone knows its number of channels.
+
+    Args:
+        *args: see ``monai.inferers.SlidingWindowInferer``.
+        **kwargs: see ``monai.inferers.SlidingWindowInferer``.
+    """
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Predict a volume.
+
+        Args:
+            inputs: (B, C, X, Y, Z).
+            network: predicts probabilities, the background first, (B, C', X, Y, Z).
+            *args: handed to the network.
+            **kwargs: handed to the network.
+
+        Returns:
+            probabilities, (B, C', X, Y, Z); where every window was empty, 1 for the background and 0 for the rest.
+        """
+        empty: torch.Tensor | None = None
+
+        def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            nonlocal empty
+            values = windows.flatten(1)
+            filled = values.amax(dim=1) > values.amin(dim=1)
+            if empty is None:
+                empty = torch.zeros_like(network(windows[:1], *args, **kwargs))
+                empty[:, 0] = 1
+            probabilities = empty.repeat(len(windows), 1, 1, 1, 1)
+            if filled.any():
+                probabilities[filled] = network(windows[filled], *args, **kwargs)
+            return probabilities
+
+        return super().__call__(inputs, predict, *args, **kwargs)

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark on tiny volumes: that it measures what it names, not how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused
+
+from scripts.__main__ import main
+from scripts.benchmark.inference import DEFAULT, inference_modes
+from scripts.benchmark.measuring import measure_alone
+from scripts.networks.dual_network import DualNetwork
+
+
+def allocate(mebibytes):
+    return int(np.ones((mebibytes, 2**20), np.uint8).sum()) // 2**20
+
+
+def die():
+    os._exit(1)
+
+
+def test_peak_memory_is_that_of_the_measured_process():
+    small, large = (measure_alone(allocate, mebibytes) for mebibytes in (1, 301))
+    assert (small.value, large.value) == (1, 301)
+    assert 250 < large.peak_mebibytes - small.peak_mebibytes < 400
+
+
+def test_a_killed_measurement_is_reported():
+    with assert_refused("a measurement was killed"):
+        measure_alone(die)
+
+
+def test_modes_take_the_strides_of_the_protocol():
+    baseline, *others = inference_modes([112, 112, 80], [18, 18, 4])
+    steps = [
+        int(size * (1 - overlap)) for size, overlap in zip((112, 112, 80), baseline.settings["overlap"], strict=True)
+    ]
+    assert steps == [18, 18, 4]
+    assert DEFAULT in [mode.name for mode in others]
+
+
+@pytest.fixture(scope="module")
+def report(phantom_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    torch.manual_seed(0)
+    torch.save(DualNetwork().state_dict(), folder / "model.pt")
+    words = ["--patch_size", "[32,32,32]", "--strides", "[16,16,16]", "--num_steps", "1", "--device", "cpu"]
+    words += ["--dataset_dir", str(phantom_dir), "--ckpt_path", str(folder / "model.pt")]
+    main(["benchmark", "--output_dir", str(folder / "report"), *words])
+    return folder / "report"
+
+
+def test_the_report_holds_machine_steps_and_inference(report):
+    facts = json.loads((report / "benchmark.json").read_text())
+    assert facts["machine"]["torch"] == torch.__version__
+    baseline, bundle = facts["step"]
+    assert baseline["precision"] == "float32"
+    assert baseline["ratio"] == 1
+    assert bundle["seconds"] * bundle["ratio"] == pytest.approx(baseline["seconds"])
+    assert 0 < bundle["loss_share"] < 1
+    assert bundle["peak_mebibytes"] > 100
+    modes = {row["mode"]: row for row in facts["inference"]}
+    assert modes["window by window"]["agreement"] == 100
+    assert modes["protocol's windows, channels last"]["agreement"] > 99.9
+    assert modes["whole volume"]["agreement"] < 100
+    assert modes["whole volume"]["seconds"] < modes["window by window"]["seconds"]
+    assert all(0 < row["dice"] < 100 for row in modes.values())
+    assert re.fullmatch(r"step [\d.]+x, inference [\d.]+x, memory [\d.]+ GiB", facts["summary"])
+    text = (report / "benchmark.md").read_text()
+    assert text.endswith(facts["summary"] + "\n")
+    assert text.count("\n| ") == 2 * 2 + 2 + len(modes)
+
+
+def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
+    words = ["benchmark", "--output_dir", str(tmp_path), "--dataset_dir", str(phantom_dir)]
+    for arguments, message in (
+        (["--parts", "speed"], "parts must be of step, inference, got 'speed'."),
+        (["--patch_size", "32"], "patch_size must be three whole numbers, such as [96,96,96], got 32."),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, *arguments])
+        assert capsys.readouterr().err == f"error: {message}\n"
