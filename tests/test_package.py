@@ -254,7 +254,8 @@ def test_the_code_has_the_form_of_the_zoo(rules, models):
 def test_the_text_files_have_the_form_of_the_zoo(task, bundle):
     for path in (path for path in bundle.rglob("*") if path.is_file() and path.suffix not in (".pt", ".png")):
         text = path.read_bytes().decode()
-        assert text.endswith("\n") and not text.endswith("\n\n"), path
+        assert text.endswith("\n"), path
+        assert not text.endswith("\n\n"), path
         assert "\r" not in text, path
         assert not re.search(r"[ \t]+$", text, re.MULTILINE), path
         assert not os.access(path, os.X_OK) or text.startswith("#!"), path
