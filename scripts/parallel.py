@@ -135,7 +135,8 @@ class SynchronizedBatchNorm3d(nn.BatchNorm3d):
         """
         if not self.training:
             return super().forward(features)
-        values, axes = features.float(), (0, 2, 3, 4)
+        # In the precision of the weights, as mixed precision would hand over a half.
+        values, axes = features.to(self.weight.dtype), (0, 2, 3, 4)
         mean = mean_over_processes(values.mean(dim=axes))
         centered = values - _per_channel(mean)
         variance = mean_over_processes(centered.square().mean(dim=axes))

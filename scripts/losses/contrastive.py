@@ -214,8 +214,8 @@ class PrototypeContrastiveLoss(nn.Module):
         """
         uncertain = ~reliable
         candidates = [((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1) for index in classes]
-        own_counts = torch.tensor([[len(voxels) for voxels in candidates]], device=features.device)
-        counts = gather_over_processes(own_counts)
+        own_counts = [[len(voxels) for voxels in candidates]]
+        counts = gather_over_processes(torch.tensor(own_counts, dtype=torch.long, device=features.device))
         totals, firsts = counts.sum(dim=0).tolist(), counts[: process_rank()].sum(dim=0).tolist()
         chosen, sizes = [], []
         for voxels, total, first in zip(candidates, totals, firsts, strict=True):
