@@ -174,7 +174,7 @@ def synchronize_batch_norm(network: nn.Module, *, device: str | torch.device) ->
         return synchronized
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.BatchNorm3d):
-            replacement = SynchronizedBatchNorm3d(layer.num_features, layer.eps, layer.momentum)
+            replacement = SynchronizedBatchNorm3d(layer.num_features, layer.eps, layer.momentum).to(layer.weight)
             replacement.load_state_dict(layer.state_dict())
             network.set_submodule(name, replacement)
     return network

@@ -351,6 +351,11 @@ def test_batch_normalization_of_one_value_is_refused():
         layer(torch.zeros(1, 3, 1, 1, 1))
 
 
+def test_replaced_layers_keep_their_precision():
+    network = synchronize_batch_norm(TinyNetwork(0).double(), device="cpu")
+    assert {value.dtype for value in network.normalization.parameters()} == {torch.float64}
+
+
 def test_gpus_get_the_layers_of_pytorch():
     network = synchronize_batch_norm(TinyNetwork(0), device="cuda:0")
     assert type(network.normalization) is nn.SyncBatchNorm
