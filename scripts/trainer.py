@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .errors import BundleError
+from .parallel import mean_over_processes
 from .precision import Precision, resolve_precision
 
 
@@ -30,7 +31,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     An iteration moves the batch to the device, computes the method's loss under autocast, refuses a loss that is not
     finite, and steps the optimizer. Everything else (learning rate, log, validation, checkpoints) is a handler. After
     every iteration ``state.output`` holds one dictionary, as MONAI's handlers expect it, with the labeled images, their
-    labels (None without any) and the loss, and ``state.terms`` every term and weight of the method by name.
+    labels (None without any) and the loss, and ``state.terms`` every term and weight of the method by name, each
+    the mean over the processes.
 
     Args:
         device: where to train.
@@ -142,11 +144,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             output: dict[str, torch.Tensor] = self.method(batch, step, **kwargs)
         return output
 
-    @staticmethod
-    def _numbers(output: Mapping[str, Any]) -> dict[str, float]:
-        # One transfer for all numbers: each would be a synchronization of its own on a GPU.
-        values = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in output.values()]).tolist()
-        return dict(zip(output, values))
+    def _numbers(self, output: Mapping[str, Any]) -> dict[str, float]:
+        # One transfer for all numbers: each would be a synchronization of its own on a GPU. As means, they are of the
+        # whole batch, and a process whose numbers are finite stops with the one whose numbers are not.
+        numbers = [torch.as_tensor(value, device=self.state.device).detach().float() for value in output.values()]
+        return dict(zip(output, mean_over_processes(torch.stack(numbers)).tolist()))
 
     def _backward(self, loss: torch.Tensor, optimizer: Optimizer, name: str) -> None:
         self.grad_scaler.scale(loss).backward()

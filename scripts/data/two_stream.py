@@ -12,6 +12,8 @@ import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler
 
+from ..parallel import num_processes, process_rank
+
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 
 
@@ -156,15 +158,14 @@ class TwoStreamLoader:
             yield {key: value for part in parts for key, value in part.items()}
 
     def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> DataLoader:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         sampler = IterationSampler(
             len(dataset),
             batch_size=batch_size,
             seed=self.seed,
             stream=stream,
             start_iteration=self.start_iteration,
-            rank=torch.distributed.get_rank() if distributed else 0,
-            world_size=torch.distributed.get_world_size() if distributed else 1,
+            rank=process_rank(),
+            world_size=num_processes(),
         )
         return DataLoader(
             _SeededDataset(dataset),

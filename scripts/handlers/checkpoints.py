@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
+from monai.utils import set_determinism
 from torch import nn
 
 from ..errors import BundleError
 from ..files import replacing
+from ..parallel import process_rank
 from ..weights import DamagedFileError, read_tensors
 from .run_directory import RunDirectory, is_main_process
 
@@ -34,7 +36,10 @@ class _Stateful(Protocol):
 
 
 class Checkpoints:
-    """Saves the state of a run and its models, and resumes a run bit-equally on a CPU.
+    """Saves the state of a run and its models, and resumes a run of one process bit-equally on a CPU.
+
+    A run can be resumed with another number of processes. The first process takes over the random state; the others
+    draw anew.
 
     Into the folder of the run it writes ``checkpoints/checkpoint_<iteration>.pt`` (the last ones, with networks,
     optimizer, schedule, iteration, best metric and random states; the order of the data follows from the iteration),
@@ -180,8 +185,8 @@ class Checkpoints:
         engine.data_loader.start_at(self.iteration)
         _restore_random_state(content["random"])
         if not is_main_process():
-            # The checkpoint is of the main process: the others must not draw the same dropout.
-            torch.default_generator.manual_seed(torch.initial_seed() + torch.distributed.get_rank())
+            # The checkpoint is of the main process: the others must draw another dropout, and not that of their start.
+            set_determinism(seed=torch.initial_seed() + self.iteration + process_rank())
         self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
 
     def _newest_readable(self) -> dict[str, Any]:

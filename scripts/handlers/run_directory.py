@@ -15,11 +15,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import replacing
+from ..parallel import process_rank
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
@@ -56,8 +56,7 @@ _RESULTS = ("history.csv", "model*.pt", "checkpoints/checkpoint_*.pt")
 
 def is_main_process() -> bool:
     """Tell whether this process writes the files of the run: the only one, or that of rank 0."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
+    return process_rank() == 0
 
 
 class RunDirectory:

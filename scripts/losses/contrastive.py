@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..parallel import from_first_process, gather_over_processes, process_rank, sum_over_processes
 from .supervised import check_voxel_map
 
 Form = Literal["hinge", "infonce", "literal", "own_class_minimized"]
@@ -48,6 +49,8 @@ class PrototypeContrastiveLoss(nn.Module):
 
     A class without prototype takes no part, nor does an uncertain voxel of such a class (except in "literal", which
     never asks for the class of the voxel). The pair term is 0 for fewer than two prototypes.
+
+    Voxels are those of all processes: for the prototypes, for the sample, and wherever below they are counted.
 
     Args:
         num_classes: number of classes C with the background, at least 2.
@@ -113,7 +116,7 @@ class PrototypeContrastiveLoss(nn.Module):
             labeled_features: features of labeled voxels for the classes that lack reliable ones, (B', K, X', Y', Z').
             label: class indices of these, (B', 1, X', Y', Z').
             generator: source of the sample, on the CPU; without it, the global one of PyTorch, so that a training
-                which restores that state repeats its samples.
+                which restores that state repeats its samples. Of several processes, the first one draws.
 
         Returns:
             The loss, a float32 scalar connected to the features; a connected zero where there is nothing to compare.
@@ -127,8 +130,8 @@ class PrototypeContrastiveLoss(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.form != "infonce"):
                 classes, prototypes = self._prototypes(features, pseudo_label, reliable, labeled_features, label)
             sampled_classes = range(self.num_classes) if self.form == "literal" else classes
-            vectors, sizes = self._sample(features, pseudo_label, reliable, list(sampled_classes), generator)
-            terms = self._alignment(vectors, sizes, prototypes) if classes and sum(sizes) else []
+            vectors, rows, sizes = self._sample(features, pseudo_label, reliable, list(sampled_classes), generator)
+            terms = [self._alignment(vectors, rows, sizes, prototypes)] if classes and sum(sizes) else []
             if len(classes) > 1 and self.form != "infonce":
                 terms.append(self._separation(prototypes))
             if not terms:
@@ -186,12 +189,13 @@ class PrototypeContrastiveLoss(nn.Module):
     ) -> dict[int, torch.Tensor]:
         """Mean feature over the masked voxels of each of these classes that has at least ``min_count`` of them."""
         members = torch.cat([(class_map == index) & mask for index in classes], dim=1).flatten(2)
-        counts = members.sum(dim=(0, 2)).tolist()
+        counts = sum_over_processes(members.sum(dim=(0, 2))).tolist()
         kept = [row for row, count in enumerate(counts) if count >= min_count]
         if not kept:
             return {}
         # A matrix product with the masks sums without a copy of the volume for each class.
         sums = torch.einsum("bkv,bcv->ck", features.flatten(2).float(), members[:, kept].float())
+        sums = sum_over_processes(sums)
         return {classes[row]: sums[position] / counts[row] for position, row in enumerate(kept)}
 
     def _sample(
@@ -201,36 +205,45 @@ class PrototypeContrastiveLoss(nn.Module):
         reliable: torch.Tensor,
         classes: list[int],
         generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Features of uncertain voxels scaled to length 1, (samples, K), in the order of classes; samples of each."""
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Draw uncertain voxels of each class from those of all processes.
+
+        Returns:
+            features of those drawn from this process, scaled to length 1, (samples, K); the place of each in
+            ``classes``, (samples,); how many were drawn of each class over all processes.
+        """
         uncertain = ~reliable
-        chosen = [reliable.new_zeros(0, dtype=torch.long)]
-        sizes = []
-        for index in classes:
-            candidates = ((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1)
-            total = candidates.numel()
+        candidates = [((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1) for index in classes]
+        own_counts = [[len(voxels) for voxels in candidates]]
+        counts = gather_over_processes(torch.tensor(own_counts, dtype=torch.long, device=features.device))
+        totals, firsts = counts.sum(dim=0).tolist(), counts[: process_rank()].sum(dim=0).tolist()
+        chosen, sizes = [], []
+        for voxels, total, first in zip(candidates, totals, firsts, strict=True):
             size = min(total, self.max_samples, max(1, int(self.sample_fraction * total)))
             # Drawn on the CPU: the same sample on every device.
-            order = torch.randperm(total, generator=generator)[:size]
-            chosen.append(candidates[order.to(candidates.device)])
+            order = torch.randperm(total, generator=generator)[:size].to(voxels.device)
+            order = from_first_process(order) - first
+            chosen.append(voxels[order[(order >= 0) & (order < len(voxels))]])
             sizes.append(size)
-        position = torch.cat(chosen)
+        rows = [torch.full_like(voxels, row) for row, voxels in enumerate(chosen)]
+        no_voxel = reliable.new_zeros(0, dtype=torch.long)
+        position = torch.cat([no_voxel, *chosen])
         flat = features.flatten(2)
         sample, voxel = position // flat.shape[2], position % flat.shape[2]
-        return _unit(flat[sample, :, voxel].float()), sizes
+        return _unit(flat[sample, :, voxel].float()), torch.cat([no_voxel, *rows]), sizes
 
-    def _alignment(self, vectors: torch.Tensor, sizes: list[int], prototypes: torch.Tensor) -> list[torch.Tensor]:
+    def _alignment(
+        self, vectors: torch.Tensor, rows: torch.Tensor, sizes: list[int], prototypes: torch.Tensor
+    ) -> torch.Tensor:
         if self.form == "literal":
-            return [_distance(vectors[:, None], prototypes[None]).sum(dim=1).mean()]
+            return sum_over_processes(_distance(vectors[:, None], prototypes[None]).sum()) / sum(sizes)
         fixed = prototypes.detach()
-        own = torch.arange(len(sizes), device=vectors.device).repeat_interleave(
-            torch.tensor(sizes, device=vectors.device)
-        )
         if self.form == "infonce":
-            return [F.cross_entropy(vectors @ fixed.T / self.temperature, own)]
-        distances = _distance(vectors, fixed[own])
-        class_means = [part.mean() for part in distances.split(sizes) if part.numel() > 0]
-        return [torch.stack(class_means).mean()]
+            total = F.cross_entropy(vectors @ fixed.T / self.temperature, rows, reduction="sum")
+            return sum_over_processes(total) / sum(sizes)
+        members = F.one_hot(rows, len(sizes)).to(vectors)
+        totals = sum_over_processes(_distance(vectors, fixed[rows]) @ members)
+        return torch.stack([total / size for total, size in zip(totals, sizes, strict=True) if size > 0]).mean()
 
     def _separation(self, prototypes: torch.Tensor) -> torch.Tensor:
         first, second = zip(*combinations(range(len(prototypes)), 2), strict=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..parallel import sum_over_processes
 from .supervised import check_logits, check_voxel_map
 
 
@@ -16,7 +17,8 @@ class SoftmaxMSELoss(nn.Module):
     .. math:: L = \frac{\sum_i m_i \sum_c (p_i(c) - q_i(c))^2}{C \, \max(1, \sum_i m_i)}
 
     The consistency term of "Mean teachers are better role models", https://arxiv.org/abs/1703.01780, and with the mask
-    m that of UA-MT, https://arxiv.org/abs/1907.07034. Without a mask it is the mean over classes and voxels.
+    m that of UA-MT, https://arxiv.org/abs/1907.07034; its sums go over the batch of all processes. Without a mask it is
+    the mean over classes and voxels.
     """
 
     def forward(
@@ -48,4 +50,5 @@ class SoftmaxMSELoss(nn.Module):
         check_voxel_map(mask, "mask", logits)
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool, got {mask.dtype}.")
-        return (mask * error).sum() / (logits.shape[1] * mask.sum().clamp(min=1))
+        total, count = sum_over_processes((mask * error).sum()), sum_over_processes(mask.sum())
+        return total / (logits.shape[1] * count.clamp(min=1))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..parallel import num_processes, sum_over_processes
 from .supervised import check_logits, check_voxel_map
 
 Renormalization = Literal["none", "total_over_valid"]
@@ -18,7 +19,7 @@ _IGNORED_CLASS = -100
 
 
 class PseudoLabelLoss(nn.Module):
-    r"""Mean cross-entropy over the voxels whose pseudo-label is reliable.
+    r"""Mean cross-entropy over the voxels, of all processes, whose pseudo-label is reliable.
 
     .. math:: L_u = \frac{\sum_i m_i \, (-\log p_i(\hat y_i))}{\max(1, \sum_i m_i)}
 
@@ -61,9 +62,9 @@ class PseudoLabelLoss(nn.Module):
         with torch.no_grad():
             target = pseudo_label.long().masked_fill(~reliable, _IGNORED_CLASS).squeeze(1)
             # The floor of 1 keeps an empty mask at 0 / 1 without asking the device for the count.
-            valid_count = reliable.sum().float().clamp(min=1)
+            valid_count = sum_over_processes(reliable.sum().float()).clamp(min=1)
         total = F.cross_entropy(logits.float(), target, ignore_index=_IGNORED_CLASS, reduction="sum")
-        loss = total / valid_count
+        loss = sum_over_processes(total) / valid_count
         if self.renormalize == "total_over_valid":
-            loss = loss * (reliable.numel() / valid_count)
+            loss = loss * (num_processes() * reliable.numel() / valid_count)
         return loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..parallel import sum_over_processes
 from .supervised import check_logits, check_voxel_map
 
 
@@ -17,8 +18,9 @@ class RectificationLoss(nn.Module):
         {\max(1, \sum_{c \ge 1} \sum_i m_{i,c})}
 
     where :math:`m_{i,c}` is true if "arg-max is c and the largest probability is at least ``threshold``" holds for
-    exactly one of the networks. Not an equation of https://arxiv.org/abs/2505.17690 but part of its public code
-    (weight 0.5, threshold 0.6); threshold 0 is the rule of the public MCF code.
+    exactly one of the networks; the sums go over the batch of all processes. Not an equation of
+    https://arxiv.org/abs/2505.17690 but part of its public code (weight 0.5, threshold 0.6); threshold 0 is the rule of
+    the public MCF code.
 
     Args:
         threshold: least probability of a confident prediction, from 0 to 1.
@@ -66,7 +68,7 @@ class RectificationLoss(nn.Module):
             error = (probabilities[:, index] - (target == index).float()).square()
             squared_error = squared_error + (error * disputed).sum()
             disputed_count = disputed_count + disputed.sum()
-        return squared_error / disputed_count.clamp(min=1)
+        return sum_over_processes(squared_error) / sum_over_processes(disputed_count).clamp(min=1)
 
     def _confident_class(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Class index where confident, (B, X, Y, Z); the background 0 stands for "no confident foreground"."""

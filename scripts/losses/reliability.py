@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from ..parallel import gather_over_processes, num_processes, process_rank
 from .supervised import check_logits
 
 Scope = Literal["batch", "per_class"]
@@ -77,6 +78,8 @@ class ReliabilityFilter(nn.Module):
     :math:`\lceil n_c \cdot` ``keep_percent`` :math:`/ 100 \rceil` of lowest entropy, ties in the order of memory:
     at least one voxel of each predicted class, so that a small foreground does not vanish beside a certain background.
 
+    Several processes share the threshold and the ranks: percentile and number of voxels are those of all processes.
+
     Args:
         keep_percent: share of voxels to keep in percent, above 0 and at most 100.
         scope: one threshold for the batch, or one rank for each predicted class.
@@ -99,7 +102,8 @@ class ReliabilityFilter(nn.Module):
         """Tell reliable voxels from unreliable ones; without gradient.
 
         Args:
-            logits: unnormalized scores, (B, C, X, Y, Z), C >= 2; the whole batch shares the threshold.
+            logits: unnormalized scores, (B, C, X, Y, Z), C >= 2; the whole batch shares the threshold. Of the same
+                shape in every process.
 
         Returns:
             True where reliable, bool, (B, 1, X, Y, Z).
@@ -111,9 +115,12 @@ class ReliabilityFilter(nn.Module):
         if self.keep_percent == 100 or entropy.numel() == 0:
             return torch.ones_like(entropy, dtype=torch.bool)
         if self.scope == "batch":
-            return entropy < _percentile(entropy.flatten(), self.keep_percent)
-        predicted_class = logits.argmax(dim=1, keepdim=True).flatten()
-        return self._keep_by_rank(entropy.flatten(), predicted_class, logits.shape[1]).reshape(entropy.shape)
+            return entropy < _percentile(gather_over_processes(entropy.flatten()), self.keep_percent)
+        predicted_class = logits.argmax(dim=1, keepdim=True)
+        reliable = self._keep_by_rank(
+            gather_over_processes(entropy.flatten()), gather_over_processes(predicted_class.flatten()), logits.shape[1]
+        )
+        return reliable.chunk(num_processes())[process_rank()].reshape(entropy.shape)
 
     def _keep_by_rank(self, entropy: torch.Tensor, predicted_class: torch.Tensor, num_classes: int) -> torch.Tensor:
         reliable = torch.zeros_like(entropy, dtype=torch.bool)

@@ -5,8 +5,13 @@
 from __future__ import annotations
 
 import torch
-from monai.losses import DiceCELoss
+import torch.nn.functional as F
+from monai.networks.utils import one_hot
 from torch import nn
+
+from ..parallel import mean_over_processes, sum_over_processes
+
+_SMOOTH = 1e-5
 
 
 def check_logits(logits: torch.Tensor, name: str = "logits") -> None:
@@ -50,7 +55,7 @@ class SupervisedLoss(nn.Module):
     .. math:: L_s = w_{ce} \, \mathrm{mean}_i(-\log p_i(y_i)) + w_{dice} \, \frac{1}{C - 1} \sum_{c \ge 1}
         \left(1 - \frac{2 \sum_i p_i(c) y_i(c) + 10^{-5}}{\sum_i p_i(c)^2 + \sum_i y_i(c) + 10^{-5}}\right)
 
-    The sums of the Dice term go over all voxels of the batch; without ``squared`` its denominator has
+    The sums of the Dice term go over all voxels of the batch of all processes; without ``squared`` its denominator has
     :math:`p_i(c)` in the place of :math:`p_i(c)^2`. Equation 2 of "Semi-Supervised Medical Image
     Segmentation via Dual Networks", https://arxiv.org/abs/2505.17690, with both weights 1.
 
@@ -69,17 +74,6 @@ class SupervisedLoss(nn.Module):
             if not weight >= 0:
                 raise ValueError(f"{name} must be at least 0, got {weight!r}.")
         self.dice_weight, self.cross_entropy_weight, self.squared = dice_weight, cross_entropy_weight, squared
-        self.loss = DiceCELoss(
-            include_background=False,
-            to_onehot_y=True,
-            softmax=True,
-            squared_pred=squared,
-            batch=True,
-            smooth_nr=1e-5,
-            smooth_dr=1e-5,
-            lambda_dice=dice_weight,
-            lambda_ce=cross_entropy_weight,
-        )
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Compare scores with the ground truth.
@@ -89,7 +83,8 @@ class SupervisedLoss(nn.Module):
             label: class indices 0 to C - 1 of any number type, (B, 1, X, Y, Z).
 
         Returns:
-            The loss, a float32 scalar; a zero connected to the logits for a batch without voxels.
+            The loss, a float32 scalar that is the same in every process; a zero connected to the logits for a batch
+            without voxels.
 
         Raises:
             ValueError: when the shapes do not fit.
@@ -98,5 +93,15 @@ class SupervisedLoss(nn.Module):
         check_voxel_map(label, "label", logits)
         if logits.numel() == 0:
             return logits.float().sum()
-        loss: torch.Tensor = self.loss(logits.float(), label.long())
-        return loss
+        logits, label = logits.float(), label.long()
+        cross_entropy = mean_over_processes(F.cross_entropy(logits, label.squeeze(1)))
+        return self.dice_weight * self._dice(logits, label) + self.cross_entropy_weight * cross_entropy
+
+    def _dice(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        # MONAI's Dice loss is the same in one process, but its sums cannot be taken over several.
+        probabilities = logits.softmax(dim=1)[:, 1:]
+        target = one_hot(label, logits.shape[1])[:, 1:]
+        axes = (0, *range(2, logits.ndim))
+        overlap = sum_over_processes((probabilities * target).sum(dim=axes))
+        total = sum_over_processes(((probabilities.square() if self.squared else probabilities) + target).sum(dim=axes))
+        return (1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH)).mean()
