@@ -55,6 +55,10 @@ _CHECKS: dict[str, Check] = {
     "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
     "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
+    "cache_num": _at_least(0),
+    "cache_dir": ("null or a text", lambda value: value is None or (isinstance(value, str) and bool(value))),
+    "cache_gigabytes": ("a number above 0", lambda value: _number(value) and value > 0),
+    "skip_unreadable": _TRUTH,
     "device": ("a device of this machine, such as cpu or cuda:0", _available),
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (

@@ -22,7 +22,7 @@ ALLOWED = {
     "losses": {"errors"},
     # Networks only as the type of an argument: a method receives its network.
     "methods": {"errors", "losses", "networks", "schedules"},
-    "data": {"errors", "files"},
+    "data": {"errors", "files", "weights"},
     "evaluation": {"errors", "files", "weights"},
     "weights": {"errors", "files"},
     "console": {"errors", "files"},
