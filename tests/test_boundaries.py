@@ -36,6 +36,7 @@ ALLOWED = {
     "studies": {"errors", "data.splits", "evaluation", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "weights"},
+    "benchmark": {"errors", "data"},
     "__main__": {"errors", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
     "__init__": set(),
 }
