@@ -226,6 +226,7 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):
     assert resumed.returncode == 0, output
     assert "resumed at iteration" in output
     assert_equal_weights(load(tmp_path / "killed/model_final.pt"), load(tmp_path / "straight/model_final.pt"))
+    assert (tmp_path / "killed/validation.csv").read_text() == (tmp_path / "straight/validation.csv").read_text()
     # The second process found what the first had kept: two labeled cases, two unlabeled, one for validation.
     assert len(prepared) == 5
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == prepared

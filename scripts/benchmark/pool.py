@@ -7,7 +7,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
 
+from ..console import describe_mistake
 from ..data.phantom import generate_phantom_dataset, write_json
 from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
 from ..errors import BundleError
@@ -91,7 +91,7 @@ def measure_pools(
         One measurement for each size.
 
     Raises:
-        BundleError: when a size or the number of iterations is too small.
+        BundleError: when a size or the number of iterations is too small, or an override is refused.
     """
     if not sizes or min(sizes) < 10:
         raise BundleError(f"sizes must be whole numbers of at least 10, got {sizes!r}.")
@@ -129,7 +129,7 @@ def measure_waiting(
         The mean times.
 
     Raises:
-        BundleError: when ``warm_up`` is below 1, or leaves no iteration to measure.
+        BundleError: when ``warm_up`` is below 1, or leaves no iteration to measure, or an override is refused.
     """
     if warm_up < 1:
         raise BundleError(f"warm_up must be at least 1, got {warm_up!r}.")
@@ -184,10 +184,24 @@ def _train_apart(overlays: Sequence[str], *, iterations: int, options: Mapping[s
     """Train in a new process, whose memory is that of the training alone."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        return executor.submit(_train, list(overlays), iterations, dict(options), time.time()).result()
+        training = executor.submit(_train, list(overlays), iterations, dict(options), time.time()).result()
+    if isinstance(training, str):
+        raise BundleError(training)
+    return training
 
 
-def _train(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training:
+def _train(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training | str:
+    try:
+        return _timed_training(overlays, iterations, options, started)
+    except Exception as error:
+        # What MONAI wraps around a mistake does not survive the way to the other process.
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        return mistake
+
+
+def _timed_training(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training:
     intervals = dict.fromkeys(("iterations", "val_interval", "checkpoint_interval", "log_interval"), iterations)
     with TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
@@ -214,5 +228,7 @@ def _peak_memory_mib() -> float:
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) / 2**10
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -103,20 +103,17 @@ class _SeededDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
         index, seed = key
         reasons: list[str] = []
-        try:
-            return self._sample(index, seed), reasons
-        except UnreadableCaseError as error:
-            reasons.append(str(error))
-        for other in np.random.default_rng(seed).permutation(len(self.dataset)).tolist():
+        for case in self._candidates(index, seed):
+            self.dataset.transform.set_random_state(seed=seed)
             try:
-                return self._sample(other, seed), reasons
+                return self.dataset[case], reasons
             except UnreadableCaseError as error:
                 reasons.append(str(error))
         raise BundleError(f"none of the {len(self.dataset)} cases of a list can be read; the first: {reasons[0]}")
 
-    def _sample(self, index: int, seed: int) -> Any:
-        self.dataset.transform.set_random_state(seed=seed)
-        return self.dataset[index]
+    def _candidates(self, index: int, seed: int) -> Iterator[int]:
+        yield index
+        yield from np.random.default_rng(seed).permutation(len(self.dataset)).tolist()
 
 
 def _collate(samples: Sequence[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
@@ -207,6 +204,7 @@ class TwoStreamLoader:
             # A resumed run has written it already, and another process may have.
             listed = self.unreadable_file.read_text().splitlines() if self.unreadable_file.exists() else []
             if reason not in listed:
+                self.unreadable_file.parent.mkdir(parents=True, exist_ok=True)
                 with self.unreadable_file.open("a") as file:
                     file.write(f"{reason}\n")
 

@@ -34,6 +34,12 @@ def test_each_pool_is_trained_on_in_a_process_of_its_own():
     assert row.peak_memory_mib > 100
 
 
+def test_a_mistake_in_an_override_comes_back_in_one_line():
+    training = pool._train([], 2, {"dataset_dir": "/nowhere"}, 0.0)
+    assert isinstance(training, str)
+    assert training.startswith("dataset_dir: /nowhere does not exist")
+
+
 def test_times_and_memory_are_those_of_the_training(monkeypatch):
     training = pool._Training(100.0, (104.0, 108.0, 111.0, 116.0), (106.0, 109.0, 113.0, 119.0), 512.0)
     monkeypatch.setattr(pool, "_train_apart", lambda *arguments, **options: training)
