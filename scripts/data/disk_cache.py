@@ -117,6 +117,8 @@ class DiskCache:
         return self.folder / f"{key}.pt"
 
     def _close(self, reason: str) -> None:
+        if self._closed:  # by another thread, meanwhile
+            return
         self._closed = True
         _logger.warning("cache_dir %s %s: further cases are prepared anew each time.", self.folder, reason)
 
@@ -185,7 +187,8 @@ def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, MetaTensor):
         return {"volume": [_pack(part, tensors) for part in (value.as_tensor(), value.meta, value.applied_operations)]}
     if isinstance(value, torch.Tensor):
-        tensors.append(value.contiguous())
+        # A part of a larger tensor would be written with all the rest of it.
+        tensors.append(value.clone(memory_format=torch.contiguous_format))
         return {"tensor": len(tensors) - 1}
     if isinstance(value, (np.ndarray, np.generic)):
         return {"array": [value.dtype.str, value.tolist()]}

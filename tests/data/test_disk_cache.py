@@ -82,6 +82,12 @@ def test_a_read_case_may_be_changed(cache):
     assert cache.load("0")["a"].sum() == 0
 
 
+def test_a_part_of_a_volume_is_kept_alone(cache):
+    cache.save("0", {"a": torch.zeros(1, 100, 100)[:, :2]})
+    assert (cache.folder / "0.pt").stat().st_size < 10_000
+    assert_same(cache.load("0"), {"a": torch.zeros(1, 2, 100)})
+
+
 def test_files_are_read_without_running_code(cache):
     class Evil:
         def __reduce__(self):
@@ -142,7 +148,7 @@ def test_the_bound_counts_what_others_wrote(tmp_path, caplog):
     assert "is full" in caplog.text
 
 
-def test_a_folder_that_vanishes_stops_no_run(cache, caplog, monkeypatch):
+def test_a_full_disk_stops_no_run_and_is_said_once(cache, caplog, monkeypatch):
     def no_space(*arguments, **options):
         raise OSError(28, "No space left on device")
 
