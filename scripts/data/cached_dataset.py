@@ -74,22 +74,20 @@ class CachedDataset(CacheDataset):
         )
 
     def _load_cache_item(self, idx: int) -> Any:
+        key = case_key(self.data[idx], self._transforms_key) if self.disk_cache else ""
+        item = self.disk_cache.load(key) if self.disk_cache else None
+        if item is not None:
+            return item
         try:
-            return self._prepare(idx)
+            item = super()._load_cache_item(idx)
         except Exception as error:
             reason = _refusal(error)
             if reason is None or not self.skip_unreadable:
                 raise
             return UnreadableCaseError(reason)
-
-    def _prepare(self, index: int) -> Any:
-        if self.disk_cache is None:
-            return super()._load_cache_item(index)
-        key = case_key(self.data[index], self._transforms_key)
-        item = self.disk_cache.load(key)
-        if item is None:
+        if self.disk_cache:
             # The inverse of a transform looks for its own number, which it has in this process alone.
-            item = reset_ops_id(super()._load_cache_item(index))
+            item = reset_ops_id(item)
             self.disk_cache.save(key, item)
         return item
 

@@ -54,7 +54,7 @@ class DiskCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BundleError(f"cache_dir must be a folder, but {self.folder} cannot be made: {error.strerror}.") from None
+            raise BundleError(f"cache_dir must be a folder: {self.folder} cannot be made: {error.strerror}.") from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise BundleError(f"cache_dir {self.folder} cannot be written: no permission.")
 
