@@ -62,6 +62,10 @@ _CHECKS: dict[str, Check] = {
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
     "device": _DEVICE,
     "stitching_device": _DEVICE,
+    "cache_num": _at_least(0),
+    "cache_dir": ("null or a text", lambda value: value is None or (isinstance(value, str) and bool(value))),
+    "cache_gigabytes": ("a number above 0", lambda value: _number(value) and value > 0),
+    "skip_unreadable": _TRUTH,
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",

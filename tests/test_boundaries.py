@@ -23,7 +23,7 @@ ALLOWED = {
     "losses": {"errors", "parallel"},
     # Networks only as the type of an argument: a method receives its network.
     "methods": {"errors", "losses", "networks", "schedules"},
-    "data": {"errors", "files", "parallel"},
+    "data": {"errors", "files", "parallel", "weights"},
     "evaluation": {"errors", "files", "weights"},
     "weights": {"errors", "files"},
     "console": {"errors", "files"},
@@ -37,6 +37,7 @@ ALLOWED = {
     "studies": {"errors", "data.splits", "evaluation", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "weights"},
+    "benchmark": {"errors", "console", "data"},
     "__main__": {"errors", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
     "__init__": set(),
 }
@@ -113,6 +114,7 @@ def test_nobody_imports_what_only_configurations_name():
         "settings",
         "predict",
         "studies",
+        "benchmark",
         "__main__",
     }
     for path in MODULES:

@@ -209,7 +209,8 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):
     output = straight.communicate(timeout=300)[0]
     assert straight.returncode == 0, output
 
-    killed = start(tmp_path / "killed")
+    cache = ("--cache_dir", str(tmp_path / "cache"))
+    killed = start(tmp_path / "killed", *cache)
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed/checkpoints/checkpoint_00000004.pt").exists():
         assert killed.poll() is None, killed.communicate()[0]
@@ -219,11 +220,16 @@ def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):
     killed.communicate()
     assert not (tmp_path / "killed/model_final.pt").exists()
 
-    resumed = start(tmp_path / "killed", "--resume", "true")
+    prepared = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    resumed = start(tmp_path / "killed", "--resume", "true", *cache)
     output = resumed.communicate(timeout=300)[0]
     assert resumed.returncode == 0, output
     assert "resumed at iteration" in output
     assert_equal_weights(load(tmp_path / "killed/model_final.pt"), load(tmp_path / "straight/model_final.pt"))
+    assert (tmp_path / "killed/validation.csv").read_text() == (tmp_path / "straight/validation.csv").read_text()
+    # The second process found what the first had kept: two labeled cases, two unlabeled, one for validation.
+    assert len(prepared) == 5
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == prepared
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, make_workflow, phantom_dir):
@@ -274,6 +280,27 @@ def test_split_without_validation_trains_and_keeps_the_last_model(tmp_path, make
     run(make_workflow, phantom_dir, folder, iterations=2, split_file=str(tmp_path / "split.json"))
     assert (folder / "model_final.pt").is_file()
     assert not (folder / "model.pt").exists()
+
+
+def test_unreadable_case_is_refused_or_passed_over_and_listed(tmp_path, make_workflow, phantom_dir):
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(phantom_dir, data)
+    split = json.loads((data / "split.json").read_text())
+    cut, missing = (data / f"images/{case}.nii.gz" for case in (split["labeled"][1], split["unlabeled"][0]))
+    cut.write_bytes(cut.read_bytes()[:1000])
+    with assert_refused(f"{cut.name} cannot be read"):
+        run(make_workflow, data, folder, iterations=2)
+    missing.unlink()
+    with assert_refused(f"1 file of .* not found in .*{missing.name}"):
+        run(make_workflow, data, folder, iterations=2)
+    run(make_workflow, data, folder, iterations=2, skip_unreadable="true")
+    listed = (folder / "unreadable_cases.txt").read_text().splitlines()
+    assert sorted(line.split()[0] for line in listed) == sorted([str(cut), str(missing)])
+    # A new run in the folder begins a list of its own.
+    for path in (cut, missing):
+        shutil.copy(phantom_dir / "images" / path.name, path)
+    run(make_workflow, data, folder, iterations=2, skip_unreadable=True, overwrite=True)
+    assert not (folder / "unreadable_cases.txt").exists()
 
 
 def test_missing_data_set_names_what_is_expected(tmp_path, make_workflow):

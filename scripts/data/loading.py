@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,11 @@ class LoadCased(MapTransform):
         self.label_key = label_key
         self.image_key = image_key
         self._load = {key: Compose([LoadImaged(keys=key), EnsureChannelFirstd(keys=key)]) for key in self.keys}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its options alone: the readers remember the last file, which would make two equal transforms differ.
+        options = {name: getattr(self, name) for name in ("num_classes", "in_channels", "label_key", "image_key")}
+        return partial(type(self), self.keys, **options), ()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load a case.

@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,6 +27,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from monai.transforms.utils import generate_spatial_bounding_box
+from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case, write_json
@@ -210,6 +213,7 @@ def load_cases(
     phantom_dir: str | Path | None = None,
     with_boxes: bool = False,
     all_labeled: bool = False,
+    skip_unreadable: bool | str = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """List the files of a split's cases, as the dictionaries that MONAI's data sets take.
 
@@ -226,6 +230,8 @@ def load_cases(
             data set's ``boxes.json``, see :func:`write_boxes`.
         all_labeled: train on the unlabeled cases with their labels too, which must be there: the upper bound that the
             literature reports. They join the labeled list, in the order of their ids; none stays unlabeled.
+        skip_unreadable: let files of labeled and unlabeled cases be missing: the training passes over them like over
+            those that cannot be read; a text like "true" is understood.
 
     Returns:
         For each of the four lists its cases in the order of the file.
@@ -243,6 +249,9 @@ def load_cases(
         split = replace(split, labeled=tuple(sorted(split.labeled + split.unlabeled)), unlabeled=())
     used = sum((split.cases(list_name) for list_name in lists), ())
     boxes = _read_boxes(dataset_path, split, cases=used) if with_boxes else {}
+    required = set(lists) - ({"labeled", "unlabeled"} if str2bool(skip_unreadable) else set())
+    # Once and as texts: pools are large, and is_inside takes longer than all the rest.
+    root = os.path.join(os.path.realpath(dataset_path), "")
 
     cases: dict[str, list[dict[str, Any]]] = {}
     outside, missing = [], []
@@ -253,13 +262,12 @@ def load_cases(
                 relative_paths = {"unlabeled": split.image_path(case)}
             else:
                 relative_paths = {"image": split.image_path(case), "label": split.label_path(case)}
-            for relative_path in relative_paths.values():
-                path = dataset_path / relative_path
-                if not is_inside(path, dataset_path):
-                    outside.append(relative_path)
-                elif list_name in lists and not path.is_file():
-                    missing.append(relative_path)
             entry: dict[str, Any] = {key: str(dataset_path / path) for key, path in relative_paths.items()}
+            for key, relative_path in relative_paths.items():
+                if not os.path.realpath(entry[key]).startswith(root):
+                    outside.append(relative_path)
+                elif list_name in required and not os.path.isfile(entry[key]):
+                    missing.append(relative_path)
             entry["case"] = case
             if case in boxes:
                 entry["box"] = boxes[case]
@@ -433,14 +441,14 @@ def _list_problems(lists: dict[str, list[str]]) -> list[str]:
     problems = []
     first_list: dict[str, str] = {}
     for list_name, cases in lists.items():
-        for case in dict.fromkeys(cases):
+        for case, count in Counter(cases).items():
             if not case.strip():
                 problems.append(f"{list_name} has an empty case id")
                 continue
             if _leads_out(case):
                 problems.append(f"{list_name}: case id must stay in dataset_dir (relative, without '..'), got {case!r}")
-            if cases.count(case) > 1:
-                problems.append(f"{list_name} has case {case!r} {cases.count(case)} times")
+            if count > 1:
+                problems.append(f"{list_name} has case {case!r} {count} times")
             if case in first_list:
                 problems.append(f"case {case!r} is in two lists: {first_list[case]} and {list_name}")
             first_list.setdefault(case, list_name)

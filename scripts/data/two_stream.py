@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,12 @@ import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler
 
+from ..errors import BundleError
 from ..parallel import num_processes, process_rank
+from .cached_dataset import UnreadableCaseError
 
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
+_logger = logging.getLogger(__name__)
 
 
 class IterationSampler(Sampler):
@@ -73,22 +79,46 @@ class IterationSampler(Sampler):
 
     def _slot(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.num_cases)
-        permutation = np.random.default_rng((self.seed, self.stream, epoch)).permutation(self.num_cases)
+        permutation = _permutation(self.num_cases, (self.seed, self.stream, epoch))
         # A fourth number keeps the seeds of the slots apart from those of the permutations.
         seed = np.random.SeedSequence((self.seed, self.stream, position, 1)).generate_state(1)[0]
         return int(permutation[place]), int(seed)
 
 
+# All slots of an epoch lie in one permutation: that of many thousand cases is not drawn anew for each.
+@lru_cache(maxsize=4)
+def _permutation(num_cases: int, seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(num_cases)
+
+
 class _SeededDataset(torch.utils.data.Dataset):
-    """A MONAI dataset whose random transforms are seeded anew for every sample."""
+    """A MONAI dataset whose random transforms are seeded anew for every sample.
+
+    A sample comes with what was said of the cases that could not be read in its place. Where the dataset holds such,
+    the first readable case of a permutation takes the slot, which the seed of the slot alone decides.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
         index, seed = key
-        self.dataset.transform.set_random_state(seed=seed)
-        return self.dataset[index]
+        reasons: list[str] = []
+        for case in self._candidates(index, seed):
+            self.dataset.transform.set_random_state(seed=seed)
+            try:
+                return self.dataset[case], reasons
+            except UnreadableCaseError as error:
+                reasons.append(str(error))
+        raise BundleError(f"none of the {len(self.dataset)} cases of a list can be read; the first: {reasons[0]}")
+
+    def _candidates(self, index: int, seed: int) -> Iterator[int]:
+        yield index
+        yield from np.random.default_rng(seed).permutation(len(self.dataset)).tolist()
+
+
+def _collate(samples: Sequence[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
+    return list_data_collate([sample for sample, _ in samples]), [text for _, reasons in samples for text in reasons]
 
 
 class TwoStreamLoader:
@@ -105,6 +135,8 @@ class TwoStreamLoader:
         unlabeled_batch_size: unlabeled crops of a batch and process; 0 switches the stream off.
         seed: seed of the order, of the crops and of the augmentation.
         num_workers: processes that prepare batches for each stream; 0 prepares them in this process.
+        unreadable_file: text file that lists the cases which were passed over since they could not be read, one a
+            line, see :class:`scripts.data.cached_dataset.CachedDataset`; each is logged once too.
 
     Raises:
         ValueError: when there is no labeled case although ``labeled_batch_size`` asks for some, no case at all, or a
@@ -120,6 +152,7 @@ class TwoStreamLoader:
         unlabeled_batch_size: int = 2,
         seed: int = 0,
         num_workers: int = 0,
+        unreadable_file: str | Path | None = None,
     ) -> None:
         if labeled_batch_size < 0:
             raise ValueError(f"labeled_batch_size must be at least 0, got {labeled_batch_size}.")
@@ -137,7 +170,9 @@ class TwoStreamLoader:
         self.unlabeled_batch_size = unlabeled_batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.unreadable_file = None if unreadable_file is None else Path(unreadable_file)
         self.start_iteration = 0
+        self._reported: set[str] = set()
 
     def start_at(self, iteration: int) -> None:
         """Choose the iteration with which the next pass over this loader begins.
@@ -148,14 +183,31 @@ class TwoStreamLoader:
         self.start_iteration = iteration
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        streams: list[Iterable[dict[str, Any]]] = []
+        streams: list[Iterable[tuple[dict[str, Any], list[str]]]] = []
         if self.labeled is not None:
             streams.append(self._batches(self.labeled, batch_size=self.labeled_batch_size, stream=_LABELED_STREAM))
         if self.unlabeled is not None:
             unlabeled = self._batches(self.unlabeled, batch_size=self.unlabeled_batch_size, stream=_UNLABELED_STREAM)
-            streams.append({"unlabeled": batch["unlabeled"]} for batch in unlabeled)
+            streams.append(({"unlabeled": batch["unlabeled"]}, reasons) for batch, reasons in unlabeled)
         for parts in zip(*streams):
-            yield {key: value for part in parts for key, value in part.items()}
+            for _, reasons in parts:
+                self._report(reasons)
+            yield {key: value for batch, _ in parts for key, value in batch.items()}
+
+    def _report(self, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            if reason in self._reported:
+                continue
+            self._reported.add(reason)
+            _logger.warning("a case is passed over: %s", reason)
+            if self.unreadable_file is None:
+                continue
+            # A resumed run has written it already, and another process may have.
+            listed = self.unreadable_file.read_text().splitlines() if self.unreadable_file.exists() else []
+            if reason not in listed:
+                self.unreadable_file.parent.mkdir(parents=True, exist_ok=True)
+                with self.unreadable_file.open("a") as file:
+                    file.write(f"{reason}\n")
 
     def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> DataLoader:
         sampler = IterationSampler(
@@ -171,7 +223,7 @@ class TwoStreamLoader:
             _SeededDataset(dataset),
             batch_sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=list_data_collate,
+            collate_fn=_collate,
             persistent_workers=self.num_workers > 0,
             # A generator of its own: the loader would draw from torch's global one, and a resumed run would differ.
             generator=torch.Generator(),

@@ -41,6 +41,7 @@ _RUN_FILES = (
     _INFERENCE_FILE,
     "history.csv",
     "validation.csv",
+    "unreadable_cases.txt",
     "model.pt",
     "model_final.pt",
     "learning_curves.png",

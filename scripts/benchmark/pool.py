@@ -1,0 +1,234 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of short trainings: against the size of the pool, and beside the step itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from monai.engines.utils import IterationEvents
+
+from ..console import describe_mistake
+from ..data.phantom import generate_phantom_dataset, write_json
+from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
+from ..errors import BundleError
+
+_ROOT = Path(__file__).resolve().parents[2]
+_NUM_VOLUMES = 8
+#: Overrides that make the step short, so that what grows with the pool is seen beside it.
+_SMALL = {"patch_size": [32, 32, 32], "labeled_batch_size": 1, "unlabeled_batch_size": 1, "precision": "float32"}
+
+
+@dataclass(frozen=True)
+class PoolMeasurement:
+    """What a short training on a pool took.
+
+    Attributes:
+        cases: cases of the pool, a tenth of them labeled.
+        seconds_to_first_iteration: from the start of the process to the end of its first iteration.
+        seconds_per_iteration: mean of the iterations after the first.
+        peak_memory_mib: most memory that the process held at once, in MiB.
+    """
+
+    cases: int
+    seconds_to_first_iteration: float
+    seconds_per_iteration: float
+    peak_memory_mib: float
+
+
+@dataclass(frozen=True)
+class WaitingMeasurement:
+    """How much of a training's time is the step.
+
+    Attributes:
+        seconds_per_iteration: mean time from the end of one step to that of the next.
+        seconds_per_step: mean time of the step alone: transfer, forward, backward and optimizer.
+    """
+
+    seconds_per_iteration: float
+    seconds_per_step: float
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time, 0 to 1, that is not the step: waiting for data, learning rate, log."""
+        return 1 - self.seconds_per_step / self.seconds_per_iteration
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Seconds since the epoch at which a training began and each of its steps began and ended; its peak memory."""
+
+    started: float
+    step_starts: tuple[float, ...]
+    step_ends: tuple[float, ...]
+    peak_memory_mib: float
+
+
+def measure_pools(
+    sizes: Sequence[int] = (100, 1000, 10000), *, iterations: int = 4, overrides: Mapping[str, Any] | None = None
+) -> list[PoolMeasurement]:
+    """Train shortly on pools of several sizes, each in a process of its own.
+
+    Args:
+        sizes: numbers of cases, each at least 10.
+        iterations: iterations of each training, at least 2.
+        overrides: values by key of ``configs/train.json``, such as ``cache_num``.
+
+    Returns:
+        One measurement for each size.
+
+    Raises:
+        BundleError: when a size or the number of iterations is too small, or an override is refused.
+    """
+    if not sizes or min(sizes) < 10:
+        raise BundleError(f"sizes must be whole numbers of at least 10, got {sizes!r}.")
+    _check_iterations(iterations, at_least=2)
+    rows = []
+    for size in sizes:
+        with TemporaryDirectory() as folder:
+            make_pool(folder, size)
+            options = {**_SMALL, "dataset_dir": folder, **(overrides or {})}
+            training = _train_apart([], iterations=iterations, options=options)
+        first, *others = training.step_ends
+        rows.append(
+            PoolMeasurement(
+                cases=size,
+                seconds_to_first_iteration=first - training.started,
+                seconds_per_iteration=(others[-1] - first) / len(others),
+                peak_memory_mib=training.peak_memory_mib,
+            )
+        )
+    return rows
+
+
+def measure_waiting(
+    overlays: Sequence[str] = (), *, iterations: int = 12, warm_up: int = 2, overrides: Mapping[str, Any] | None = None
+) -> WaitingMeasurement:
+    """Train shortly on volumes in memory and tell the step from all else; validation and checkpoints do not count.
+
+    Args:
+        overlays: names of configurations after ``train``, such as ``data_left_atrium``; none for phantom volumes.
+        iterations: iterations of the training.
+        warm_up: iterations at its beginning that do not count, at least 1.
+        overrides: values by key of the configuration, such as ``dataset_dir``.
+
+    Returns:
+        The mean times.
+
+    Raises:
+        BundleError: when ``warm_up`` is below 1, or leaves no iteration to measure, or an override is refused.
+    """
+    if warm_up < 1:
+        raise BundleError(f"warm_up must be at least 1, got {warm_up!r}.")
+    _check_iterations(iterations, at_least=warm_up + 1)
+    with _phantoms_unless(overlays or "dataset_dir" in (overrides or {})) as options:
+        training = _train_apart(overlays, iterations=iterations, options={**options, **(overrides or {})})
+    measured = iterations - warm_up
+    steps = [end - start for start, end in zip(training.step_starts, training.step_ends, strict=True)]
+    return WaitingMeasurement(
+        seconds_per_iteration=(training.step_ends[-1] - training.step_ends[warm_up - 1]) / measured,
+        seconds_per_step=sum(steps[warm_up:]) / measured,
+    )
+
+
+def make_pool(folder: str | Path, num_cases: int) -> None:
+    """Make a data set of many cases out of a few phantom volumes, by hard links.
+
+    Args:
+        folder: empty or missing folder of the data set; ``split.json`` names a tenth of the cases labeled and the
+            others unlabeled.
+        num_cases: number of cases.
+    """
+    path = Path(folder)
+    generate_phantom_dataset(path / "volumes", num_cases=_NUM_VOLUMES, size=32)
+    cases = [f"case_{number:06d}" for number in range(num_cases)]
+    for pattern in (IMAGE_PATTERN, LABEL_PATTERN):
+        (path / pattern).parent.mkdir()
+        for number, case in enumerate(cases):
+            volume = pattern.format(case=f"phantom_{number % _NUM_VOLUMES:03d}")
+            os.link(path / "volumes" / volume, path / pattern.format(case=case))
+    num_labeled = num_cases // 10
+    lists = {"labeled": cases[:num_labeled], "unlabeled": cases[num_labeled:], "validation": [], "test": []}
+    description = f"{num_cases} cases of {_NUM_VOLUMES} generated volumes."
+    names = {"version": 1, "name": f"pool_{num_cases}", "description": description}
+    write_json(path / "split.json", {**names, "image": IMAGE_PATTERN, "label": LABEL_PATTERN, **lists})
+
+
+def _check_iterations(iterations: int, *, at_least: int) -> None:
+    if iterations < at_least:
+        raise BundleError(f"iterations must be a whole number of at least {at_least}, got {iterations!r}.")
+
+
+@contextmanager
+def _phantoms_unless(has_data: Any) -> Iterator[dict[str, Any]]:
+    with TemporaryDirectory() as folder:
+        if not has_data:
+            generate_phantom_dataset(Path(folder) / "data", num_cases=_NUM_VOLUMES, size=32)
+        yield {} if has_data else {**_SMALL, "dataset_dir": f"{folder}/data"}
+
+
+def _train_apart(overlays: Sequence[str], *, iterations: int, options: Mapping[str, Any]) -> _Training:
+    """Train in a new process, whose memory is that of the training alone."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        training = executor.submit(_train, list(overlays), iterations, dict(options), time.time()).result()
+    if isinstance(training, str):
+        raise BundleError(training)
+    return training
+
+
+def _train(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training | str:
+    try:
+        return _timed_training(overlays, iterations, options, started)
+    except Exception as error:
+        # What MONAI wraps around a mistake does not survive the way to the other process.
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        return mistake
+
+
+def _timed_training(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training:
+    intervals = dict.fromkeys(("iterations", "val_interval", "checkpoint_interval", "log_interval"), iterations)
+    with TemporaryDirectory() as folder:
+        workflow = ConfigWorkflow(
+            config_file=[str(_ROOT / "configs" / f"{name}.json") for name in ("train", *overlays)],
+            workflow_type="train",
+            logging_file=False,
+            bundle_root=str(_ROOT),
+            **{"output_dir": f"{folder}/run", **intervals, **options},
+        )
+        workflow.initialize()
+        starts: list[float] = []
+        ends: list[float] = []
+        workflow.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: starts.append(time.time()))
+        workflow.trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda: ends.append(time.time()))
+        workflow.run()
+        workflow.finalize()
+    return _Training(started, tuple(starts), tuple(ends), _peak_memory_mib())
+
+
+def _peak_memory_mib() -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands the peak of the process that started this one on to getrusage.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**10
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of prepared cases, so that a later run does not prepare them again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from ..errors import BundleError
+from ..files import replacing
+from ..weights import DamagedFileError, read_tensors
+
+#: To be raised when a transform of this bundle changes what it makes of a case.
+_FORMAT = 1
+_BYTES_PER_GIGABYTE = 10**9
+_logger = logging.getLogger(__name__)
+
+
+class DiskCache:
+    """Keeps what the deterministic transforms make of a case in a folder that runs may share.
+
+    A case is found again by its entry in the list of cases, by path, size and modification time of its files, by the
+    transforms with all their options, and by the versions of MONAI, torch and NumPy: whatever changes, the case is
+    prepared anew. Files are written in one step, read without running code, and checked; a damaged one is prepared
+    anew. Nothing is ever deleted: a full cache takes no further case, since a run that goes through all its cases
+    again and again would only read each of them after it was thrown out.
+
+    Args:
+        folder: where the files are; it is made when it is missing, and may be deleted whenever no run uses it.
+        gigabytes: how large the folder may become, in units of 10^9 bytes.
+
+    Raises:
+        BundleError: when the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, gigabytes: float) -> None:
+        self.folder = Path(folder).expanduser()
+        self.gigabytes = gigabytes
+        self._closed = False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BundleError(f"cache_dir must be a folder: {self.folder} cannot be made: {error.strerror}.") from None
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise BundleError(f"cache_dir {self.folder} cannot be written: no permission.")
+
+    def load(self, key: str) -> Any:
+        """Read a case.
+
+        Args:
+            key: what :func:`case_key` gives for it.
+
+        Returns:
+            what was kept, or None where there is nothing that can be read.
+        """
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            content = read_tensors(path)
+            return _unpack(json.loads(content["description"]), content["tensors"])
+        except DamagedFileError as error:
+            _logger.warning("cache_dir: %s; the case is prepared anew.", error)
+            return None
+
+    def save(self, key: str, item: Any) -> None:
+        """Keep a case, unless the folder is full or cannot be written: that is said once, and is no error.
+
+        Args:
+            key: what :func:`case_key` gives for it.
+            item: tensors, arrays, numbers and texts in dictionaries and lists.
+
+        Raises:
+            BundleError: when the item holds anything else.
+        """
+        if self._closed:
+            return
+        tensors: list[torch.Tensor] = []
+        try:
+            description = json.dumps(_pack(item, tensors))
+        except TypeError as error:
+            raise BundleError(f"cache_dir cannot keep what the transforms make of a case: {error}.") from error
+        buffer = io.BytesIO()
+        torch.save({"description": description, "tensors": tensors}, buffer)
+        try:
+            if self._bytes() + buffer.tell() > self.gigabytes * _BYTES_PER_GIGABYTE:
+                self._close(f"is full (cache_gigabytes {self.gigabytes:g})")
+                return
+            with replacing(self._path(key)) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            self._close(f"cannot be written ({error.strerror})")
+
+    def _bytes(self) -> int:
+        # Counted anew for each case, since other processes write too; preparing the case took far longer.
+        total = 0
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # A temporary file was renamed meanwhile.
+                total += entry.stat().st_size
+        return total
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.pt"
+
+    def _close(self, reason: str) -> None:
+        if self._closed:  # by another thread, meanwhile
+            return
+        self._closed = True
+        _logger.warning("cache_dir %s %s: further cases are prepared anew each time.", self.folder, reason)
+
+
+class _OptionsPickler(pickle.Pickler):
+    """Writes transforms to be hashed, never to be read: all their options, but no state of a random generator."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "random state" if isinstance(obj, np.random.RandomState) else None
+
+
+def transforms_key(transforms: Sequence[Any]) -> str:
+    """Hash transforms with all their options.
+
+    Args:
+        transforms: deterministic transforms.
+
+    Returns:
+        64 hexadecimal digits, the same in every process.
+
+    Raises:
+        BundleError: when a transform cannot be told from another, as one with a function that has no name.
+    """
+    buffer = io.BytesIO()
+    try:
+        _OptionsPickler(buffer, protocol=5).dump(list(transforms))
+    # Each class that cannot be pickled says so in its own way.
+    except Exception as error:
+        raise BundleError(f"cache_dir needs transforms that can be told apart by their options: {error}.") from error
+    versions = (_FORMAT, monai.__version__, torch.__version__, np.__version__)
+    return hashlib.sha256(repr(versions).encode() + buffer.getvalue()).hexdigest()
+
+
+def case_key(entry: Mapping[str, Any], transforms: str) -> str:
+    """Name a case as its files are now, prepared by certain transforms.
+
+    Args:
+        entry: the case as the list of cases has it, with paths, and other values such as its box.
+        transforms: what :func:`transforms_key` gives for the transforms.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    content = json.dumps([transforms, {key: _identify(value) for key, value in entry.items()}], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _identify(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_identify(item) for item in value]
+    if not isinstance(value, (str, os.PathLike)) or not os.path.exists(value):
+        return value
+    if os.path.isdir(value):
+        return [str(value), [_identify(path) for path in sorted(Path(value).iterdir())]]
+    status = os.stat(value)
+    # The path as it was given becomes part of the metadata of the volume.
+    return [str(value), os.path.abspath(value), status.st_size, status.st_mtime_ns]
+
+
+# The metadata of a volume are some hundred small arrays and texts. torch reads each of them as slowly as a volume, and
+# arrays only by permission: as one text of JSON they cost nothing.
+
+
+def _pack(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Describe an item in what JSON knows, with its tensors aside."""
+    if isinstance(value, MetaTensor):
+        return {"volume": [_pack(part, tensors) for part in (value.as_tensor(), value.meta, value.applied_operations)]}
+    if isinstance(value, torch.Tensor):
+        # A part of a larger tensor would be written with all the rest of it.
+        tensors.append(value.clone(memory_format=torch.contiguous_format))
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return {"array": [value.dtype.str, value.tolist()]}
+    if isinstance(value, Mapping):
+        return {"mapping": {key: _pack(item, tensors) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """Undo :func:`_pack`; tuples have become lists and numbers of NumPy arrays without axes."""
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "volume":
+        tensor, meta, operations = _unpack(content, tensors)
+        return MetaTensor(tensor, meta=meta, applied_operations=operations)
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        return np.array(content[1], dtype=content[0])
+    return {key: _unpack(item, tensors) for key, item in content.items()}

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import assert_refused
+
+from scripts.benchmark import pool
+from scripts.benchmark.pool import WaitingMeasurement, make_pool, measure_pools, measure_waiting
+from scripts.data.splits import load_cases
+
+
+def test_a_pool_is_a_data_set_of_few_volumes(tmp_path):
+    make_pool(tmp_path / "pool", 40)
+    cases = load_cases(tmp_path / "pool", tmp_path / "pool/split.json")
+    assert {name: len(listed) for name, listed in cases.items()} == {
+        "labeled": 4,
+        "unlabeled": 36,
+        "validation": 0,
+        "test": 0,
+    }
+    files = list((tmp_path / "pool/images").iterdir())
+    assert len(files) == 40
+    assert len({path.stat().st_ino for path in files}) == 8
+    assert json.loads((tmp_path / "pool/split.json").read_text())["name"] == "pool_40"
+
+
+def test_each_pool_is_trained_on_in_a_process_of_its_own():
+    (row,) = measure_pools([20], iterations=2)
+    assert row.cases == 20
+    assert row.seconds_to_first_iteration > row.seconds_per_iteration > 0
+    assert row.peak_memory_mib > 100
+
+
+def test_a_mistake_in_an_override_comes_back_in_one_line():
+    training = pool._train([], 2, {"dataset_dir": "/nowhere"}, 0.0)
+    assert isinstance(training, str)
+    assert training.startswith("dataset_dir: /nowhere does not exist")
+
+
+def test_times_and_memory_are_those_of_the_training(monkeypatch):
+    training = pool._Training(100.0, (104.0, 108.0, 111.0, 116.0), (106.0, 109.0, 113.0, 119.0), 512.0)
+    monkeypatch.setattr(pool, "_train_apart", lambda *arguments, **options: training)
+    (row,) = measure_pools([10], iterations=4)
+    assert (row.seconds_to_first_iteration, row.seconds_per_iteration, row.peak_memory_mib) == (6, 13 / 3, 512)
+    # After the first two steps: ten seconds for two iterations, of which 2 + 3 seconds are the steps.
+    waiting = measure_waiting(iterations=4, warm_up=2)
+    assert waiting == WaitingMeasurement(seconds_per_iteration=5, seconds_per_step=2.5)
+    assert waiting.waiting_share == 0.5
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: measure_pools([9]), r"sizes must be whole numbers of at least 10, got \[9\]"),
+        (lambda: measure_pools(iterations=1), "iterations must be a whole number of at least 2, got 1"),
+        (lambda: measure_waiting(warm_up=0), "warm_up must be at least 1, got 0"),
+        (lambda: measure_waiting(iterations=2, warm_up=2), "iterations must be a whole number of at least 3, got 2"),
+    ],
+)
+def test_arguments_are_refused(measure, message):
+    with assert_refused(message):
+        measure()
