@@ -455,7 +455,7 @@ def uncertainty(
 
 def benchmark(
     output_dir: str,
-    parts: str | list[str] = "step,inference",
+    parts: str | list[str] = "step,inference,pools",
     data: str | None = None,
     dataset_dir: str | None = None,
     split_file: str | None = None,
@@ -463,6 +463,7 @@ def benchmark(
     patch_size: list[int] | tuple[int, ...] = (112, 112, 80),
     strides: list[int] | tuple[int, ...] = (18, 18, 4),
     num_steps: int = 3,
+    pool_sizes: int | list[int] | tuple[int, ...] = (100, 1000, 10000),
     ckpt_path: str | None = None,
     device: str | None = None,
 ) -> None:
@@ -470,7 +471,7 @@ def benchmark(
 
     Args:
         output_dir: folder of benchmark.md, benchmark.json and the label maps.
-        parts: what to measure: step, inference or both.
+        parts: what to measure: step, inference, and pools (short trainings on pools of pool_sizes cases).
         data: data set whose spacing, intensities and classes the weights were trained with, such as left_atrium.
         dataset_dir: folder of the data set whose test cases the inference segments; by default phantom volumes.
         split_file: its split file; by default split.json in that folder.
@@ -478,6 +479,7 @@ def benchmark(
         patch_size: crop of the training and window of the inference.
         strides: steps of the window in the protocol with which the inference is compared.
         num_steps: steps of training in each mode, after one that warms up.
+        pool_sizes: numbers of cases, each at least 10.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory are measured.
         device: such as cpu or cuda:0; by default a GPU if there is one.
     """
@@ -496,6 +498,7 @@ def benchmark(
         patch_size=_sizes("patch_size", patch_size),
         strides=_sizes("strides", strides),
         num_steps=_whole_number("num_steps", num_steps, at_least=1),
+        pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
         ckpt_path=None if ckpt_path is None else _text("ckpt_path", ckpt_path),
         device=None if device is None else _text("device", device),
         show=lambda text: _console.print(escape(text)),

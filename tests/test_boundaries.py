@@ -29,6 +29,7 @@ ALLOWED = {
     "console": {"errors", "files"},
     "precision": {"errors"},
     "evaluator": {"errors", "precision"},
+    "inferer": set(),
     "trainer": {"errors", "data.two_stream", "parallel", "precision"},
     "handlers": {"errors", "files", "evaluation", "parallel", "weights"},
     "settings": {"errors", "precision"},
@@ -37,8 +38,8 @@ ALLOWED = {
     "studies": {"errors", "data.splits", "evaluation", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "weights"},
-    "benchmark": {"errors", "console", "data"},
-    "__main__": {"errors", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
+    "benchmark": {"errors", "console", "data", "evaluation", "export", "methods.dual_network", "studies", "trainer"},
+    "__main__": {"errors", "benchmark", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
     "__init__": set(),
 }
 
@@ -54,6 +55,7 @@ LIBRARIES = {
     "precision": {"torch"},
     "trainer": {"torch", "monai"},
     "evaluator": {"torch", "monai"},
+    "inferer": {"torch", "monai"},
 }
 
 

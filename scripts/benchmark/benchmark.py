@@ -17,15 +17,18 @@ from ..evaluation.case_report import write_text
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
+from .pool import measure_pools, measure_waiting
 from .step import measure_steps
 
-PARTS = ("step", "inference")
+PARTS = ("step", "inference", "pools")
 #: How the columns of the tables are called and written.
 _HEADINGS = {
     "seconds": "seconds",
     "ratio": "times faster",
     "loss_share": "losses",
     "peak_mebibytes": "peak memory [MiB]",
+    "seconds_to_first_iteration": "seconds to the end of the first iteration",
+    "seconds_per_iteration": "seconds of each further one",
     "dice": "Dice [%]",
     "agreement": "same label [% of voxels]",
 }
@@ -34,6 +37,8 @@ _FORMS = {
     "ratio": "{:.2f}",
     "loss_share": "{:.1%}",
     "peak_mebibytes": "{:.0f}",
+    "seconds_to_first_iteration": "{:.1f}",
+    "seconds_per_iteration": "{:.2f}",
     "dice": "{:.2f}",
     "agreement": "{:.3f}",
 }
@@ -49,6 +54,7 @@ def run_benchmark(
     patch_size: Sequence[int] = (112, 112, 80),
     strides: Sequence[int] = (18, 18, 4),
     num_steps: int = 3,
+    pool_sizes: Sequence[int] = (100, 1000, 10000),
     ckpt_path: str | None = None,
     device: str | None = None,
     show: Callable[[str], None] = print,
@@ -65,6 +71,7 @@ def run_benchmark(
         patch_size: crop of the training and window of the inference.
         strides: steps of the window in the protocol.
         num_steps: steps of training in each mode, after one that warms up.
+        pool_sizes: numbers of cases of the pools.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory count.
         device: where to measure; by default a GPU if there is one.
         show: takes each line of the report as it is ready.
@@ -107,6 +114,14 @@ def run_benchmark(
         summary += [f"inference {modes.set_index('mode').loc[DEFAULT, 'ratio']:.1f}x"]
     if "step" in parts:
         summary += [f"memory {steps['peak_mebibytes'].iloc[-1] / 1024:.1f} GiB"]
+    if "pools" in parts:
+        pools = pd.DataFrame(measure_pools(pool_sizes))
+        waiting = measure_waiting()
+        facts |= {"pools": pools.to_dict("records"), "waiting_share": waiting.waiting_share}
+        add("Short trainings on pools of several sizes", pools)
+        text = f"{waiting.waiting_share:.1%} of the time of a training from memory is not the step."
+        texts.append(text + "\n")
+        show(text)
     line = ", ".join(summary)
     header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
     write_text(output / "benchmark.json", json.dumps({**facts, "summary": line}, indent=4) + "\n")

@@ -160,7 +160,6 @@ def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mappin
     parser = ConfigParser()
     parser.read_config(list(config_file))
     parser.update({**settings, "datalist": list(images)})
-    torch.manual_seed(0)
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.inferer = _TimedInferer(evaluator.inferer)
     evaluator.run()

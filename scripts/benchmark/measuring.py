@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
-import resource
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import monai
 import torch
 
+from ..console import describe_mistake
 from ..errors import BundleError
 
 
@@ -39,7 +41,8 @@ def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Me
         its result and the peak of resident memory of the process, that of PyTorch itself included.
 
     Raises:
-        BundleError: when the process was killed; errors of the function stay as they are.
+        BundleError: when the process was killed, or for a mistake that costs one line elsewhere; other errors of the
+            function stay as they are.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -73,8 +76,25 @@ def describe_machine(device: str | torch.device) -> dict[str, Any]:
     }
 
 
-def _run(function: Callable[[], Any]) -> Measured:
-    value = function()
+def _run(function: Callable[[], Any]) -> Measured | str:
+    try:
+        return Measured(function(), _peak_mebibytes())
+    except Exception as error:
+        # What MONAI wraps around a mistake does not survive the way to the other process.
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        return mistake
+
+
+def _peak_mebibytes() -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands the peak of the process that started this one on to getrusage.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**10
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return Measured(value, peak / (2**20 if sys.platform == "darwin" else 2**10))
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

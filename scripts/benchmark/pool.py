@@ -4,13 +4,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +17,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
 
-from ..console import describe_mistake
 from ..data.phantom import generate_phantom_dataset, write_json
 from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
 from ..errors import BundleError
+from .measuring import measure_alone
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NUM_VOLUMES = 8
@@ -40,13 +36,13 @@ class PoolMeasurement:
         cases: cases of the pool, a tenth of them labeled.
         seconds_to_first_iteration: from the start of the process to the end of its first iteration.
         seconds_per_iteration: mean of the iterations after the first.
-        peak_memory_mib: most memory that the process held at once, in MiB.
+        peak_mebibytes: most memory that the process held at once.
     """
 
     cases: int
     seconds_to_first_iteration: float
     seconds_per_iteration: float
-    peak_memory_mib: float
+    peak_mebibytes: float
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,11 @@ class WaitingMeasurement:
 
 @dataclass(frozen=True)
 class _Training:
-    """Seconds since the epoch at which a training began and each of its steps began and ended; its peak memory."""
+    """Seconds since the epoch at which a training began and each of its steps began and ended."""
 
     started: float
     step_starts: tuple[float, ...]
     step_ends: tuple[float, ...]
-    peak_memory_mib: float
 
 
 def measure_pools(
@@ -101,14 +96,14 @@ def measure_pools(
         with TemporaryDirectory() as folder:
             make_pool(folder, size)
             options = {**_SMALL, "dataset_dir": folder, **(overrides or {})}
-            training = _train_apart([], iterations=iterations, options=options)
+            training, peak = measure_alone(_train, [], iterations, options, time.time())
         first, *others = training.step_ends
         rows.append(
             PoolMeasurement(
                 cases=size,
                 seconds_to_first_iteration=first - training.started,
                 seconds_per_iteration=(others[-1] - first) / len(others),
-                peak_memory_mib=training.peak_memory_mib,
+                peak_mebibytes=peak,
             )
         )
     return rows
@@ -135,7 +130,8 @@ def measure_waiting(
         raise BundleError(f"warm_up must be at least 1, got {warm_up!r}.")
     _check_iterations(iterations, at_least=warm_up + 1)
     with _phantoms_unless(overlays or "dataset_dir" in (overrides or {})) as options:
-        training = _train_apart(overlays, iterations=iterations, options={**options, **(overrides or {})})
+        options = {**options, **(overrides or {})}
+        training = measure_alone(_train, list(overlays), iterations, options, time.time()).value
     measured = iterations - warm_up
     steps = [end - start for start, end in zip(training.step_starts, training.step_ends, strict=True)]
     return WaitingMeasurement(
@@ -180,28 +176,7 @@ def _phantoms_unless(has_data: Any) -> Iterator[dict[str, Any]]:
         yield {} if has_data else {**_SMALL, "dataset_dir": f"{folder}/data"}
 
 
-def _train_apart(overlays: Sequence[str], *, iterations: int, options: Mapping[str, Any]) -> _Training:
-    """Train in a new process, whose memory is that of the training alone."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        training = executor.submit(_train, list(overlays), iterations, dict(options), time.time()).result()
-    if isinstance(training, str):
-        raise BundleError(training)
-    return training
-
-
-def _train(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training | str:
-    try:
-        return _timed_training(overlays, iterations, options, started)
-    except Exception as error:
-        # What MONAI wraps around a mistake does not survive the way to the other process.
-        mistake = describe_mistake(error)
-        if mistake is None:
-            raise
-        return mistake
-
-
-def _timed_training(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training:
+def _train(overlays: list[str], iterations: int, options: dict[str, Any], started: float) -> _Training:
     intervals = dict.fromkeys(("iterations", "val_interval", "checkpoint_interval", "log_interval"), iterations)
     with TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
@@ -218,17 +193,4 @@ def _timed_training(overlays: list[str], iterations: int, options: dict[str, Any
         workflow.trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda: ends.append(time.time()))
         workflow.run()
         workflow.finalize()
-    return _Training(started, tuple(starts), tuple(ends), _peak_memory_mib())
-
-
-def _peak_memory_mib() -> float:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux hands the peak of the process that started this one on to getrusage.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) / 2**10
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return _Training(started, tuple(starts), tuple(ends))

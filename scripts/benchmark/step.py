@@ -82,7 +82,6 @@ def _time_steps(
     parser = ConfigParser()
     parser.read_config(list(config_file))
     parser.update(dict(overrides))
-    torch.manual_seed(0)
     batch = _noise(parser)
     trainer = SemiSupervisedTrainer(
         device=parser.get_parsed_content("device"),

@@ -8,6 +8,7 @@ import pytest
 from conftest import assert_refused
 
 from scripts.benchmark import pool
+from scripts.benchmark.measuring import Measured
 from scripts.benchmark.pool import WaitingMeasurement, make_pool, measure_pools, measure_waiting
 from scripts.data.splits import load_cases
 
@@ -31,20 +32,19 @@ def test_each_pool_is_trained_on_in_a_process_of_its_own():
     (row,) = measure_pools([20], iterations=2)
     assert row.cases == 20
     assert row.seconds_to_first_iteration > row.seconds_per_iteration > 0
-    assert row.peak_memory_mib > 100
+    assert row.peak_mebibytes > 100
 
 
-def test_a_mistake_in_an_override_comes_back_in_one_line():
-    training = pool._train([], 2, {"dataset_dir": "/nowhere"}, 0.0)
-    assert isinstance(training, str)
-    assert training.startswith("dataset_dir: /nowhere does not exist")
+def test_a_mistake_in_an_override_costs_one_line():
+    with assert_refused("dataset_dir: /nowhere does not exist"):
+        measure_pools([20], iterations=2, overrides={"dataset_dir": "/nowhere"})
 
 
 def test_times_and_memory_are_those_of_the_training(monkeypatch):
-    training = pool._Training(100.0, (104.0, 108.0, 111.0, 116.0), (106.0, 109.0, 113.0, 119.0), 512.0)
-    monkeypatch.setattr(pool, "_train_apart", lambda *arguments, **options: training)
+    training = pool._Training(100.0, (104.0, 108.0, 111.0, 116.0), (106.0, 109.0, 113.0, 119.0))
+    monkeypatch.setattr(pool, "measure_alone", lambda *arguments: Measured(training, 512.0))
     (row,) = measure_pools([10], iterations=4)
-    assert (row.seconds_to_first_iteration, row.seconds_per_iteration, row.peak_memory_mib) == (6, 13 / 3, 512)
+    assert (row.seconds_to_first_iteration, row.seconds_per_iteration, row.peak_mebibytes) == (6, 13 / 3, 512)
     # After the first two steps: ten seconds for two iterations, of which 2 + 3 seconds are the steps.
     waiting = measure_waiting(iterations=4, warm_up=2)
     assert waiting == WaitingMeasurement(seconds_per_iteration=5, seconds_per_step=2.5)
