@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, SMALL
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_net_in_out
+from monai.inferers import SlidingWindowInferer
 from test_boundaries import MODULES, imports_of
 
 from scripts.networks.dual_network import DualNetwork
@@ -127,9 +128,11 @@ def test_inference_config_has_all_properties(phantom_dir, tmp_path, make_workflo
 
 def test_inference_transforms_and_inferer_need_nothing_of_scripts():
     config = read("inference")
-    consumed = {key: config[key] for key in ("preprocessing", "postprocessing", "inferer", "handlers")}
-    macros = {name: config[name] for name in ("orient", "resample", "window", "normalize")}
+    consumed = {key: config[key] for key in ("preprocessing", "postprocessing", "handlers")}
+    macros = {name: config[name] for name in ("orient", "resample", "window", "normalize", "pad")}
     assert "scripts" not in json.dumps([consumed, macros])
+    # The one of scripts/ that skips empty windows is asked for by option.
+    assert type(ConfigParser(config).get_parsed_content("inferer")) is SlidingWindowInferer
 
 
 def test_images_are_prepared_in_inference_as_in_training():
