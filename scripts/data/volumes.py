@@ -208,7 +208,7 @@ class ReadableVolumes(IterableDataset):
         ratio = spacing / np.asarray(self.trained_spacing)
         if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
             sizes = ("x".join(f"{size:.4g}" for size in sizes) for sizes in (spacing, self.trained_spacing))
-            _logger.warning("%s has voxels of %s mm, the network was trained on %s mm: look at its result.", path, *sizes)
+            _logger.warning("%s has voxels of %s mm, the weights are for %s mm: check the result.", path, *sizes)
 
     def finish(self) -> None:
         """Say at the end of a run how many volumes failed.

@@ -291,7 +291,7 @@ def test_voxels_of_other_sizes_than_in_the_training_are_warned_of(tmp_path, capl
     with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
         assert len(list(ReadableVolumes(data, shipped_preprocessing(), trained_spacing=[1, 1, 2]))) == 1
     warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
-    expected = f"{path} has voxels of 1x1x{thickness} mm, the network was trained on 1x1x2 mm: look at its result."
+    expected = f"{path} has voxels of 1x1x{thickness} mm, the weights are for 1x1x2 mm: check the result."
     assert [line for line in warnings if "voxels" in line] == [expected] * num_warnings
 
 
