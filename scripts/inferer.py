@@ -22,9 +22,7 @@ class FilledWindowInferer(SlidingWindowInferer):
         **kwargs: see ``monai.inferers.SlidingWindowInferer``.
     """
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Predict a volume.
 
         Args:

@@ -47,11 +47,12 @@ def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Me
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
-            return pool.submit(_run, partial(function, *args, **kwargs)).result()
+            measured = pool.submit(_run, partial(function, *args, **kwargs)).result()
         except BrokenProcessPool:
-            raise BundleError(
-                "a measurement was killed, most likely for want of memory: choose a smaller one."
-            ) from None
+            raise BundleError("a measurement was killed, most likely for want of memory.") from None
+    if isinstance(measured, str):
+        raise BundleError(measured)
+    return measured
 
 
 def describe_machine(device: str | torch.device) -> dict[str, Any]:

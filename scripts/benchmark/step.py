@@ -54,7 +54,8 @@ def measure_steps(
     measurements = []
     for mode, settings in MODES.items():
         measured = measure_alone(_time_steps, config_file, num_steps, {**(overrides or {}), **settings})
-        measurements.append(StepMeasurement(mode, *measured.value, measured.peak_mebibytes))
+        precision, seconds, loss_share = measured.value
+        measurements.append(StepMeasurement(mode, precision, seconds, loss_share, measured.peak_mebibytes))
     return measurements
 
 
