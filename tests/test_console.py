@@ -39,7 +39,7 @@ def overlay(tmp_path):
     return str(path)
 
 
-def run(*arguments):
+def assert_accepted(*arguments):
     prepare_command_line([PROGRAM, "run", *arguments])
     # What passes was looked at: under another program nothing is, and the hook stays what it was.
     assert sys.excepthook is report_in_one_line
@@ -49,15 +49,15 @@ def run(*arguments):
 
 
 def test_known_overrides_pass(config_file):
-    run("--config_file", config_file, "--iterations", "100", "--patch_size", "[16,16,16]")
-    run("--iterations=100", f"--config_file={config_file}", "--patch_size=[16,16,16]")
-    run("--config_file", config_file)
+    assert_accepted("--config_file", config_file, "--iterations", "100", "--patch_size", "[16,16,16]")
+    assert_accepted("--iterations=100", f"--config_file={config_file}", "--patch_size=[16,16,16]")
+    assert_accepted("--config_file", config_file)
 
 
 @pytest.mark.parametrize("form", [["--iteratons", "100"], ["--iteratons=100"]])
 def test_a_misspelled_override_is_refused_with_a_hint(config_file, form):
     with pytest.raises(BundleError) as caught:
-        run("--config_file", config_file, *form)
+        assert_accepted("--config_file", config_file, *form)
     assert str(caught.value) == (
         f"--iteratons is no key of the configuration {config_file}. Did you mean --iterations?"
     )
@@ -65,70 +65,72 @@ def test_a_misspelled_override_is_refused_with_a_hint(config_file, form):
 
 def test_an_override_before_the_configuration_is_checked_too(config_file):
     with pytest.raises(BundleError, match=r"Did you mean --patch_size\?"):
-        run("--patchsize", "[16,16,16]", "--config_file", config_file)
+        assert_accepted("--patchsize", "[16,16,16]", "--config_file", config_file)
 
 
 def test_an_override_like_nothing_is_refused_without_a_hint(config_file):
     with pytest.raises(BundleError, match=r"--zzz is no key of the configuration .*train\.json\.$"):
-        run("--config_file", config_file, "--zzz", "1")
+        assert_accepted("--config_file", config_file, "--zzz", "1")
 
 
 @pytest.mark.parametrize("key", ["train#trainer#amp", "train::trainer::amp", "train#trainer::amp"])
 def test_nested_overrides_pass(config_file, key):
-    run("--config_file", config_file, f"--{key}", "true")
-    run("--config_file", config_file, f"--{key}=true")
+    assert_accepted("--config_file", config_file, f"--{key}", "true")
+    assert_accepted("--config_file", config_file, f"--{key}=true")
 
 
 @pytest.mark.parametrize("key", ["trian#trainer#amp", "trian::trainer::amp"])
 def test_a_misspelled_nested_override_is_refused(config_file, key):
     with pytest.raises(BundleError, match=rf"--{key} is no key of the configuration .* Did you mean --train\?"):
-        run("--config_file", config_file, f"--{key}", "true")
+        assert_accepted("--config_file", config_file, f"--{key}", "true")
 
 
 @pytest.mark.parametrize("key", ["train#trainr", "train::trainr"])
 def test_a_misspelling_further_down_is_refused(config_file, key):
     # MONAI would add a key that nothing reads, and the run would go on with the old value.
     with pytest.raises(BundleError, match=rf"--{key} is no key of the configuration"):
-        run("--config_file", config_file, f"--{key}", "{}")
+        assert_accepted("--config_file", config_file, f"--{key}", "{}")
 
 
 def test_an_object_in_a_list_may_be_changed(config_file):
-    run("--config_file", config_file, "--train#handlers#0#interval", "2", "--train::handlers::0::interval=2")
+    assert_accepted(
+        "--config_file", config_file, "--train#handlers#0#interval", "2", "--train::handlers::0::interval=2"
+    )
 
 
 def test_a_new_argument_of_an_object_passes(config_file):
     # The object may take more arguments than its configuration names.
-    run("--config_file", config_file, "--train#trainer#non_blocking", "true")
+    assert_accepted("--config_file", config_file, "--train#trainer#non_blocking", "true")
 
 
 @pytest.mark.parametrize("name", ["run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking"])
 def test_arguments_of_the_program_pass(config_file, name):
-    run("--config_file", config_file, f"--{name}", "x")
+    assert_accepted("--config_file", config_file, f"--{name}", "x")
 
 
 def test_a_misspelled_argument_of_the_program_is_refused(config_file):
     with pytest.raises(BundleError, match=r"Did you mean --logging_file\?"):
-        run("--config_file", config_file, "--loging_file", "configs/logging.conf")
+        assert_accepted("--config_file", config_file, "--loging_file", "configs/logging.conf")
 
 
 @pytest.mark.parametrize("separator", ["','", "', '"])
 def test_a_list_of_configurations(config_file, overlay, separator):
     files = f"['{config_file}{separator}{overlay}']"
-    run("--config_file", files, "--iterations", "5", "--uses_boxes", "false")
+    assert_accepted("--config_file", files, "--iterations", "5", "--uses_boxes", "false")
     with pytest.raises(BundleError, match=r"Did you mean --uses_boxes\?"):
-        run("--config_file", files, "--use_boxes", "false")
+        assert_accepted("--config_file", files, "--use_boxes", "false")
     # Alone, the first file has no such key.
     with pytest.raises(BundleError, match="--uses_boxes is no key"):
-        run("--config_file", config_file, "--uses_boxes", "false")
+        assert_accepted("--config_file", config_file, "--uses_boxes", "false")
 
 
 def test_a_value_is_no_override(config_file):
-    run("--config_file", config_file, "--iterations", "zzz", "yyy", "-x")
+    assert_accepted("--config_file", config_file, "--iterations", "zzz", "yyy", "-x")
 
 
 def test_without_a_configuration_nothing_is_checked():
-    run("--iteratons", "100")
-    run("--args_file", "args.json", "--config_file", "missing.json", "--iteratons", "100")
+    assert_accepted("--iteratons", "100")
+    assert_accepted("--args_file", "args.json", "--config_file", "missing.json", "--iteratons", "100")
 
 
 @pytest.mark.parametrize("program", ["/usr/bin/pytest", "scripts/__main__.py", "-c", ""])
@@ -140,12 +142,12 @@ def test_other_programs_are_left_alone(config_file, program):
 
 
 def test_mistakes_are_reported_in_one_line_from_now_on(config_file):
-    run("--config_file", config_file)
+    assert_accepted("--config_file", config_file)
     assert sys.excepthook is report_in_one_line
 
 
 def test_mistakes_are_reported_in_one_line_also_without_a_configuration():
-    run()
+    assert_accepted()
     assert sys.excepthook is report_in_one_line
 
 
