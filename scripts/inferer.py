@@ -15,7 +15,7 @@ class FilledWindowInferer(SlidingWindowInferer):
     """Sliding-window inference where windows of one gray value alone are background, without the network.
 
     Such windows are the air that a window of intensities has clipped, or the zeros around a volume that was cropped or
-    turned. One window is always computed, as the network alone knows its number of channels.
+    turned. One window at least is computed, as the network alone knows its number of channels.
 
     Args:
         *args: see ``monai.inferers.SlidingWindowInferer``.
@@ -40,12 +40,14 @@ class FilledWindowInferer(SlidingWindowInferer):
             nonlocal empty
             values = windows.flatten(1)
             filled = values.amax(dim=1) > values.amin(dim=1)
+            computed = network(windows[filled], *args, **kwargs) if filled.any() else None
             if empty is None:
-                empty = torch.zeros_like(network(windows[:1], *args, **kwargs))
+                known = network(windows[:1], *args, **kwargs) if computed is None else computed[:1]
+                empty = torch.zeros_like(known)
                 empty[:, 0] = 1
             probabilities = empty.repeat(len(windows), 1, 1, 1, 1)
-            if filled.any():
-                probabilities[filled] = network(windows[filled], *args, **kwargs)
+            if computed is not None:
+                probabilities[filled] = computed
             return probabilities
 
         return super().__call__(inputs, predict, *args, **kwargs)
