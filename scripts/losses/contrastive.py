@@ -193,8 +193,8 @@ class PrototypeContrastiveLoss(nn.Module):
         kept = [row for row, count in enumerate(counts) if count >= min_count]
         if not kept:
             return {}
-        # A matrix product with the masks sums without a copy of the volume for each class.
-        sums = torch.einsum("bkv,bcv->ck", features.flatten(2).float(), members[:, kept].float())
+        # A matrix product with the masks sums without a copy of the volume.
+        sums = torch.bmm(members[:, kept].float(), features.flatten(2).transpose(1, 2).float()).sum(dim=0)
         sums = sum_over_processes(sums)
         return {classes[row]: sums[position] / counts[row] for position, row in enumerate(kept)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import CHANNELS, Normalization, initialize_kaiming
+from .blocks import Head, Normalization, initialize_kaiming
 from .vnet import VNet
 
 
@@ -44,7 +44,7 @@ class DualTaskVNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = VNet(in_channels, out_channels, dropout=dropout, normalization=normalization)
-        self.distance_head = nn.Conv3d(CHANNELS[0], out_channels - 1, kernel_size=1)
+        self.distance_head = Head(out_channels - 1)
         initialize_kaiming(self.distance_head)
 
     @torch.jit.export
@@ -62,8 +62,10 @@ class DualTaskVNet(nn.Module):
         Raises:
             ValueError: when the shape does not fit.
         """
-        features = self.backbone.dropout(self.backbone.features(image))
-        return self.backbone.classifier(features), self.distance_head(features).float().tanh()
+        features = self.backbone.features(image)
+        channel_weights = self.backbone.dropout(features)
+        distance = self.distance_head(features, channel_weights).float().tanh()
+        return self.backbone.classifier(features, channel_weights), distance
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Predict class probabilities; the signed distance is not computed.

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from .blocks import (
-    CHANNELS,
+    ChannelDropout,
     Decoder,
+    Head,
     Normalization,
     Upsampling,
     check_channels,
@@ -62,10 +63,8 @@ class MultiDecoderVNet(nn.Module):
         self.decoders = nn.ModuleList(
             Decoder(normalization, upsampling) for upsampling in get_args(Upsampling)[:num_decoders]
         )
-        self.dropout = nn.Dropout3d(dropout)
-        self.classifiers = nn.ModuleList(
-            nn.Conv3d(CHANNELS[0], out_channels, kernel_size=1) for _ in range(num_decoders)
-        )
+        self.dropout = ChannelDropout(dropout)
+        self.classifiers = nn.ModuleList(Head(out_channels) for _ in range(num_decoders))
         initialize_kaiming(self)
 
     @torch.jit.export
@@ -85,7 +84,8 @@ class MultiDecoderVNet(nn.Module):
         pyramid = self.encoder(image)
         logits: list[torch.Tensor] = []
         for decoder, classifier in zip(self.decoders, self.classifiers):
-            logits.append(classifier(self.dropout(decoder(pyramid))))
+            features = decoder(pyramid)
+            logits.append(classifier(features, self.dropout(features)))
         return logits
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -101,5 +101,6 @@ class MultiDecoderVNet(nn.Module):
             ValueError: when the shape does not fit.
         """
         check_image(image, self.in_channels)
-        logits = self.classifiers[0](self.dropout(self.decoders[0](self.encoder(image))))
+        features = self.decoders[0](self.encoder(image))
+        logits = self.classifiers[0](features, self.dropout(features))
         return torch.softmax(logits.float(), dim=1)

@@ -12,7 +12,7 @@ import torch
 from conftest import needs_bfloat16
 from torch import nn
 
-from scripts.networks.blocks import Decoder, check_channels, normalization_layer
+from scripts.networks.blocks import CHANNELS, ChannelDropout, Decoder, Head, check_channels, normalization_layer
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.resnet_vnet import ResNet34Encoder, ResNetVNet
 from scripts.networks.vnet import VNet, VNetEncoder
@@ -141,6 +141,31 @@ def test_features_come_before_the_last_dropout(changeable, image, name):
         assert torch.equal(features, subnetwork.features(image))
         heads = [subnetwork.head(features) for _ in range(8)]
     assert any(not torch.equal(heads[0], head) for head in heads[1:])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("training", [True, False])
+def test_head_is_dropout_and_convolution(memory_format, training):
+    head, channel_weights = Head(3), ChannelDropout(0.5).train(training)
+    dropout = nn.Dropout3d(0.5).train(training)
+    convolution = nn.Conv3d(CHANNELS[0], 3, kernel_size=1)
+    convolution.load_state_dict(head.state_dict())
+    values = torch.randn(2, CHANNELS[0], 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    results = []
+    for compute in (
+        lambda features: head(features, channel_weights(features)),
+        lambda features: convolution(dropout(features)),
+    ):
+        features = values.clone().to(memory_format=memory_format).requires_grad_()
+        torch.manual_seed(1)
+        scores = compute(features)
+        scores.square().sum().backward()
+        results.append((scores, features.grad))
+    assert (results[0][1] == 0).all(dim=(2, 3, 4)).any() == training
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(getattr(head, name).grad, getattr(convolution, name).grad)
 
 
 def test_resnet_vnet_has_no_other_dropout(changeable, image):
