@@ -28,7 +28,7 @@ quickstart: $(VENV)/.runtime
 	@echo; echo "label map: $(QUICKSTART)/inference/$(CASE)_seg.nii.gz"; echo "picture:   $(QUICKSTART)/$(CASE).png"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
