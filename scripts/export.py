@@ -43,8 +43,8 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
         raise BundleError(f"ckpt_path {ckpt_path} does not hold the weights of the dual network.")
     prefix = f"{network}."
     chosen = {f"backbone.{key.removeprefix(prefix)}": value for key, value in state.items() if key.startswith(prefix)}
-    with replacing(output) as temporary:
-        torch.save(chosen, temporary)
+    with replacing(output) as temporary, temporary.open("wb") as stream:
+        torch.save(chosen, stream)
 
 
 def write_triton_model(

@@ -21,6 +21,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields:
         A temporary path in the same folder with the same suffix. It takes the place of ``path`` in one step when the
         block ends, and is deleted when the block fails.
+
+    Raises:
+        OSError: when the file cannot be written, as on a full disk; names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,5 +39,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
+        # torch reports what the system said in words of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.errno is not None and cause.filename is None:
+            raise OSError(cause.errno, cause.strerror, str(target)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
+from scripts.console import describe_mistake
 from scripts.files import replacing
 
 
@@ -68,6 +71,39 @@ def test_a_writer_that_replaces_the_temporary_file(tmp_path):
         temporary.unlink()
         temporary.write_text("new")
     assert target.read_text() == "new"
+
+
+@pytest.fixture
+def small_files_only():
+    """For one test, the system refuses to write more than 10 kB into a file, as it does where a disk is full."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def write_by_torch(path, content):
+    with path.open("wb") as stream:
+        torch.save(content, stream)
+
+
+@pytest.mark.parametrize(
+    ("write", "content"), [(Path.write_bytes, bytes(20_000)), (write_by_torch, torch.zeros(20_000))]
+)
+def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path, small_files_only, write, content):
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+
+    def fail():
+        with replacing(target) as temporary:
+            write(temporary, content)
+
+    with pytest.raises(OSError, match="File too large") as caught:
+        fail()
+    assert describe_mistake(caught.value) == f"{target}: File too large"
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

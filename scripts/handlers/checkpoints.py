@@ -238,8 +238,9 @@ class PublishedWeights:
 
 
 def _save_tensors(path: Path, content: Any) -> None:
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    # By a stream of Python, which says why it cannot be written.
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def _random_state() -> dict[str, Any]:
