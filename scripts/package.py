@@ -129,7 +129,7 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     overlay = ConfigParser.load_config_file(overlay_file)
     train = ConfigParser.load_config_files([_CONFIGS / "train.json", overlay_file])
     # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
-    del overlay["ckpt_path"], train["ckpt_path"], train["trained_spacing"]
+    del overlay["ckpt_path"], train["ckpt_path"], train["trained_spacing"], train["trained_extent"]
     inference = ConfigParser.load_config_file(_CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
     # Training takes the folder of a data set, inference that of its volumes.
@@ -183,6 +183,7 @@ def _readme(task: str, configs: Mapping[str, dict[str, Any]]) -> str:
         "iterations": train["iterations"],
         "classes": _list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]),
         "num_classes": train["num_classes"],
+        "weights": (_ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if figures else "",
         "performance": "\n".join(f"- {metric}: {value}" for metric, value in figures.items())
         or "No figure has been measured with the weights of this version.",
         "references": "\n\n".join(f"[{i}] {text}" for i, text in enumerate(metadata["references"], start=1)),
@@ -192,11 +193,14 @@ def _readme(task: str, configs: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _data_license(metadata: Mapping[str, Any]) -> str:
-    """Take the section of docs/data_license.txt that names the source of the task."""
+    """Take the section of docs/data_license.txt that names the source of the task, and of its weights if it has any."""
     separator = re.compile(r"^(?=/\*+/$)", re.MULTILINE)
     head, *sections = separator.split((_ROOT / "docs/data_license.txt").read_text(encoding="utf-8"))
     url = metadata["data_source"].split()[-1]
     (section,) = [section for section in sections if url in section]
+    # The line of the repository's own weights: here they have another path, or are others.
+    line = "   Weights:  models/model.pt was trained on these data\n" if metadata["eval_metrics"] else ""
+    section = re.sub(r"^ +Weights:.*\n", line, section, flags=re.MULTILINE)
     return f"{head}{section.rstrip()}\n"
 
 

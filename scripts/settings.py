@@ -77,6 +77,7 @@ _CHECKS: dict[str, Check] = {
     ),
     "spacing": _SPACING,
     "trained_spacing": _SPACING,
+    "trained_extent": _SPACING,
     "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "resume": _TRUTH,

@@ -39,7 +39,9 @@ def test_files_are_pretty_ascii_json(path):
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_key_of_an_overlay_exists_in_train(name):
     # A data overlay also says which weights inference takes for it, and what they were trained on.
-    assert set(read(name)) <= set(read("train")) | ({"ckpt_path", "trained_spacing"} if name in DATA else set())
+    assert set(read(name)) <= set(read("train")) | (
+        {"ckpt_path", "trained_spacing", "trained_extent"} if name in DATA else set()
+    )
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

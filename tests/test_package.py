@@ -158,8 +158,9 @@ def test_train_and_inference_are_right_for_the_task_alone(task, bundle):
     del overlay["ckpt_path"]
     train, inference = read(bundle, "train"), read(bundle, "inference")
     # Training does not ask what the weights were trained on.
-    assert inference["trained_spacing"] == overlay.pop("trained_spacing")
-    assert "trained_spacing" not in train
+    for name in ("trained_spacing", "trained_extent"):
+        assert inference[name] == overlay.pop(name)
+        assert name not in train
     assert inference["ckpt_path"] == own["ckpt_path"] == "$@bundle_root + '/models/model.pt'"
     assert "ckpt_path" not in read(bundle, f"data_{TASKS[task]}")
     for key, value in overlay.items():
@@ -346,8 +347,12 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
     other, _ = write_package("hippocampus", tmp_path / "other", weights=weights)
     assert read(own, "metadata")["eval_metrics"] == {"mean_dice": 0.9}
     assert "- mean_dice: 0.9\n" in (own / "docs/README.md").read_text()
+    assert "The weights were trained with" in (own / "docs/README.md").read_text()
+    assert "Weights:  models/model.pt was trained" in (own / "docs/data_license.txt").read_text()
     assert read(other, "metadata")["eval_metrics"] == {}
     assert "No figure has been measured" in (other / "docs/README.md").read_text()
+    assert "The weights were trained with" not in (other / "docs/README.md").read_text()
+    assert "Weights:" not in (other / "docs/data_license.txt").read_text()
 
 
 @pytest.mark.parametrize(

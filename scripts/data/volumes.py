@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _OTHER_MAPS = ("probabilities", "uncertainty")
 _POSTFIX = re.compile(r"[\w.+-]+")
 #: How many times larger or smaller than in the training voxels may be without a warning.
 _MAX_SPACING_RATIO = 1.25
+#: How many times larger than in the training a volume may be along an axis without a warning.
+_MAX_EXTENT_RATIO = 1.5
 _logger = logging.getLogger(__name__)
 
 
@@ -147,6 +149,8 @@ class ReadableVolumes(IterableDataset):
         in_channels: channels that the network takes; None skips the check.
         trained_spacing: voxel sizes in mm, along x, y and z, of the files that the network was trained on; a volume of
             others is segmented with a warning. None skips it.
+        trained_extent: largest extent in mm, along x, y and z, of the files that the network was trained on; a volume
+            that is half as large again is segmented with a warning. None skips it.
     """
 
     def __init__(
@@ -156,11 +160,13 @@ class ReadableVolumes(IterableDataset):
         *,
         in_channels: int | None = None,
         trained_spacing: Sequence[float] | None = None,
+        trained_extent: Sequence[float] | None = None,
     ) -> None:
         self.data = data
         self.transform = transform if transform is not None else Compose()
         self.in_channels = in_channels
         self.trained_spacing = trained_spacing
+        self.trained_extent = trained_extent
         # Shared, since worker processes read the volumes where the loader has some.
         self._num_failed = multiprocessing.Value("i", 0)
 
@@ -183,7 +189,7 @@ class ReadableVolumes(IterableDataset):
         try:
             volume = self.transform(dict(item))
             self._check(volume["image"])
-            self._compare_spacing(item["image"], volume["image"])
+            self._compare_geometry(item["image"], volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:
             with self._num_failed.get_lock():
@@ -200,15 +206,27 @@ class ReadableVolumes(IterableDataset):
         if not torch.isfinite(image).all():
             raise BundleError("it holds values that are not finite.")
 
-    def _compare_spacing(self, path: str, image: torch.Tensor) -> None:
-        affine = getattr(image, "meta", {}).get(MetaKeys.ORIGINAL_AFFINE)
-        if self.trained_spacing is None or affine is None:
+    def _compare_geometry(self, path: str, image: torch.Tensor) -> None:
+        meta = getattr(image, "meta", {})
+        affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
+        if affine is None or shape is None:
             return
-        spacing = voxel_sizes(affine)[np.argsort(io_orientation(affine)[:, 0])]
-        ratio = spacing / np.asarray(self.trained_spacing)
-        if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
-            sizes = ("x".join(f"{size:.4g}" for size in sizes) for sizes in (spacing, self.trained_spacing))
-            _logger.warning("%s has voxels of %s mm, the weights are for %s mm: check the result.", path, *sizes)
+        axes = np.argsort(io_orientation(affine)[:, 0])
+        spacing = voxel_sizes(affine)[axes]
+        extent = spacing * np.asarray(shape)[axes]
+        if self.trained_spacing is not None:
+            ratio = spacing / np.asarray(self.trained_spacing)
+            if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
+                sizes = (_in_mm(spacing), _in_mm(self.trained_spacing))
+                _logger.warning("%s has voxels of %s, the weights are for %s: check the result.", path, *sizes)
+        if self.trained_extent is not None and (extent > _MAX_EXTENT_RATIO * np.asarray(self.trained_extent)).any():
+            sizes = (_in_mm(extent), _in_mm(self.trained_extent))
+            _logger.warning(
+                "%s spans %s, the weights are for volumes of up to %s around the organ: check the result, crop the "
+                "volume, or keep the largest component alone.",
+                path,
+                *sizes,
+            )
 
     def finish(self) -> None:
         """Say at the end of a run how many volumes failed.
@@ -221,6 +239,10 @@ class ReadableVolumes(IterableDataset):
             raise BundleError(f"{failed} of {len(self.data)} volumes could not be segmented, see the lines above.")
 
 
+def _in_mm(sizes: Iterable[float]) -> str:
+    return f"{'x'.join(f'{size:.4g}' for size in sizes)} mm"
+
+
 def segment_volumes(
     evaluator: Any,
     data: Sequence[Mapping[str, Any]],
@@ -228,6 +250,7 @@ def segment_volumes(
     *,
     in_channels: int,
     trained_spacing: Sequence[float] | None = None,
+    trained_extent: Sequence[float] | None = None,
 ) -> None:
     """Run an evaluator on volumes so that a bad one costs a line, not the run.
 
@@ -237,11 +260,14 @@ def segment_volumes(
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes.
         trained_spacing: see :class:`ReadableVolumes`.
+        trained_extent: see :class:`ReadableVolumes`.
 
     Raises:
         BundleError: at the end, when at least one volume could not be segmented.
     """
-    volumes = ReadableVolumes(data, transform, in_channels=in_channels, trained_spacing=trained_spacing)
+    volumes = ReadableVolumes(
+        data, transform, in_channels=in_channels, trained_spacing=trained_spacing, trained_extent=trained_extent
+    )
     evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
     # How many volumes can be read is not known beforehand.
     evaluator.state.epoch_length = None

@@ -186,6 +186,8 @@ def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str
         overlay |= {f"network_def#{name}": value for name, value in network.items()}
     else:
         overlay["network_def"] = {"_requires_": default["_requires_"], **network}
+    # Of data that name none, inference must not compare with those of the shipped weights.
+    overlay |= {name: configuration.get(name) for name in ("trained_spacing", "trained_extent")}
     overlay["ckpt_path"] = str(weights)
     return {"_desc_": "Named after configs/inference.json: the weights of this run.", **overlay}
 

@@ -295,6 +295,20 @@ def test_voxels_of_other_sizes_than_in_the_training_are_warned_of(tmp_path, capl
     assert [line for line in warnings if "voxels" in line] == [expected] * num_warnings
 
 
+@pytest.mark.parametrize("axes", ["RAS", "SPL"])
+@pytest.mark.parametrize(("length", "num_warnings"), [(6, 0), (7, 1)])
+def test_volumes_far_larger_than_in_the_training_are_warned_of(tmp_path, caplog, axes, length, num_warnings):
+    volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(2, 3, length)), np.diag([2.5, 2, 3, 1]))
+    path = tmp_path / "a.nii"
+    nib.save(volume.as_reoriented(axcodes2ornt(axes)), path)
+    with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
+        data = [{"image": str(path)}]
+        assert len(list(ReadableVolumes(data, shipped_preprocessing(), trained_extent=[4, 20, 12]))) == 1
+    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
+    expected = f"{path} spans 5x6x21 mm, the weights are for volumes of up to 4x20x12 mm around the organ: "
+    assert [line[: len(expected)] for line in warnings if "spans" in line] == [expected] * num_warnings
+
+
 def test_channels_are_checked_on_request_only(tmp_path, caplog):
     BAD["series.nii"](tmp_path / "series.nii")
     data = [{"image": str(tmp_path / "series.nii")}]

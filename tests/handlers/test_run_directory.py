@@ -36,6 +36,8 @@ def test_inference_knows_what_a_training_was_given(tmp_path):
     parser = inference_after(tmp_path, **overrides)
     assert parser.get_parsed_content("patch_size") == [32, 32, 32]
     assert parser.get_parsed_content("spacing") is None
+    assert parser.get_parsed_content("trained_spacing") is None
+    assert parser.get_parsed_content("trained_extent") is None
     assert parser.get_parsed_content("class_names") == ["spleen"]
     assert parser.get_parsed_content("ckpt_path") == str(tmp_path / "run" / "model_final.pt")
     network = parser.get_parsed_content("network_def")
@@ -46,7 +48,9 @@ def test_inference_knows_what_a_training_was_given(tmp_path):
 
 
 def test_inference_takes_spacing_and_window_of_the_data(tmp_path):
-    parser = inference_after(tmp_path, "data_pancreas")
+    parser = inference_after(tmp_path, "data_hippocampus")
+    assert parser.get_parsed_content("trained_extent") == [43, 59, 47]
+    parser = inference_after(tmp_path / "pancreas", "data_pancreas")
     assert parser.get_parsed_content("spacing") == [1.0, 1.0, 1.0]
     names = {type(transform).__name__ for transform in parser.get_parsed_content("preprocessing").transforms}
     assert {"ScaleIntensityRanged", "Spacingd"} <= names
