@@ -466,6 +466,7 @@ def benchmark(
     pool_sizes: int | list[int] | tuple[int, ...] = (100, 1000, 10000),
     ckpt_path: str | None = None,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Measure speed and memory of training and inference, as ratios to plain float32 on the same machine.
 
@@ -482,6 +483,7 @@ def benchmark(
         pool_sizes: numbers of cases, each at least 10.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory are measured.
         device: such as cpu or cuda:0; by default a GPU if there is one.
+        overwrite: replace the report of an earlier call.
     """
     folder = str(_PHANTOM_DIR) if dataset_dir is None else _text("dataset_dir", dataset_dir)
     cases = study_cases(
@@ -501,6 +503,7 @@ def benchmark(
         pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
         ckpt_path=None if ckpt_path is None else _text("ckpt_path", ckpt_path),
         device=None if device is None else _text("device", device),
+        overwrite=_truth("overwrite", overwrite),
         show=lambda text: _console.print(escape(text)),
     )
     _console.print(line)

@@ -129,7 +129,9 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     overlay = ConfigParser.load_config_file(overlay_file)
     train = ConfigParser.load_config_files([_CONFIGS / "train.json", overlay_file])
     # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
-    del overlay["ckpt_path"], train["ckpt_path"], train["trained_spacing"], train["trained_extent"]
+    for key in ("ckpt_path", "trained_spacing", "trained_extent"):
+        train.pop(key, None)
+    overlay.pop("ckpt_path", None)
     inference = ConfigParser.load_config_file(_CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
     # Training takes the folder of a data set, inference that of its volumes.

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from ..errors import BundleError
 from ..evaluation.case_report import write_text
+from ..settings import check_settings
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
-from .pool import measure_pools, measure_waiting
+from .pool import SMALLEST_POOL, measure_pools, measure_waiting
 from .step import measure_steps
 
 PARTS = ("step", "inference", "pools")
@@ -42,6 +43,9 @@ _FORMS = {
     "dice": "{:.2f}",
     "agreement": "{:.3f}",
 }
+#: The figures that count, in their order.
+_SUMMARY = ("step", "inference", "memory", "waiting")
+_REPORT = "benchmark.json"
 _TRAINING = str(Path(__file__).resolve().parents[2] / "configs" / "train.json")
 
 
@@ -57,9 +61,10 @@ def run_benchmark(
     pool_sizes: Sequence[int] = (100, 1000, 10000),
     ckpt_path: str | None = None,
     device: str | None = None,
+    overwrite: bool = False,
     show: Callable[[str], None] = print,
 ) -> str:
-    """Measure, and write ``benchmark.json`` and ``benchmark.md``.
+    """Measure, and write ``benchmark.json`` and ``benchmark.md``, anew after each part.
 
     A time on a shared machine says little; the ratios of times that were measured one after the other say more.
 
@@ -74,6 +79,7 @@ def run_benchmark(
         pool_sizes: numbers of cases of the pools.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory count.
         device: where to measure; by default a GPU if there is one.
+        overwrite: replace the report of an earlier call.
         show: takes each line of the report as it is ready.
 
     Returns:
@@ -81,20 +87,35 @@ def run_benchmark(
         memory of a step.
 
     Raises:
-        BundleError: when a part is not among those that there are, or a measurement ran out of memory.
+        BundleError: before anything is measured, when a part, device or size of a pool is not allowed, the weights do
+            not exist, or the folder holds a report; later, when the weights are not those of the networks or a
+            measurement ran out of memory. What was measured until then is in the report.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise BundleError(f"parts must be of {', '.join(PARTS)}, got {unknown[0]!r}.")
+    if min(pool_sizes) < SMALLEST_POOL:
+        raise BundleError(f"pool_sizes must be at least {SMALLEST_POOL}, got {min(pool_sizes)}.")
+    if ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise BundleError(f"ckpt_path {ckpt_path} not found.")
     output = Path(output_dir)
+    if (output / _REPORT).exists() and not overwrite:
+        raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_settings(device=device)
     facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}
     overrides = {"device": device, "patch_size": list(patch_size)}
-    texts, summary = [], []
+    header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
+    texts: list[str] = []
+    summary: dict[str, str] = {}
 
-    def add(title: str, table: pd.DataFrame) -> None:
-        texts.append(f"## {title}\n\n{_markdown(table)}\n")
+    def add(title: str, table: pd.DataFrame, note: str = "", **figures: str) -> None:
+        texts.append("\n\n".join(filter(None, (f"## {title}", _markdown(table), note))) + "\n")
         show(texts[-1])
+        summary.update(figures)
+        line = _in_one_line(summary)
+        write_text(output / _REPORT, json.dumps({**facts, "summary": line}, indent=4) + "\n")
+        write_text(output / "benchmark.md", "\n".join(["# Benchmark\n", header, *texts, line + "\n"]))
 
     for name, value in facts["machine"].items():
         show(f"{name}: {value}")
@@ -102,31 +123,30 @@ def run_benchmark(
         steps = pd.DataFrame(measure_steps([_TRAINING], num_steps=num_steps, overrides=overrides))
         steps.insert(3, "ratio", steps["seconds"].iloc[0] / steps["seconds"])
         facts["step"] = steps.to_dict("records")
-        add("A step of training, both networks, 2 + 2 crops", steps)
-        summary += [f"step {steps['ratio'].iloc[-1]:.1f}x"]
+        figures = {
+            "step": f"{steps['ratio'].iloc[-1]:.1f}x",
+            "memory": f"{steps['peak_mebibytes'].iloc[-1] / 1024:.1f} GiB",
+        }
+        add("A step of training, both networks, 2 + 2 crops", steps, **figures)
     if "inference" in parts:
         modes = measure_inference(
             cases, config_file, output / "maps", strides=strides, ckpt_path=ckpt_path, overrides=overrides
         )
         facts |= {"cases": [case.name for case in cases], "strides": list(strides)}
         facts["inference"] = modes.to_dict("records")
-        add(f"Inference of {len(cases)} volume(s)", modes)
-        summary += [f"inference {modes.set_index('mode').loc[DEFAULT, 'ratio']:.1f}x"]
-    if "step" in parts:
-        summary += [f"memory {steps['peak_mebibytes'].iloc[-1] / 1024:.1f} GiB"]
+        ratio = modes.set_index("mode").loc[DEFAULT, "ratio"]
+        add(f"Inference of {len(cases)} volume(s)", modes, inference=f"{ratio:.1f}x")
     if "pools" in parts:
         pools = pd.DataFrame(measure_pools(pool_sizes))
-        waiting = measure_waiting()
-        facts |= {"pools": pools.to_dict("records"), "waiting_share": waiting.waiting_share}
-        add("Short trainings on pools of several sizes", pools)
-        text = f"{waiting.waiting_share:.1%} of the time of a training from memory is not the step."
-        texts.append(text + "\n")
-        show(text)
-    line = ", ".join(summary)
-    header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
-    write_text(output / "benchmark.json", json.dumps({**facts, "summary": line}, indent=4) + "\n")
-    write_text(output / "benchmark.md", "\n".join(["# Benchmark\n", header, *texts, line + "\n"]))
-    return line
+        share = measure_waiting().waiting_share
+        facts |= {"pools": pools.to_dict("records"), "waiting_share": share}
+        note = f"{share:.1%} of the time of a training from memory is not the step."
+        add("Short trainings on pools of several sizes", pools, note, waiting=f"{share:.1%}")
+    return _in_one_line(summary)
+
+
+def _in_one_line(summary: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {summary[name]}" for name in _SUMMARY if name in summary)
 
 
 def _markdown(table: pd.DataFrame) -> str:

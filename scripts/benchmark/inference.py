@@ -16,8 +16,10 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 
+from ..errors import BundleError
 from ..export import extract_network
 from ..studies.cases import Case, compare, label_array, read_map
+from ..weights import check_weights
 from .measuring import measure_alone
 
 _BASELINE = "window by window"
@@ -47,7 +49,7 @@ def inference_modes(patch_size: Sequence[int], strides: Sequence[int]) -> list[M
     overlap = [max(0.0, 1 - (stride + 0.5) / size) for stride, size in zip(strides, patch_size, strict=True)]
     protocol = {"overlap": overlap, "blending": "constant"}
     return [
-        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False}),
+        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False, "amp": False}),
         Mode("protocol's windows, channels last", protocol),
         Mode("Gaussian, 75 % overlap", {"overlap": 0.75, "blending": "gaussian"}),
         Mode(DEFAULT, {"overlap": 0.5, "blending": "gaussian"}),
@@ -81,7 +83,15 @@ def measure_inference(
         a row a mode: ``mode``, ``seconds`` of the network and the blending on all volumes, ``ratio`` (how many times
         faster than window by window), ``peak_mebibytes``; and with weights ``dice``, the mean over classes and volumes
         in percent, and ``agreement``, the percentage of voxels with the label of the baseline.
+
+    Raises:
+        BundleError: when two images have one file name, or the weights are not those of the networks.
     """
+    names = [case.image.name for case in cases]
+    if len(set(names)) < len(names):
+        raise BundleError(
+            f"the images of the cases must have different file names, got {max(names, key=names.count)} more than once."
+        )
     parser = ConfigParser()
     parser.read_config(list(config_file))
     parser.update(dict(overrides or {}))
@@ -160,6 +170,8 @@ def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mappin
     parser = ConfigParser()
     parser.read_config(list(config_file))
     parser.update({**settings, "datalist": list(images)})
+    if parser.get_parsed_content("load_pretrain"):
+        check_weights(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network"))
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.inferer = _TimedInferer(evaluator.inferer)
     evaluator.run()

@@ -38,7 +38,8 @@ def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Me
         **kwargs: arguments of the function.
 
     Returns:
-        its result and the peak of resident memory of the process, that of PyTorch itself included.
+        its result and the peak of memory: that of the tensors on the GPU where the function used one, otherwise the
+        resident memory of the process, that of PyTorch itself included.
 
     Raises:
         BundleError: when the process was killed, or for a mistake that costs one line elsewhere; other errors of the
@@ -89,6 +90,8 @@ def _run(function: Callable[[], Any]) -> Measured | str:
 
 
 def _peak_mebibytes() -> float:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux hands the peak of the process that started this one on to getrusage.

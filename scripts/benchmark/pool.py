@@ -24,6 +24,8 @@ from .measuring import measure_alone
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NUM_VOLUMES = 8
+#: A tenth of the cases of a pool are labeled, at least one.
+SMALLEST_POOL = 10
 #: Overrides that make the step short, so that what grows with the pool is seen beside it.
 _SMALL = {"patch_size": [32, 32, 32], "labeled_batch_size": 1, "unlabeled_batch_size": 1, "precision": "float32"}
 
@@ -78,7 +80,7 @@ def measure_pools(
     """Train shortly on pools of several sizes, each in a process of its own.
 
     Args:
-        sizes: numbers of cases, each at least 10.
+        sizes: numbers of cases, each at least :data:`SMALLEST_POOL`.
         iterations: iterations of each training, at least 2.
         overrides: values by key of ``configs/train.json``, such as ``cache_num``.
 
@@ -88,8 +90,8 @@ def measure_pools(
     Raises:
         BundleError: when a size or the number of iterations is too small, or an override is refused.
     """
-    if not sizes or min(sizes) < 10:
-        raise BundleError(f"sizes must be whole numbers of at least 10, got {sizes!r}.")
+    if not sizes or min(sizes) < SMALLEST_POOL:
+        raise BundleError(f"sizes must be whole numbers of at least {SMALLEST_POOL}, got {sizes!r}.")
     _check_iterations(iterations, at_least=2)
     rows = []
     for size in sizes:

@@ -81,7 +81,7 @@ class CachedDataset(CacheDataset):
         try:
             item = super()._load_cache_item(idx)
         except Exception as error:
-            reason = _refusal(error)
+            reason = refusal_behind(error)
             if reason is None or not self.skip_unreadable:
                 raise
             return UnreadableCaseError(reason)
@@ -110,8 +110,15 @@ class CachedDataset(CacheDataset):
         return self.cache_num // worker.num_workers if worker else self.cache_num
 
 
-def _refusal(error: BaseException | None) -> str | None:
-    """Find what LoadCased says of a case behind the exceptions that MONAI wraps around it."""
+def refusal_behind(error: BaseException | None) -> str | None:
+    """Find what the bundle says of a case behind the exceptions that MONAI wraps around it.
+
+    Args:
+        error: what was raised when the case was read.
+
+    Returns:
+        the text of the ``BundleError``, None where there is none.
+    """
     while error is not None and not isinstance(error, BundleError):
         error = error.__cause__
     return None if error is None else str(error)

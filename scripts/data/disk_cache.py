@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..weights import DamagedFileError, read_tensors
 #: To be raised when a transform of this bundle changes what it makes of a case.
 _FORMAT = 1
 _BYTES_PER_GIGABYTE = 10**9
+_SECONDS_OF_A_DAY = 24 * 60 * 60
 _logger = logging.getLogger(__name__)
 
 
@@ -34,9 +36,9 @@ class DiskCache:
     """Keeps what the deterministic transforms make of a case in a folder that runs may share.
 
     A case is found again by its entry in the list of cases, by path, size and modification time of its files, by the
-    transforms with all their options, and by the versions of MONAI, torch and NumPy: whatever changes, the case is
-    prepared anew. Files are written in one step, read without running code, and checked; a damaged one is prepared
-    anew. Nothing is ever deleted: a full cache takes no further case, since a run that goes through all its cases
+    transforms with all their options, and by the versions of MONAI, torch and NumPy: when one of these changes, the case
+    is prepared anew. The code of a transform is not among them. Files are written in one step, read without running code, and checked; a damaged one is prepared
+    anew. No case is ever deleted: a full cache takes no further case, since a run that goes through all its cases
     again and again would only read each of them after it was thrown out.
 
     Args:
@@ -57,6 +59,7 @@ class DiskCache:
             raise BundleError(f"cache_dir must be a folder: {self.folder} cannot be made: {error.strerror}.") from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise BundleError(f"cache_dir {self.folder} cannot be written: no permission.")
+        self._remove_leftovers()
 
     def load(self, key: str) -> Any:
         """Read a case.
@@ -112,6 +115,13 @@ class DiskCache:
             with suppress(FileNotFoundError):  # A temporary file was renamed meanwhile.
                 total += entry.stat().st_size
         return total
+
+    def _remove_leftovers(self) -> None:
+        """Take away what runs that were killed while they wrote have left, so that it does not fill the folder."""
+        for path in self.folder.glob(".*.pt"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _SECONDS_OF_A_DAY:
+                    path.unlink()
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.pt"

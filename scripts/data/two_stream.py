@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from ..errors import BundleError
 from ..parallel import num_processes, process_rank
-from .cached_dataset import UnreadableCaseError
+from .cached_dataset import UnreadableCaseError, refusal_behind
 
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 _logger = logging.getLogger(__name__)
@@ -102,7 +102,16 @@ class _SeededDataset(torch.utils.data.Dataset):
         self.dataset = dataset
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
-        index, seed = key
+        try:
+            return self._draw(*key)
+        except Exception as error:
+            # What a worker process raises arrives as the text of a traceback: a refusal is handed over as a sample.
+            reason = refusal_behind(error) if get_worker_info() else None
+            if reason is None:
+                raise
+            return BundleError(reason), []
+
+    def _draw(self, index: int, seed: int) -> tuple[Any, list[str]]:
         reasons: list[str] = []
         for case in self._candidates(index, seed):
             self.dataset.transform.set_random_state(seed=seed)
@@ -118,6 +127,9 @@ class _SeededDataset(torch.utils.data.Dataset):
 
 
 def _collate(samples: Sequence[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
+    for sample, _ in samples:
+        if isinstance(sample, BundleError):
+            return sample, []
     return list_data_collate([sample for sample, _ in samples]), [text for _, reasons in samples for text in reasons]
 
 
@@ -209,7 +221,7 @@ class TwoStreamLoader:
                 with self.unreadable_file.open("a") as file:
                     file.write(f"{reason}\n")
 
-    def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> DataLoader:
+    def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> Iterator[tuple[dict[str, Any], list[str]]]:
         sampler = IterationSampler(
             len(dataset),
             batch_size=batch_size,
@@ -219,7 +231,7 @@ class TwoStreamLoader:
             rank=process_rank(),
             world_size=num_processes(),
         )
-        return DataLoader(
+        loader = DataLoader(
             _SeededDataset(dataset),
             batch_sampler=sampler,
             num_workers=self.num_workers,
@@ -228,3 +240,7 @@ class TwoStreamLoader:
             # A generator of its own: the loader would draw from torch's global one, and a resumed run would differ.
             generator=torch.Generator(),
         )
+        for batch, reasons in loader:
+            if isinstance(batch, BundleError):
+                raise batch
+            yield batch, reasons

@@ -15,9 +15,11 @@ from conftest import assert_refused
 
 from scripts.__main__ import main
 from scripts.benchmark import inference, step
-from scripts.benchmark.inference import DEFAULT, inference_modes
+from scripts.benchmark.inference import DEFAULT, inference_modes, measure_inference
 from scripts.benchmark.measuring import Measured, measure_alone
 from scripts.networks.dual_network import DualNetwork
+from scripts.predict import inference_configs
+from scripts.studies.cases import study_cases
 
 
 def allocate(mebibytes):
@@ -98,10 +100,33 @@ def test_the_report_holds_machine_steps_and_inference(report):
 
 def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     words = ["benchmark", "--output_dir", str(tmp_path), "--dataset_dir", str(phantom_dir)]
+    (tmp_path / "earlier").mkdir()
+    earlier = tmp_path / "earlier" / "benchmark.json"
+    earlier.write_text("{}")
     for arguments, message in (
+        (["--pool_sizes", "[5,100]"], "pool_sizes must be at least 10, got 5."),
+        (["--ckpt_path", "missing.pt"], "ckpt_path missing.pt not found."),
+        (["--device", "nowhere"], "device must be a device of this machine, such as cpu or cuda:0, got 'nowhere'."),
+        (
+            ["--output_dir", str(earlier.parent)],
+            f"{earlier} exists: replace it by --overwrite true, or choose another --output_dir.",
+        ),
         (["--parts", "speed"], "parts must be of step, inference, pools, got 'speed'."),
         (["--patch_size", "32"], "patch_size must be three whole numbers, such as [96,96,96], got 32."),
     ):
         with pytest.raises(SystemExit):
             main([*words, *arguments])
         assert capsys.readouterr().err == f"error: {message}\n"
+    assert earlier.read_text() == "{}"
+
+
+def test_weights_and_images_are_checked(phantom_dir, tmp_path):
+    torch.save(DualNetwork(out_channels=3).state_dict(), tmp_path / "model.pt")
+    cases = study_cases(phantom_dir, phantom_dir / "split.json")
+    options = {"strides": [16, 16, 16], "overrides": {"patch_size": [32, 32, 32]}}
+    with assert_refused("ckpt_path .*model.pt"):
+        measure_inference(
+            cases[:1], inference_configs("left_atrium"), tmp_path, ckpt_path=str(tmp_path / "model.pt"), **options
+        )
+    with assert_refused("the images of the cases must have different file names"):
+        measure_inference([cases[0], cases[0]], inference_configs(None), tmp_path, **options)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 
 import nibabel as nib
@@ -13,10 +14,12 @@ import torch
 from conftest import assert_refused
 from monai.transforms import Compose, NormalizeIntensityd, RandFlipd, RandSpatialCropd
 
+from scripts.console import describe_mistake
 from scripts.data.cached_dataset import CachedDataset, UnreadableCaseError
 from scripts.data.disk_cache import DiskCache
 from scripts.data.loading import LoadCased
 from scripts.data.two_stream import TwoStreamLoader
+from scripts.errors import BundleError
 
 NUM_CASES = 6
 
@@ -214,6 +217,14 @@ def test_nothing_but_unreadable_cases_is_refused(cases):
     cases = [break_case(case, "missing") for case in cases]
     with assert_refused(r"none of the 6 cases of a list can be read; the first: .*none_\d\.nii cannot be read"):
         take(make_dataset(cases, skip_unreadable=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_case_that_is_refused_when_it_is_drawn_costs_one_line(cases, num_workers):
+    cases = [break_case(case, "missing") for case in cases]
+    with pytest.raises((BundleError, RuntimeError)) as caught:
+        take(make_dataset(cases, cache_num=0), num_workers=num_workers)
+    assert re.fullmatch(r"\S*none_\d\.nii cannot be read: .*", describe_mistake(caught.value))
 
 
 def test_a_mistake_of_a_transform_is_no_unreadable_case(cases, monkeypatch):

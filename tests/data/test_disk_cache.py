@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -138,6 +139,16 @@ def test_a_full_folder_takes_no_more_and_says_so_once(tmp_path, caplog):
     assert caplog.text.count("is full (cache_gigabytes 0.0001)") == 1
     assert cache.load("1") is not None
     assert cache.load("4") is None
+
+
+def test_leftovers_of_killed_runs_go_after_a_day(tmp_path):
+    old, young, case = (tmp_path / name for name in (".old.x.pt", ".young.x.pt", "case.pt"))
+    for path in (old, young, case):
+        path.write_bytes(b"half")
+    for path in (old, case):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    DiskCache(tmp_path, gigabytes=1)
+    assert sorted(tmp_path.iterdir()) == sorted((young, case))
 
 
 def test_the_bound_counts_what_others_wrote(tmp_path, caplog):
