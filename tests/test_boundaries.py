@@ -38,7 +38,17 @@ ALLOWED = {
     "studies": {"errors", "data.splits", "evaluation", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "weights"},
-    "benchmark": {"errors", "console", "data", "evaluation", "export", "methods.dual_network", "studies", "trainer"},
+    "benchmark": {
+        "errors",
+        "console",
+        "data",
+        "evaluation",
+        "export",
+        "methods.dual_network",
+        "studies",
+        "trainer",
+        "weights",
+    },
     "__main__": {"errors", "benchmark", "data", "evaluation", "export", "grid", "package", "predict", "studies"},
     "__init__": set(),
 }

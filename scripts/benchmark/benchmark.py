@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from monai.bundle import ConfigParser
 
+from ..console import describe_mistake
 from ..errors import BundleError
 from ..evaluation.case_report import write_text
-from ..settings import check_settings
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
@@ -102,9 +103,9 @@ def run_benchmark(
     if (output / _REPORT).exists() and not overwrite:
         raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_settings(device=device)
-    facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}
     overrides = {"device": device, "patch_size": list(patch_size)}
+    _check_settings(overrides)
+    facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}
     header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
     texts: list[str] = []
     summary: dict[str, str] = {}
@@ -143,6 +144,19 @@ def run_benchmark(
         note = f"{share:.1%} of the time of a training from memory is not the step."
         add("Short trainings on pools of several sizes", pools, note, waiting=f"{share:.1%}")
     return _in_one_line(summary)
+
+
+def _check_settings(overrides: Mapping[str, Any]) -> None:
+    parser = ConfigParser()
+    parser.read_config(_TRAINING)
+    parser.update(dict(overrides))
+    try:
+        parser.get_parsed_content("settings")
+    except RuntimeError as error:
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        raise BundleError(mistake) from None
 
 
 def _in_one_line(summary: Mapping[str, str]) -> str:

@@ -105,6 +105,11 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     earlier.write_text("{}")
     for arguments, message in (
         (["--pool_sizes", "[5,100]"], "pool_sizes must be at least 10, got 5."),
+        (
+            ["--patch_size", "[30,32,32]"],
+            "patch_size must be three whole numbers of at least 16 that are divisible by 16, such as [96,96,96], "
+            "got [30, 32, 32].",
+        ),
         (["--ckpt_path", "missing.pt"], "ckpt_path missing.pt not found."),
         (["--device", "nowhere"], "device must be a device of this machine, such as cpu or cuda:0, got 'nowhere'."),
         (
