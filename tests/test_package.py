@@ -347,11 +347,11 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
     other, _ = write_package("hippocampus", tmp_path / "other", weights=weights)
     assert read(own, "metadata")["eval_metrics"] == {"mean_dice": 0.9}
     assert "- mean_dice: 0.9\n" in (own / "docs/README.md").read_text()
-    assert "The weights were trained with" in (own / "docs/README.md").read_text()
+    assert "The weights were trained in" in (own / "docs/README.md").read_text()
     assert "Weights:  models/model.pt was trained" in (own / "docs/data_license.txt").read_text()
     assert read(other, "metadata")["eval_metrics"] == {}
     assert "No figure has been measured" in (other / "docs/README.md").read_text()
-    assert "The weights were trained with" not in (other / "docs/README.md").read_text()
+    assert "The weights were trained in" not in (other / "docs/README.md").read_text()
     assert "Weights:" not in (other / "docs/data_license.txt").read_text()
 
 
