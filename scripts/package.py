@@ -134,6 +134,8 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     overlay.pop("ckpt_path", None)
     inference = ConfigParser.load_config_file(_CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
+    # Those of inference.json belong to the weights of this repository.
+    inference |= {key: overlay.get(key) for key in ("trained_spacing", "trained_extent")}
     # Training takes the folder of a data set, inference that of its volumes.
     inference["dataset_dir"] = f"{overlay['dataset_dir']} + '/images'"
     metadata = ConfigParser.load_config_files([_CONFIGS / "metadata.json", _CONFIGS / f"metadata_{task}.json"])

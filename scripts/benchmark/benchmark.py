@@ -95,8 +95,8 @@ def run_benchmark(
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise BundleError(f"parts must be of {', '.join(PARTS)}, got {unknown[0]!r}.")
-    if min(pool_sizes) < SMALLEST_POOL:
-        raise BundleError(f"pool_sizes must be at least {SMALLEST_POOL}, got {min(pool_sizes)}.")
+    if not pool_sizes or min(pool_sizes) < SMALLEST_POOL:
+        raise BundleError(f"pool_sizes must be numbers of at least {SMALLEST_POOL}, got {list(pool_sizes)}.")
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise BundleError(f"ckpt_path {ckpt_path} not found.")
     output = Path(output_dir)

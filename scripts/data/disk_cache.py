@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ from ..weights import DamagedFileError, read_tensors
 _FORMAT = 1
 _BYTES_PER_GIGABYTE = 10**9
 _SECONDS_OF_A_DAY = 24 * 60 * 60
+#: Temporary file of a case: its key between a dot and what makes the name unique.
+_LEFTOVER = re.compile(r"\.[0-9a-f]{64}\.\w+\.pt")
 _logger = logging.getLogger(__name__)
 
 
@@ -120,7 +123,7 @@ class DiskCache:
         """Take away what runs that were killed while they wrote have left, so that it does not fill the folder."""
         for path in self.folder.glob(".*.pt"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _SECONDS_OF_A_DAY:
+                if _LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _SECONDS_OF_A_DAY:
                     path.unlink()
 
     def _path(self, key: str) -> Path:

@@ -104,7 +104,8 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     earlier = tmp_path / "earlier" / "benchmark.json"
     earlier.write_text("{}")
     for arguments, message in (
-        (["--pool_sizes", "[5,100]"], "pool_sizes must be at least 10, got 5."),
+        (["--pool_sizes", "[5,100]"], "pool_sizes must be numbers of at least 10, got [5, 100]."),
+        (["--pool_sizes", "[]"], "pool_sizes must be numbers of at least 10, got []."),
         (
             ["--patch_size", "[30,32,32]"],
             "patch_size must be three whole numbers of at least 16 that are divisible by 16, such as [96,96,96], "

@@ -142,13 +142,15 @@ def test_a_full_folder_takes_no_more_and_says_so_once(tmp_path, caplog):
 
 
 def test_leftovers_of_killed_runs_go_after_a_day(tmp_path):
-    old, young, case = (tmp_path / name for name in (".old.x.pt", ".young.x.pt", "case.pt"))
-    for path in (old, young, case):
+    key = "0123456789abcdef" * 4
+    names = (f".{key}.x1_y.pt", f".{key}.x2_y.pt", f"{key}.pt", ".mine.x1_y.pt")
+    old, young, case, foreign = (tmp_path / name for name in names)
+    for path in (old, young, case, foreign):
         path.write_bytes(b"half")
-    for path in (old, case):
+    for path in (old, case, foreign):
         os.utime(path, (time.time() - 90_000,) * 2)
     DiskCache(tmp_path, gigabytes=1)
-    assert sorted(tmp_path.iterdir()) == sorted((young, case))
+    assert sorted(tmp_path.iterdir()) == sorted((young, case, foreign))
 
 
 def test_the_bound_counts_what_others_wrote(tmp_path, caplog):
