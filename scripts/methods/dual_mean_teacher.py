@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Both networks on unlabeled crops mixed with each other, taught by the moving average of the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..losses.copy_paste import copy_paste_mask
+from ..losses.supervised import SupervisedLoss
+from ..networks.dual_network import DualNetwork
+from ..schedules import Weight
+from .base import Method
+from .teacher import MovingAverageTeacher
+
+
+class DualMeanTeacher(Method):
+    r"""Both networks learn what the moving average of their mean says of unlabeled crops, from mixtures of these.
+
+    .. math:: L = L_s^S + L_s^T + w(t) \left( L_s^S(\tilde x, \tilde y) + L_s^T(\tilde x, \tilde y) \right), \qquad
+        \tilde x_i = M x_i + (1 - M) x_{i-1}, \qquad \tilde y_i = M \hat y_i + (1 - M) \hat y_{i-1}
+
+    The label of a voxel is the arg-max of what is deployed, the mean of both softmaxes, here of the moving averages of
+    both networks ("Mean teachers are better role models", https://arxiv.org/abs/1703.01780) in evaluation mode. The
+    teacher sees whole crops, the networks see crops in which a box shows the crop before it in the batch ("CutMix",
+    https://arxiv.org/abs/1905.04899): a task that the teacher does not have. Labeled crops stay as they are.
+
+    Args:
+        network: the deployed pair of networks.
+        supervised: the loss of labels and of pseudo-labels.
+        pseudo_label_weight: w; unlabeled crops are left out where it is 0.
+        box_fraction: side of the box over the side of the crop, above 0 and below 1.
+        decay: how slowly the teacher follows, at least 0 and below 1.
+
+    Raises:
+        ValueError: when an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        network: DualNetwork,
+        *,
+        supervised: SupervisedLoss,
+        pseudo_label_weight: Weight | float = 1.0,
+        box_fraction: float = 2 / 3,
+        decay: float = 0.99,
+    ) -> None:
+        super().__init__(network)
+        if not 0 < box_fraction < 1:
+            raise ValueError(f"box_fraction must be above 0 and below 1, got {box_fraction!r}.")
+        self.network: DualNetwork = network
+        self.supervised = supervised
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.box_fraction = box_fraction
+        self.teacher = MovingAverageTeacher(network, decay=decay, mode="evaluation")
+
+    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
+        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
+        images, label = batch["image"], batch["label"]
+        weights: dict[str, float] = {}
+        if "unlabeled" in batch and self.pseudo_label_weight:
+            mixture, pseudo_label = self._mix(batch["unlabeled"])
+            # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
+            images = torch.cat((images, mixture))
+            weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
+        terms: dict[str, torch.Tensor] = {}
+        total = images.new_zeros((), dtype=torch.float32)
+        for name, subnetwork in (("vnet", self.network.vnet), ("resnet_vnet", self.network.resnet_vnet)):
+            labeled, unlabeled = subnetwork(images).tensor_split([len(label)])
+            terms[f"loss_supervised_{name}"] = self.supervised(labeled, label)
+            total = total + terms[f"loss_supervised_{name}"]
+            if weights:
+                terms[f"loss_pseudo_label_{name}"] = self.supervised(unlabeled, pseudo_label)
+                total = total + weights["weight_pseudo_label"] * terms[f"loss_pseudo_label_{name}"]
+        return {"loss": total, **terms, **weights}
+
+    def after_step(self, step: int) -> None:
+        """Let the teacher follow both networks."""
+        self.teacher.follow(self.network, step)
+
+    @torch.no_grad()
+    def _mix(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put a box of each crop into the next one, and likewise what the teacher says of them."""
+        pseudo_label = self.teacher(image).argmax(dim=1, keepdim=True)
+        outside = copy_paste_mask(image, fraction=self.box_fraction)
+        mixed_image, mixed_label = (torch.where(outside, part, part.roll(1, dims=0)) for part in (image, pseudo_label))
+        return mixed_image, mixed_label
