@@ -49,6 +49,7 @@ _SPACING: Check = (
 _DEVICE: Check = ("a device of this machine, such as cpu or cuda:0", _available)
 _CHECKS: dict[str, Check] = {
     "iterations": _at_least(1),
+    "ramp_length": _at_least(0),
     "val_interval": _at_least(1),
     "checkpoint_interval": _at_least(1),
     "log_interval": _at_least(1),

@@ -65,10 +65,33 @@ def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
 def test_recipes_hold_the_same_keys_and_methods_none_of_them():
     keys = set(read("recipe_budget"))
     for name in RECIPES:
-        assert set(read(name)) - {"unlabeled_batch_size"} == keys
+        assert set(read(name)) == keys
     for name in METHODS:
         assert not set(read(name)) & (keys - {"_desc_"}), "what all methods share belongs into the recipes"
         assert f"recipe_{read(name).get('original_recipe', read('train')['original_recipe'])}" in RECIPES
+
+
+def test_recipes_set_the_ramps_and_no_unlabeled_crops_where_a_method_has_none():
+    parser = ConfigParser(
+        ConfigParser.load_config_files(
+            [CONFIGS / f"{name}.json" for name in ("train", "method_mean_teacher", "recipe_mc_net")]
+        )
+    )
+    parser["network"] = {"_target_": "torch.nn.Identity"}
+    method = parser.get_parsed_content("method_def")
+    assert [method.consistency_weight(step) for step in (3000, 6000, 15000)] == pytest.approx(
+        [0.1 * 0.2865048, 0.1, 0.1]
+    )
+    for names, expected in (
+        (("method_supervised_vnet", "recipe_bcp"), (4, 0)),
+        (("method_bcp", "recipe_bcp"), (4, 4)),
+        ((), (2, 2)),
+    ):
+        parser = ConfigParser(ConfigParser.load_config_files([CONFIGS / f"{name}.json" for name in ("train", *names)]))
+        sizes = tuple(parser.get_parsed_content(f"{kind}_batch_size") for kind in ("labeled", "unlabeled"))
+        assert sizes == expected
+    parser["labeled_batch_size"] = 0
+    assert parser.get_parsed_content("unlabeled_batch_size") == 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

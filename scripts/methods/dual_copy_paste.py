@@ -21,7 +21,7 @@ from .teacher import TeacherMode
 class DualCopyPaste(CopyPasteMethod):
     r"""Copy and paste between labeled and unlabeled crops for both networks, who also agree with each other.
 
-    .. math:: L = L_{cp}^S + L_{cp}^T + w_{reg} L_{reg}
+    .. math:: L = \sum_{x \in \{in, out\}} \left( L_{cp}^S(x) + L_{cp}^T(x) \right) + w_{reg} L_{reg}
 
     The crops are mixed as in "Bidirectional Copy-Paste", https://arxiv.org/abs/2305.00673, and :math:`L_{reg}` is
     Equations 5 and 6 of https://arxiv.org/abs/2505.17690 on the mixed crops. Three things are ours: the pseudo-label
@@ -89,11 +89,11 @@ class DualCopyPaste(CopyPasteMethod):
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of both networks, see :meth:`scripts.methods.base.Method.forward`."""
         mixtures = self.mixtures(batch, step)
-        image, label, labeled = (torch.cat(parts) for parts in zip(*mixtures.values()))
+        image = torch.cat([mixture.image for mixture in mixtures.values()])
         vnet, resnet_vnet = self.network.vnet(image), self.network.resnet_vnet(image)
         terms = {
-            "loss_copy_paste_vnet": self.copy_paste(vnet, label, labeled),
-            "loss_copy_paste_resnet_vnet": self.copy_paste(resnet_vnet, label, labeled),
+            f"loss_copy_paste_{name}": self._copy_paste(logits, mixtures)
+            for name, logits in (("vnet", vnet), ("resnet_vnet", resnet_vnet))
         }
         total = terms["loss_copy_paste_vnet"] + terms["loss_copy_paste_resnet_vnet"]
         weights: dict[str, float] = {}
@@ -102,3 +102,12 @@ class DualCopyPaste(CopyPasteMethod):
             weights["weight_consistency"] = self.consistency_weight(step)
             total = total + weights["weight_consistency"] * terms["loss_consistency"]
         return {"loss": total, **terms, **weights}
+
+    def _copy_paste(self, logits: torch.Tensor, mixtures: Mapping[str, Mixture]) -> torch.Tensor:
+        """Sum the loss over the mixtures: each has regions of its own size, and so a mean of its own."""
+        parts = logits.chunk(len(mixtures))
+        terms = [
+            self.copy_paste(part, mixture.label, mixture.labeled)
+            for part, mixture in zip(parts, mixtures.values(), strict=True)
+        ]
+        return torch.stack(terms).sum()

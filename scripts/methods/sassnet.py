@@ -29,7 +29,8 @@ class SASSNet(Method):
 
     "Shape-aware Semi-supervised 3D Semantic Segmentation for Medical Images", https://arxiv.org/abs/2007.10732. The
     discriminator D learns to tell both kinds of crops apart after each step of the network: that is the auxiliary part
-    of this method, and needs an ``auxiliary_optimizer``. A term of weight 0 is not computed.
+    of this method, and needs an ``auxiliary_optimizer``. A term of weight 0 is not computed; without the
+    adversarial one the discriminator still learns unless ``auxiliary_optimizer`` is None.
 
     Args:
         network: the deployed network.

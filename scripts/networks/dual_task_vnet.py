@@ -47,7 +47,6 @@ class DualTaskVNet(nn.Module):
         self.distance_head = Head(out_channels - 1)
         initialize_kaiming(self.distance_head)
 
-    @torch.jit.export
     def logits_and_distance(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Segment an image in both ways.
 
@@ -64,7 +63,9 @@ class DualTaskVNet(nn.Module):
         """
         features = self.backbone.features(image)
         channel_weights = self.backbone.dropout(features)
-        distance = self.distance_head(features, channel_weights).float().tanh()
+        # DTC takes a sigmoid of steepness 1500 of it: rounded to 16 bits, it would train on the rounding.
+        with torch.autocast(features.device.type, enabled=False):
+            distance = self.distance_head(features.float(), channel_weights.float()).tanh()
         return self.backbone.classifier(features, channel_weights), distance
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -309,6 +309,7 @@ def test_autocast():
         ("method_bcp", 4, 0),
         ("method_sdcl", 14200, 3200),
         ("method_sdcl", 6000, 1352),
+        ("method_dual_copy_paste", 1000, 200),
     ],
 )
 def test_share_of_the_first_stage(name, iterations, pretrain_iterations):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL
+from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.losses.signed_distance import SignedDistanceLoss, TaskConsistencyLoss
@@ -164,6 +165,22 @@ def test_real_network():
     for name, parameter in method.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_configuration(pytestconfig):
+    configs = pytestconfig.rootpath / "configs"
+    parser = ConfigParser(ConfigParser.load_config_files([configs / "train.json", configs / "method_dtc.json"]))
+    with torch.device("meta"):
+        parser["network"] = parser.get_parsed_content("network_def")
+        method = parser.get_parsed_content("method_def")
+    assert type(method) is DualTaskConsistency
+    assert type(method.network) is DualTaskVNet
+    assert (method.supervised.dice_weight, method.supervised.cross_entropy_weight) == (1.0, 0.0)
+    assert method.distance_weight(0) == method.distance_weight(6000) == 0.3
+    assert method.consistency.steepness == 1500.0
+    assert [method.consistency_weight(step) for step in (0, 3000, 6000)] == pytest.approx(
+        [math.exp(-5), math.exp(-1.25), 1]
+    )
 
 
 def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):

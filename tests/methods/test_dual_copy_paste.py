@@ -11,6 +11,7 @@ from tiny_pair import DEGENERATE, TinyPair, assert_degenerate_batch_trains, grad
 
 from scripts.losses.consistency import ConsistencyLoss
 from scripts.losses.copy_paste import CopyPasteLoss, copy_paste_mask
+from scripts.methods.bcp import BidirectionalCopyPaste
 from scripts.methods.dual_copy_paste import DualCopyPaste
 from scripts.networks.dual_network import DualNetwork
 from scripts.schedules import Weight
@@ -18,16 +19,9 @@ from scripts.schedules import Weight
 STUDENTS = ("vnet", "resnet_vnet")
 
 
-class Pair(TinyPair):
-    """The tiny pair with what is deployed: the mean of both softmaxes."""
-
-    def forward(self, image):
-        return (self.vnet(image).softmax(dim=1) + self.resnet_vnet(image).softmax(dim=1)) / 2
-
-
 def make_method(network=None, **options):
     options = {"copy_paste": CopyPasteLoss(), "pretrain_iterations": 2, **options}
-    return DualCopyPaste(network or Pair(), **options).train()
+    return DualCopyPaste(network or TinyPair(), **options).train()
 
 
 def call(method, batch, step):
@@ -49,18 +43,36 @@ def draw_box(image):
 def test_terms_by_hand(step):
     method = make_method(consistency_weight=Weight(0.8, "linear", 4))
     output, mixtures = call(method, make_batch(), step)
-    image, label, labeled = (torch.cat(parts) for parts in zip(*mixtures.values(), strict=True))
+    image = torch.cat([mixture.image for mixture in mixtures.values()])
     assert len(image) == 2
     logits = {student: getattr(method.network, student)(image) for student in STUDENTS}
     total = 0.0
     for student in STUDENTS:
-        expected = CopyPasteLoss()(logits[student], label, labeled).item()
+        parts = logits[student].split([len(mixture.image) for mixture in mixtures.values()])
+        expected = sum(
+            CopyPasteLoss()(part, mixture.label, mixture.labeled).item()
+            for part, mixture in zip(parts, mixtures.values(), strict=True)
+        )
         assert output[f"loss_copy_paste_{student}"].item() == pytest.approx(expected, rel=1e-5)
         total += expected
     consistency = ConsistencyLoss()(logits["vnet"], logits["resnet_vnet"]).item()
     assert output["loss_consistency"].item() == pytest.approx(consistency, rel=1e-5)
     assert output["weight_consistency"] == pytest.approx(0.8 * step / 4)
     assert output["loss"].item() == pytest.approx(total + 0.8 * step / 4 * consistency, rel=1e-5)
+
+
+def test_its_copy_and_paste_is_that_of_bcp():
+    # Without batch normalization the passes do not matter, and BCP of one network is what is left.
+    pair, batch = TinyPair(), make_batch()
+    pair.vnet.normalization = pair.resnet_vnet.normalization = torch.nn.Identity()
+    method = make_method(pair, pretrain_iterations=0, consistency_weight=0.0)
+    single = torch.nn.Module()
+    single.backbone = pair.vnet
+    bcp = BidirectionalCopyPaste(single, copy_paste=CopyPasteLoss(), pretrain_iterations=0)
+    bcp.teacher.forward = method.teacher.forward
+    expected, _ = call(bcp, batch, 0)
+    output, _ = call(method, batch, 0)
+    assert output["loss_copy_paste_vnet"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
 
 
 def test_first_stage_pastes_each_labeled_crop_into_the_other_one():
@@ -149,7 +161,7 @@ def test_weight_zero_switches_the_consistency_off():
 @pytest.mark.parametrize("step", [0, 2])
 @pytest.mark.parametrize("kind", DEGENERATE)
 def test_degenerate_batches(kind, step):
-    assert_degenerate_batch_trains(make_method, Pair, kind, step)
+    assert_degenerate_batch_trains(make_method, TinyPair, kind, step)
 
 
 def test_refusals_and_description():

@@ -7,8 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SMALL
-from test_dual_copy_paste import Pair
-from tiny_pair import DEGENERATE, assert_degenerate_batch_trains, gradient_norm, make_batch
+from tiny_pair import DEGENERATE, TinyPair, assert_degenerate_batch_trains, gradient_norm, make_batch
 
 from scripts.losses.copy_paste import copy_paste_mask
 from scripts.losses.supervised import SupervisedLoss
@@ -20,7 +19,7 @@ STUDENTS = ("vnet", "resnet_vnet")
 
 
 def make_method(network=None, **options):
-    return DualMeanTeacher(network or Pair(), supervised=SupervisedLoss(), **options).train()
+    return DualMeanTeacher(network or TinyPair(), supervised=SupervisedLoss(), **options).train()
 
 
 def call(method, batch, step=0):
@@ -109,7 +108,7 @@ def test_weight_zero_is_the_supervised_control():
 
 @pytest.mark.parametrize("kind", DEGENERATE)
 def test_degenerate_batches(kind):
-    assert_degenerate_batch_trains(make_method, Pair, kind, 0)
+    assert_degenerate_batch_trains(make_method, TinyPair, kind, 0)
 
 
 def test_refusals_and_description():

@@ -61,6 +61,9 @@ class TinyPair(nn.Module):
         self.vnet = TinyNetwork(1, num_classes)
         self.resnet_vnet = TinyNetwork(2, num_classes)
 
+    def forward(self, image):
+        return (self.vnet(image).softmax(dim=1) + self.resnet_vnet(image).softmax(dim=1)) / 2
+
 
 class Recording(nn.Module):
     """A loss that remembers what it was asked and what it said."""
@@ -762,6 +765,7 @@ SHIPPED = {
             "uncertainty.temperature": 0.5,
             "uncertainty_region": "all",
             "contrastive.form": "literal",
+            "contrastive.sample_fraction": 0.01,
             "contrastive_network": "student",
         },
         {
@@ -795,6 +799,7 @@ SHIPPED = {
             "pseudo_label.renormalize": "total_over_valid",
             "pseudo_label_source": "winner",
             "contrastive.form": "own_class_minimized",
+            "contrastive.sample_fraction": 0.01,
             "contrastive_network": "loser",
         },
         {"rectification": (0.5, 0.5), "pseudo_label": (1.0, 1.0), "contrastive": (0.1 * math.exp(-5), 0.1)},
@@ -809,10 +814,13 @@ SHIPPED = {
             "pseudo_label.renormalize": "none",
             "pseudo_label_source": "cross",
             "consistency.mode": "voxel",
+            "consistency_region": "all",
             "uncertainty.target": "soft",
             "uncertainty.temperature": 0.5,
             "uncertainty_region": "unlabeled",
             "contrastive.form": "hinge",
+            "contrastive.margin": 1.0,
+            "contrastive.sample_fraction": 0.01,
             "contrastive_network": "student",
         },
         {
@@ -889,3 +897,12 @@ def test_configured_ramps_follow_the_number_of_iterations():
     method = parser.get_parsed_content("method")
     assert method.pseudo_label_weight(50) == pytest.approx(math.exp(-1.25))
     assert method.pseudo_label_weight(100) == 1.0
+
+
+def test_ramps_of_the_improved_variant_end_early():
+    _, method = configured("method_dual_network_improved.json")
+    ramped = (method.pseudo_label_weight, method.consistency_weight, method.uncertainty_weight)
+    assert END == 6000
+    assert [weight(1200) for weight in ramped] == pytest.approx([math.exp(-1.25)] * 3)
+    assert [weight(2400) for weight in ramped] == [1.0] * 3
+    assert method.contrastive_weight(2400) == 0.1

@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.losses.signed_distance import SignedDistanceLoss
@@ -253,3 +254,20 @@ def test_real_networks(precision):
     for name, parameter in method.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_configuration(pytestconfig):
+    configs = pytestconfig.rootpath / "configs"
+    parser = ConfigParser(ConfigParser.load_config_files([configs / "train.json", configs / "method_sassnet.json"]))
+    with torch.device("meta"):
+        parser["network"] = parser.get_parsed_content("network_def")
+        method = parser.get_parsed_content("method_def")
+    assert type(method) is SASSNet
+    assert type(method.network) is DualTaskVNet
+    assert (method.supervised.dice_weight, method.supervised.cross_entropy_weight) == (1.0, 0.0)
+    assert method.distance_weight(0) == method.distance_weight(6000) == 0.3
+    assert [method.adversarial_weight(step) for step in (0, 3000, 6000)] == pytest.approx(
+        [0.01 * math.exp(-5), 0.01 * math.exp(-1.25), 0.01]
+    )
+    dropouts = [module.p for module in method.discriminator.modules() if isinstance(module, nn.Dropout3d)]
+    assert dropouts == [0.5, 0.5, 0.5]
