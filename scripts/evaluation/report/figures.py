@@ -50,14 +50,14 @@ def curves_pictures(grid: Grid, reference: str, folder: Path) -> list[Picture]:
     losses = _smooth(_curves(grid, "history.csv", "loss"))
     pictures = []
     if len(scores.columns) > 1:
-        figure = _draw_curves(scores, reference, "validation Dice [%]", marker="o")
+        figure = _draw_curves(scores, reference, label="validation Dice [%]", marker="o")
         caption = (
             "Validation Dice (mean over classes and validation cases), averaged over the runs of a method. Each panel "
             f"shows one method; {reference} in color."
         )
         pictures.append(Picture(save_figure(figure, folder / "figure_validation.png"), caption))
     if len(losses.columns) > 1:
-        figure = _draw_curves(losses, reference, "training loss")
+        figure = _draw_curves(losses, reference, label="training loss")
         caption = (
             "Training loss (running mean over a fiftieth of the run), averaged over the runs of a method. Each panel "
             f"shows one method; {reference} in color. Losses of different methods have different terms: their course "
@@ -67,7 +67,7 @@ def curves_pictures(grid: Grid, reference: str, folder: Path) -> list[Picture]:
     return pictures
 
 
-def _draw_curves(table: pd.DataFrame, reference: str, label: str, marker: str | None = None) -> Figure:
+def _draw_curves(table: pd.DataFrame, reference: str, *, label: str, marker: str | None = None) -> Figure:
     """A panel for each method, with the reference in all; the reference has one of its own only when it is alone."""
     curves = table.set_index("iteration")
     methods = [method for method in curves if method != reference] or [reference]
@@ -130,7 +130,7 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    direction = "more is better" if percent else "less is better; cases without a found class have no distance"
+    direction = "more is better" if percent else "less is better; only classes that were found count"
     caption = (
         f"{HEADINGS[metric]} of each test case (points; mean over its classes and the runs), {direction}. Box: "
         f"quartiles and median; whiskers: the last case within 1.5 times the box; {reference} in color."

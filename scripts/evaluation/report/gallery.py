@@ -128,8 +128,8 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
         row, column = divmod(number, columns)
         left, top = column / columns, height - row * block
         middle, inner = left + 0.5 / columns, 0.97 / columns
-        name_size = min(8.0, 200 / len(panel.name))
-        for text, size, depth in ((panel.name, name_size, 0.06), (panel.subtitle, 7.5, 0.22)):
+        name_size = min(9.0, 280 / len(panel.name))
+        for text, size, depth in ((panel.name, name_size, 0.06), (panel.subtitle, 8.5, 0.23)):
             figure.text(middle, (top - depth) / height, text, ha="center", va="top", fontsize=size, parse_math=False)
         bottom = top - text_height - slice_height
         _draw_outlines(figure.add_axes((left, bottom / height, inner, slice_height / height)), panel.view)

@@ -208,9 +208,7 @@ def _cost_table(cost: pd.DataFrame, reference: str) -> Table:
 
 def _settings_table(different: pd.DataFrame) -> Table:
     rows = different.to_numpy().tolist()
-    note = (
-        "What run.json tells of the evaluated runs, where it is not the same in all; several values: of several runs."
-    )
+    note = "What run.json tells of the evaluated runs where methods differ; several values are those of several runs."
     prose = frozenset(
         column for column in range(1, len(different.columns)) if max(len(row[column]) for row in rows) > _PROSE_LETTERS
     )
