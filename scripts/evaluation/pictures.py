@@ -254,7 +254,8 @@ def learning_curves(
     if validation_csv is not None:
         validation = read_table(validation_csv)
         scores = [name for name in validation if name == "mean_dice" or name.startswith("dice_")]
-        panels.append(("validation Dice", validation, scores))
+        validation[scores] *= 100
+        panels.append(("validation Dice [%]", validation, scores))
     panels = [(label, table, names) for label, table, names in panels if names and table[names].notna().any(axis=None)]
     if not panels:
         raise BundleError(f"{history_csv} must have a column loss, loss_*, weight_* or learning_rate with numbers.")
@@ -347,7 +348,7 @@ def _difference(view: View) -> tuple[npt.NDArray[np.bool_], ...]:
 
 
 def outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float) -> None:
-    """Draw the border of a mask.
+    """Draw the border of a mask, with a dark rim that keeps it apart from bright surroundings.
 
     Args:
         axes: where to draw.
@@ -360,7 +361,8 @@ def outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float
     fine = 4
     wide = np.pad(mask, 1).repeat(fine, axis=0).repeat(fine, axis=1).astype(np.float32)
     rows, columns = ((np.arange(length) + 0.5) / fine - 1.5 for length in wide.shape)
-    axes.contour(columns, rows, wide, levels=[0.5], colors=[color], linewidths=width)
+    for line_color, line_width in (("black", width + 1.4), (color, width)):
+        axes.contour(columns, rows, wide, levels=[0.5], colors=[line_color], linewidths=line_width)
     axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(-0.5, mask.shape[0] - 0.5))
 
 
@@ -421,14 +423,17 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         the table; infinite numbers are missing ones.
 
     Raises:
-        BundleError: when there is no such file, or it has no rows or no column iteration.
+        BundleError: when there is no such file, it is no table of numbers, or has no rows or no column iteration.
     """
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path).apply(pd.to_numeric)
     except FileNotFoundError:
         raise BundleError(f"{path} must be a table of the training run, but there is no such file.") from None
     except pd.errors.EmptyDataError:
         raise BundleError(f"{path} must be a table with the column iteration, but it is empty.") from None
+    # A line too long, a word in place of a number, bytes that are no text.
+    except ValueError as error:
+        raise BundleError(f"{path} must be a table of numbers: {' '.join(str(error).split())}.") from None
     if "iteration" not in table or table.empty:
         raise BundleError(f"{path} must have rows and the column iteration, got {len(table)} rows of {list(table)}.")
     table = table.drop_duplicates("iteration", keep="last").sort_values("iteration")
@@ -457,7 +462,7 @@ def draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label:
         if logarithmic:
             # A running mean leaves rounding residues where all is zero, which a logarithmic axis would show.
             values = values.where(rows[name].rolling(window, min_periods=1).max() > 0)
-        marker = "o" if len(rows) == 1 or label == "validation Dice" else None
+        marker = "o" if len(rows) == 1 or label == "validation Dice [%]" else None
         # A logarithmic axis has no place for zeros: the name says why its line is not there.
         shown = f"{name} (zero)" if logarithmic and not (rows[name] > 0).any() else name
         axes.plot(rows["iteration"], values, color=color, ls=style, lw=1.4, marker=marker, markersize=3, label=shown)

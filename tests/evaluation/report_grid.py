@@ -111,24 +111,37 @@ def write_grid(folder, errors, *, splits=("fixed",), seeds=(0,), num_cases=5):
     return folder
 
 
-def write_cells(folder, cells, **others):
-    """A grid of one class with given Dice coefficients, {method: {(split, seed): {case: dice}}}, without volumes.
+def write_cells(folder, cells, *, class_names=("organ",), **others):
+    """A grid with given Dice coefficients, {method: {(split, seed): {case: dice}}}, without volumes.
 
-    A Dice of None is a missed case. The distances are 10 times what lacks to a Dice of 1.
+    With several classes, dice is a tuple. None is a missed class. The distances are 10 times what lacks to a Dice of 1.
     """
     for method, runs in cells.items():
         for (split, seed), cases in runs.items():
-            rows = {case: [metrics_row(dice)] for case, dice in cases.items()}
-            write_cell(folder / "cells" / method / f"{split}_seed{seed}", rows, class_names=["organ"])
+            rows = {
+                case: [
+                    metrics_row(value, name)
+                    for value, name in zip(dice if isinstance(dice, tuple) else (dice,), class_names, strict=True)
+                ]
+                for case, dice in cases.items()
+            }
+            write_cell(folder / "cells" / method / f"{split}_seed{seed}", rows, class_names=class_names)
     runs = dict.fromkeys(run for cells_of_method in cells.values() for run in cells_of_method)
     splits, seeds = (list(dict.fromkeys(values)) for values in zip(*runs, strict=True))
-    lists = {"splits": splits, "seeds": seeds, "class_names": ["organ"], **others}
+    lists = {"splits": splits, "seeds": seeds, "class_names": class_names, **others}
     write_grid_file(folder, lists.pop("methods", list(cells)), **lists)
     return folder
 
 
-def metrics_row(dice):
-    row = {"class": "organ", "status": "missed" if dice is None else "found"}
+def metrics_row(dice, name="organ"):
+    row = {"class": name, "status": "missed" if dice is None else "found"}
     dice = dice or 0.0
     distance = 10 * (1 - dice) if row["status"] == "found" else float("nan")
     return {**row, "dice": dice, "jaccard": dice / (2 - dice), **dict.fromkeys(METRIC_NAMES[2:], distance)}
+
+
+def change_facts(folder, method, run="f_seed0", **parts):
+    """Put values into the parts of run.json that are named, such as settings={"cases": ...}."""
+    path = folder / "cells" / method / run / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, **{name: {**facts.get(name, {}), **part} for name, part in parts.items()}}))

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from scripts.errors import BundleError
+from scripts.evaluation import pictures
 from scripts.evaluation.pictures import case_picture, learning_curves, select_views
 
 
@@ -157,6 +158,16 @@ def test_learning_curves(tmp_path):
     assert whole.shape[0] - without.shape[0] == pytest.approx(220, abs=2)
 
 
+def test_learning_curves_show_the_dice_in_percent(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, "draw_curves", lambda axes, table, names, *, label: drawn.update({label: table}))
+    (tmp_path / "history.csv").write_text("iteration,loss\n1,0.5\n")
+    (tmp_path / "validation.csv").write_text("iteration,mean_dice,dice_organ\n1,0.5,0.25\n")
+    learning_curves(tmp_path / "history.csv", tmp_path / "c.png", tmp_path / "validation.csv")
+    assert drawn["validation Dice [%]"].to_numpy().tolist() == [[1, 50, 25]]
+    assert drawn["loss"].to_numpy().tolist() == [[1, 0.5]]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -180,6 +191,8 @@ def test_learning_curves_of_unusual_runs(tmp_path, rows):
         ("", "but it is empty"),
         ("step,loss\n1,2\n", r"the column iteration, got 1 rows of \['step', 'loss'\]"),
         ("iteration,loss\n", "got 0 rows"),
+        ("iteration,loss\n1,0.5\n2,0.4,3\n", "must be a table of numbers: Error tokenizing data.*line 3"),
+        ("iteration,loss\n1,O.5\n", 'must be a table of numbers: Unable to parse string "O.5"'),
         ("iteration,seconds\n1,2\n", r"must have a column loss, loss_\*, weight_\* or learning_rate"),
     ],
 )

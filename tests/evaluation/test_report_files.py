@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from report_grid import write_cells, write_grid
+from report_grid import change_facts, write_cells, write_grid
 
 from scripts.evaluation.report.documents import latex_text, markdown
 from scripts.evaluation.report.report import write_report
@@ -54,9 +54,13 @@ def files_beside_the_report(folder):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """Folder of a grid of three methods with its report, and what was there before the report."""
-    errors = {"supervised_vnet": 0.1, "dual_network": 0.05, "mean_teacher": 0.15}
+    """Folder of a grid of four methods, one an upper bound, with its report, and what was there before the report."""
+    errors = {"upper_bound_vnet": 0.02, "supervised_vnet": 0.1, "dual_network": 0.05, "mean_teacher": 0.15}
     folder = write_grid(tmp_path_factory.mktemp("report_files") / "grid", errors, num_cases=4)
+    numbers = {"upper_bound_vnet": (56, 0), "supervised_vnet": (16, 0), "dual_network": (16, 40)}
+    for method, (labeled, unlabeled) in numbers.items():
+        cases = f"{labeled} labeled, {unlabeled} unlabeled, 0a1b2c"
+        change_facts(folder, method, "fixed_seed0", settings={"cases": cases})
     before = files_beside_the_report(folder)
     write_report(folder)
     return folder, before
@@ -73,9 +77,10 @@ def test_all_files_are_written_and_nothing_else_is_touched(reported):
         "figure_case_best.png",
         "figure_case_median.png",
         "figure_case_worst.png",
-        "figure_curves.png",
         "figure_dice.png",
         "figure_hd95_voxel.png",
+        "figure_loss.png",
+        "figure_validation.png",
         "report.html",
         "report.md",
         "report.tex",
@@ -84,6 +89,7 @@ def test_all_files_are_written_and_nothing_else_is_touched(reported):
         "table_cost.csv",
         "table_metrics.csv",
         "table_runs.csv",
+        "table_settings.csv",
         "table_test_asd_voxel.csv",
         "table_test_dice.csv",
         "table_test_hd95_voxel.csv",
@@ -106,8 +112,8 @@ def test_the_same_grid_makes_the_same_report_and_old_pictures_go(folder):
 def test_the_page_is_whole_and_needs_nothing_else(folder):
     text = (folder / "report" / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.tags.count("table") == 8
-    assert page.tags.count("img") == 6
+    assert page.tags.count("table") == 9
+    assert page.tags.count("img") == 7
     assert not {"script", "link", "iframe"} & set(page.tags)
     for name, value in page.attributes:
         if name in ("src", "href"):
@@ -118,19 +124,30 @@ def test_the_page_is_whole_and_needs_nothing_else(folder):
     assert "position: sticky" in text
     assert "@media print" in text
     assert 'content="width=device-width' in text
-    # The best of three rows is bold and the second underlined, in all documents.
+    # The best of three rows is bold and the second underlined, in all documents; the upper bound stands below them.
     best = pd.read_csv(folder / "report" / "table_metrics.csv").sort_values("dice_mean", ascending=False)
-    assert best["method"].tolist() == ["dual_network", "supervised_vnet", "mean_teacher"]
-    first, second = (f"{100 * row.dice_mean:.2f} ± {100 * row.dice_sd:.2f}" for row in best[:2].itertuples())
+    assert best["method"].tolist() == ["upper_bound_vnet", "dual_network", "supervised_vnet", "mean_teacher"]
+    top, first, second = (f"{100 * row.dice_mean:.2f} ± {100 * row.dice_sd:.2f}" for row in best[:3].itertuples())
+    group = "upper bounds: more labeled cases than the others"
     assert f"<td><b>{first}</b></td>" in text
     assert f"<td><u>{second}</u></td>" in text
+    assert f'<th scope="rowgroup" colspan="13">{group}</th></tr>\n<tr><th scope="row">upper_bound_vnet</th>' in text
     document = (folder / "report" / "report.md").read_text(encoding="utf-8")
-    assert f"| dual_network | **{first}** |" in document
-    assert f"| supervised_vnet | <ins>{second}</ins> |" in document
+    assert f"| dual_network | 16 | 40 | **{first}** |" in document
+    assert f"| supervised_vnet | 16 | 0 | <ins>{second}</ins> |" in document
+    assert f"| *{group}* |{'  |' * 12}\n| upper_bound_vnet | 56 | 0 | {top} |" in document
     assert "](figure_case_best.png)" in document
     tables = (folder / "report" / "report.tex").read_text(encoding="utf-8")
-    assert rf"dual\_network & \textbf{{{latex_text(first)}}}" in tables
-    assert tables.count(r"\begin{table}") == tables.count(r"\end{table}") == 8
+    assert rf"dual\_network & 16 & 40 & \textbf{{{latex_text(first)}}}" in tables
+    assert (
+        rf"""\midrule
+\multicolumn{{13}}{{l}}{{\emph{{{group}}}}} \\
+upper\_bound\_vnet & 56 & 0 & {latex_text(top)}"""
+        in tables
+    )
+    for written in (text, document, tables):
+        assert "the best is bold, the second underlined" in written
+    assert tables.count(r"\begin{table}") == tables.count(r"\end{table}") == 9
     assert not re.search(r"(?<!\\)[_&%]", re.sub(r" & |^%.*$|\{%$", "", tables, flags=re.MULTILINE))
 
 
@@ -146,14 +163,17 @@ def test_tables_in_long_form_hold_every_number(folder):
     assert float(row["value"].item()) == 0.25  # 2 / 2^4, the smallest for four cases, times 2
 
 
-def test_settings_that_differ_are_named(folder):
+def test_settings_of_all_methods_are_named_and_the_others_listed(folder):
     text = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# Methods on hippocampus\n")
-    assert "- recipe: budget\n- overrides: iterations 100\n- methods: 3 of 3 evaluated\n" in text
+    assert "- recipe: budget\n- overrides: iterations 100\n- methods: 4 of 4 evaluated\n" in text
+    assert "- upper bounds: upper_bound_vnet\n" in text
     assert "- splits: fixed (tubes_fixed.json)\n" in text
     assert "- settings: iterations 100\n" in text
-    assert "- settings that differ between runs: method\n" in text
     assert "- versions: torch 2.13.0\n" in text
+    assert "| method | method_def | cases |" in text
+    assert "| supervised_vnet | supervised_vnet | 16 labeled, 0 unlabeled, 0a1b2c |" in text
+    assert "| mean_teacher | mean_teacher | - |" in text
 
 
 def test_names_and_errors_are_texts_and_no_commands(make_cells):
@@ -171,7 +191,7 @@ def test_names_and_errors_are_texts_and_no_commands(make_cells):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "i"} & set(page.tags)
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert nasty in page.texts
     assert "<img src=http://x> 100 %" in page.texts
     document = path.with_name("report.md").read_text(encoding="utf-8")

@@ -8,11 +8,12 @@ import json
 from functools import partial
 
 import pytest
-from report_grid import write_cells
+from conftest import ROOT
+from report_grid import change_facts, write_cells
 
 from scripts.errors import BundleError
-from scripts.evaluation.report.grid import read_grid
-from scripts.evaluation.report.report import write_report
+from scripts.evaluation.report.grid import _ORDER, read_grid
+from scripts.evaluation.report.report import _reference, write_report
 from scripts.evaluation.report.tables import make_tables
 
 CELL = {("f", 0): {"x": 0.5, "y": 0.7}}
@@ -92,17 +93,60 @@ def test_a_grid_without_an_evaluated_cell_is_refused(make_cells):
     assert not (folder / "report").exists()
 
 
-def test_the_reference_must_be_an_evaluated_method(make_cells):
+def test_a_reference_without_a_run_costs_a_remark_and_an_unknown_one_the_report(make_cells, caplog):
     folder = make_cells({"a": CELL, "b": CELL, "c": {}})
-    with pytest.raises(BundleError, match=r"reference must be an evaluated method, one of \['a', 'b'\], got 'c'"):
-        write_report(folder, reference="c")
+    remark = "The reference c has no evaluated run yet: a takes its place."
+    text = write_report(folder, reference="c").with_name("report.md").read_text(encoding="utf-8")
+    assert "- tested against: a\n" in text
+    assert f"- remark: {remark}\n" in text
+    assert caplog.messages == [remark]
+    with pytest.raises(BundleError, match=r"reference must be a method of the grid, one of \['a', 'b', 'c'\], got 'd'"):
+        write_report(folder, reference="d")
 
 
 @pytest.mark.parametrize(
     ("methods", "given", "reference"),
-    [(["a", "dual_network"], None, "dual_network"), (["a", "b"], None, "a"), (["a", "dual_network"], "a", "a")],
+    [
+        (["a", "dual_network"], None, "dual_network"),
+        (["b", "a"], None, "b"),
+        (["a", "dual_network"], "a", "a"),
+        # An upper bound is the reference on request only.
+        (["top", "a"], None, "a"),
+        (["top", "a"], "top", "top"),
+    ],
 )
 def test_default_reference(make_cells, methods, given, reference):
     folder = make_cells(dict.fromkeys(methods, CELL))
-    text = write_report(folder, reference=given).with_name("report.md").read_text(encoding="utf-8")
-    assert f"- tested against: {reference}\n" in text
+    for method in methods:
+        change_facts(folder, method, settings={"cases": f"{9 if method == 'top' else 4} labeled, 0 unlabeled, abc"})
+    assert _reference(read_grid(folder), given) == (reference, [])
+
+
+def test_methods_stand_in_the_order_of_the_tables_and_upper_bounds_last(make_cells):
+    methods = ["mine", "upper_bound_vnet", "dual_network", "all_labels", "mcf", "yours", "dtc", "supervised_vnet"]
+    folder = make_cells(dict.fromkeys(methods, CELL))
+    for method in methods:
+        cases = "16 labeled, 132 unlabeled, abc"
+        if method in ("upper_bound_vnet", "all_labels"):
+            cases = "148 labeled, 0 unlabeled, def"
+        change_facts(folder, method, settings={"cases": cases})
+    # Without any label nothing is learned from labels: the others do not become upper bounds by it.
+    change_facts(folder, "yours", settings={"cases": "0 labeled, 148 unlabeled, abc"})
+    grid = read_grid(folder)
+    assert grid.methods[:6] == ["supervised_vnet", "dtc", "mcf", "dual_network", "mine", "yours"]
+    assert grid.methods[6:] == grid.upper_bounds == ["upper_bound_vnet", "all_labels"]
+    assert [cell.method for cell in grid.cells] == grid.methods
+    assert grid.competing_methods == grid.methods[:6]
+
+
+def test_the_order_names_methods_of_the_bundle():
+    overlays = {path.stem.removeprefix("method_") for path in (ROOT / "configs").glob("method_*.json")}
+    assert set(_ORDER) <= {"dual_network", *overlays}
+
+
+def test_other_lists_of_cases_in_one_split_are_remarked(make_cells):
+    folder = make_cells(dict.fromkeys("abc", CELL))
+    for method, digest in (("a", "123"), ("b", "456"), ("c", "123")):
+        change_facts(folder, method, split={"cases_hash": digest})
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "split f (cases_hash of run.json) are not the same in all runs: 123 in a seed 0, c seed 0; 456 in b" in text

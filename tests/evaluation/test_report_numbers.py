@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from report_grid import write_cells, write_grid
+from report_grid import change_facts, write_cells, write_grid
 from scipy import stats
 
 from scripts.evaluation.report.comparison import compare, holm, paired_differences, signed_rank_p
 from scripts.evaluation.report.grid import read_grid
-from scripts.evaluation.report.summary import costs, spread_is_over_runs, summarize
+from scripts.evaluation.report.summary import costs, settings_by_method, spread_is_over_runs, summarize
 from scripts.evaluation.report.tables import make_tables, rank_marks
 
 NAN = float("nan")
@@ -66,7 +66,7 @@ def test_with_one_run_a_method_the_deviation_goes_over_cases_and_the_note_says_s
     assert row["missed"] == 1
     table = make_tables(grid, "a")[0]
     assert "over its test cases" in table.note
-    assert table.rows[0][:2] == ["a", "46.67 ± 41.63"]
+    assert table.rows[0][:4] == ["a", "-", "-", "46.67 ± 41.63"]
     assert table.rows[0][-4:] == ["3", "1", "0", "1 of 1"]
 
 
@@ -105,15 +105,76 @@ def test_marks(values, higher, marks):
     assert rank_marks(values, higher_is_better=higher) == marks
 
 
+def marks_of(table, heading):
+    column = table.heading.index(heading)
+    return {table.rows[r][0]: mark for (r, c), mark in table.marks.items() if c == column}
+
+
 def test_marks_follow_the_shown_means_of_complete_methods(make_cells):
     run, other = ("fixed", 0), ("fixed", 1)
-    # a and b look equal; d would be the best, but lacks a run.
+    # a and b look equal; d and f would be the best, but lack a run and a case.
     dice = {"a": 0.90001, "b": 0.90002, "c": 0.5, "e": 0.4}
-    cells = {name: {run: {"x": value}, other: {"x": value}} for name, value in dice.items()}
-    table = make_tables(read_grid(make_cells({**cells, "d": {run: {"x": 0.99}}})), "a")[0]
-    columns = {table.heading[column]: {r: m for (r, c), m in table.marks.items() if c == column} for column in (1, 3)}
-    assert columns == {"Dice [%]": {0: "best", 1: "best"}, "95HD [voxel]": {0: "best", 1: "best"}}
-    assert "Not ranked, since some of the runs are missing: d." in table.note
+    cells = {name: {run: {"x": value, "y": value}, other: {"x": value}} for name, value in dice.items()}
+    cells |= {"d": {run: {"x": 0.99, "y": 0.99}}, "f": {run: {"x": 0.98}, other: {"x": 0.98}}}
+    table = make_tables(read_grid(make_cells(cells)), "a")[0]
+    for heading in ("Dice [%]", "95HD [voxel]"):
+        assert marks_of(table, heading) == {"a": "best", "b": "best"}
+    assert "Not ranked, since runs or test cases that others have are missing: d, f." in table.note
+    assert "the best is bold, the second underlined" in table.note
+
+
+def test_upper_bounds_are_in_the_tables_but_do_not_compete(make_cells):
+    # The upper bound was evaluated on one case more, which nobody else has to have.
+    dice = {"top": (0.9, 0.8, 0.9), "a": (0.7, 0.6), "b": (0.6, 0.5), "c": (0.5, 0.6)}
+    folder = make_cells({m: {("f", 0): dict(zip("xyz", values, strict=False))} for m, values in dice.items()})
+    for method in dice:
+        cases = "9 labeled, 0 unlabeled, k" if method == "top" else "4 labeled, 5 unlabeled, h"
+        change_facts(folder, method, settings={"cases": cases})
+    grid = read_grid(folder)
+    table, test = make_tables(grid, "a")[:2]
+    assert [row[:3] for row in table.rows] == [["a", "4", "5"], ["b", "4", "5"], ["c", "4", "5"], ["top", "9", "0"]]
+    assert marks_of(table, "Dice [%]") == {"a": "best"}
+    assert table.numbers["upper_bound"].tolist() == [False, False, False, True]
+    assert list(table.groups) == [3]
+    assert list(test.groups) == [2]
+    tested = compare(grid, "a", "dice").set_index("method")
+    assert list(tested.index) == ["b", "c", "top"]
+    assert tested.loc["top", ["cases", "better"]].tolist() == [2, 2]
+    # Each group is corrected for its own number of methods.
+    assert tested["p"].tolist() == [0.5, 1.0, 0.5]
+    assert tested["p_holm"].tolist() == [1.0, 1.0, 0.5]
+
+
+def test_distances_over_fewer_found_classes_have_a_sign_and_no_rank(make_cells):
+    cells = {
+        "full": {"x": (0.8, 0.4), "y": (0.8, 0.4)},
+        "worse": {"x": (0.7, 0.3), "y": (0.7, 0.3)},
+        "misses": {"x": (0.79, None), "y": (0.79, None)},
+    }
+    folder = make_cells({m: {("f", 0): cases} for m, cases in cells.items()}, class_names=["easy", "hard"])
+    overall, easy, hard = make_tables(read_grid(folder), "full")[:3]
+    column = overall.heading.index("95HD [mm]")
+    assert [row[column] for row in overall.rows] == ["4.00 ± 0.00", "5.00 ± 0.00", "2.10 ± 0.00 \N{DAGGER}"]
+    assert marks_of(overall, "95HD [mm]") == {"full": "best"}
+    assert "\N{DAGGER} Distances not ranked" in overall.note
+    assert marks_of(easy, "95HD [mm]") == {"full": "best", "misses": "second"}
+    assert "\N{DAGGER}" not in easy.note
+    # Where nothing was found there is nothing to be signed.
+    assert hard.rows[2][column] == "-"
+
+
+def test_settings_that_differ_by_method_are_listed_by_method(make_cells):
+    cell = {("f", seed): {"x": 0.5} for seed in (0, 1)}
+    folder = make_cells({"a": cell, "b": cell})
+    for method in "ab":
+        for seed in (0, 1):
+            settings = {"seed": seed, "unlabeled_batch_size": 2 if method == "a" else 0}
+            change_facts(folder, method, f"f_seed{seed}", settings=settings)
+    change_facts(folder, "b", "f_seed1", versions={"torch": "3"})
+    table = next(table for table in make_tables(read_grid(folder), "a") if table.name == "table_settings")
+    assert table.heading == ["method", "method_def", "unlabeled_batch_size", "torch"]
+    assert table.rows == [["a", "a", "2", "2.13.0"], ["b", "b", "0", "2.13.0; 3"]]
+    assert settings_by_method(read_grid(folder), "settings")["seed"].tolist() == ["0; 1", "0; 1"]
 
 
 # --- paired tests -----------------------------------------------------------------------------------------------------
@@ -147,23 +208,42 @@ def test_differences_are_over_common_runs_and_average_the_seeds_of_a_case(make_c
             }
         )
     )
-    assert paired_differences(grid, "a", "b", "dice").to_dict() == pytest.approx({"x": 0.3, "y": -0.05, "z": -0.05})
+    pairs = paired_differences(grid, "a", "b", "dice")
+    assert pairs.tolist() == pytest.approx([0.4, 0.1, -0.2, 0.2, -0.2, 0.1])
     # A missed case has no distance: z counts with its other seed.
-    assert paired_differences(grid, "a", "b", "asd_mm").to_dict() == pytest.approx({"x": -3, "y": 0.5, "z": -1})
-    # c is compared with the seed of a that it has itself: equal on y and z, exactly.
-    assert paired_differences(grid, "c", "a", "dice").to_dict() == {"x": -0.1, "y": 0, "z": 0}
+    pairs = paired_differences(grid, "a", "b", "asd_mm")
+    assert pairs.to_list() == pytest.approx([-4, -1, -2, 2, -1])
     assert paired_differences(grid, "d", "c", "dice").empty
 
     dice, distance = compare(grid, "b", "dice").set_index("method"), compare(grid, "b", "hd95_mm").set_index("method")
     assert list(dice.index) == ["a", "c", "d"]
-    assert dice.loc["a", ["cases", "better", "worse"]].tolist() == [3, 1, 2]
+    assert dice.loc["a", ["cases", "pairs", "better", "worse"]].tolist() == [3, 6, 1, 2]
     assert dice.loc["a", ["mean_difference", "median_difference"]].tolist() == pytest.approx([0.2 / 3, -0.05])
-    assert distance.loc["a", ["cases", "better", "worse"]].tolist() == [3, 2, 1]
+    assert distance.loc["a", ["cases", "pairs", "better", "worse"]].tolist() == [3, 5, 2, 1]
+    assert distance.loc["a", "mean_difference"] == pytest.approx((-3 + 0.5 - 1) / 3)
     assert dice.loc["a", "p"] == pytest.approx(stats.wilcoxon([0.3, -0.05, -0.05]).pvalue)
     assert dice["p_holm"].tolist() == pytest.approx(holm(dice["p"].tolist()))
+    # c is compared with the seed of a that it has itself: equal on y and z, exactly.
+    c = compare(grid, "a", "dice").set_index("method").loc["c"]
+    assert c[["cases", "better", "worse", "mean_difference"]].tolist() == pytest.approx([3, 0, 1, -0.1 / 3])
     without_common = compare(grid, "c", "dice").set_index("method").loc["d"]
     assert without_common["cases"] == 0
     assert math.isnan(without_common["p_holm"])
+
+
+def test_who_misses_the_difficult_class_does_not_gain_by_it(make_cells):
+    cases = [f"case_{number}" for number in range(8)]
+    cells = {
+        "reference": {("f", 0): dict.fromkeys(cases, (0.8, 0.2))},
+        "misses": {("f", 0): dict.fromkeys(cases, (0.75, None))},
+    }
+    grid = read_grid(make_cells(cells, class_names=["easy", "hard"]))
+    row = compare(grid, "reference", "hd95_mm").iloc[0]
+    assert row["mean_difference"] == pytest.approx(0.5)
+    assert row[["cases", "pairs", "better", "worse"]].tolist() == [8, 8, 0, 8]
+    table = next(table for table in make_tables(grid, "reference") if table.name == "table_test_hd95_voxel")
+    assert table.rows[0][table.heading.index("pairs")] == "8"
+    assert "where both methods found the class" in table.note
 
 
 def test_test_tables_read_in_percent_with_signs(make_cells):
@@ -172,8 +252,8 @@ def test_test_tables_read_in_percent_with_signs(make_cells):
     tables = {table.name: table for table in make_tables(read_grid(make_cells(cells)), "a")}
     minus = "\N{MINUS SIGN}"
     b, c = tables["table_test_dice"].rows
-    assert b == ["b", f"{minus}6.00", f"{minus}6.00", "0", "2", "2", "0.5000", "1.0000"]
-    assert c == ["c", "+0.00", "+0.00", "0", "0", "2", "1.0000", "1.0000"]
+    assert b == ["b", f"{minus}6.00", f"{minus}6.00", "0", "2", "2", "2", "0.5000", "1.0000"]
+    assert c == ["c", "+0.00", "+0.00", "0", "0", "2", "2", "1.0000", "1.0000"]
     assert tables["table_test_hd95_voxel"].rows[0][1:5] == ["+0.60", "+0.60", "0", "2"]
 
 

@@ -5,18 +5,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from report_grid import write_cells, write_grid
 
-from scripts.evaluation.pictures import draw_curves
+from scripts.evaluation.pictures import outline
 from scripts.evaluation.report import figures
 from scripts.evaluation.report import gallery as gallery_module
-from scripts.evaluation.report.figures import _curves, boxes_picture, curves_picture
+from scripts.evaluation.report.figures import _HIGHLIGHT, _PLAIN, _curves, boxes_picture, curves_pictures
 from scripts.evaluation.report.gallery import gallery, typical_cases
 from scripts.evaluation.report.grid import read_grid
 from scripts.evaluation.report.report import write_report
@@ -130,6 +133,24 @@ def test_all_methods_are_shown_on_the_same_slice(folder, monkeypatch):
     assert different[0] < different[1]
 
 
+def test_outlines_stand_out_from_bright_and_dark_surroundings():
+    for brightness in (0.0, 0.85, 1.0):
+        figure = Figure(figsize=(1, 1), dpi=400)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(np.full((12, 12), brightness), cmap="gray", vmin=0, vmax=1)
+        mask = np.zeros((12, 12), bool)
+        mask[4:8, 4:8] = True
+        outline(axes, mask, color="#E69F00", width=1.8)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        row = np.asarray(canvas.buffer_rgba())[200, :200, :3].astype(int)
+        # From the left: surroundings, dark rim, color, dark rim, inside.
+        line = int(np.argmax(row[:, 0] - row[:, 2]))
+        assert row[line].tolist() == pytest.approx([0xE6, 0x9F, 0x00], abs=40)
+        for side in (row[:line], row[line + 1 :]):
+            assert side.max(axis=1).min() < 60
+
+
 def test_what_a_method_finds_far_away_does_not_change_the_part_that_is_shown(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr(gallery_module, "_draw_outlines", lambda axes, view: drawn.append(view))
@@ -210,32 +231,51 @@ def test_curves_average_the_runs_of_a_method(make_cells):
     assert table["a"].tolist() == pytest.approx([0.3, 0.6])
 
 
-def test_a_method_has_one_color_in_all_curves(make_cells, tmp_path, monkeypatch):
-    folder = make_cells({name: {("f", 0): {"x": 0.5}} for name in ("a", "b", "c", "d")})
-    (folder / "cells/b/f_seed0/validation.csv").unlink()
-    for name in ("history.csv", "validation.csv"):
-        (folder / "cells/c/f_seed0" / name).unlink()
-    colors = []
+def test_each_method_has_a_panel_with_the_reference_on_top(make_cells, tmp_path, monkeypatch):
+    folder = make_cells({name: {("f", 0): {"x": 0.5}} for name in ("a", "$b$", "c", "d")})
+    (folder / "cells/$b$/f_seed0/validation.csv").unlink()
+    # A line too long, a word in place of a number.
+    (folder / "cells/c/f_seed0/history.csv").write_text("iteration,loss\n1,0.5\n2,0.4,7\n")
+    (folder / "cells/c/f_seed0/validation.csv").write_text("iteration,mean_dice\n1,O.5\n")
+    drawn = {}
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.update({path.name: figure}) or path)
+    pictures = curves_pictures(read_grid(folder), "a", tmp_path)
+    assert [picture.path.name for picture in pictures] == list(drawn) == ["figure_validation.png", "figure_loss.png"]
+    panels = {name: [axes for axes in figure.axes if axes.lines] for name, figure in drawn.items()}
+    assert [axes.get_title() for axes in panels["figure_validation.png"]] == ["d"]
+    assert [axes.get_title() for axes in panels["figure_loss.png"]] == ["$b$", "d"]
+    for axes in panels["figure_loss.png"]:
+        assert [line.get_color() for line in axes.lines] == [_PLAIN, _HIGHLIGHT]
+    # Percent: 0.9 - 1 / 35 at iteration 25.
+    reference = panels["figure_validation.png"][0].lines[1]
+    assert reference.get_label() == "a"
+    assert reference.get_ydata()[0] == pytest.approx(100 * (0.9 - 1 / 35))
 
-    def draw(axes, table, names, *, label):
-        draw_curves(axes, table, names, label=label)
-        colors.append({line.get_label(): line.get_color() for line in axes.get_lines()})
 
-    monkeypatch.setattr(figures, "draw_curves", draw)
-    assert curves_picture(read_grid(folder), "a", tmp_path / "curves.png") is not None
-    assert colors[0] == colors[1]
-    assert list(colors[0]) == ["a", "b", "d"]
-    assert len(set(colors[0].values())) == 3
+def test_tables_that_cannot_be_read_are_remarked(make_cells):
+    folder = make_cells({"a": {("f", 0): {"x": 0.5}}, "b": {("f", 0): {"x": 0.5}}})
+    path = folder / "cells/b/f_seed0/history.csv"
+    path.write_text(path.read_text() + "1,2,3,4,5,6,7,8\n")
+    text = remarks_of(folder)
+    assert re.search(rf"Not in the curves: {path} must be a table of numbers: Error tokenizing .*line 102", text)
+    assert "(figure_loss.png)" in text
 
 
-def test_without_histories_there_are_no_curves(make_cells, tmp_path):
+def test_without_histories_there_are_no_curves_but_a_report(make_cells, tmp_path):
     folder = make_cells({"a": {("f", 0): {"x": 0.5}}})
-    for name in ("history.csv", "validation.csv"):
+    for name in ("history.csv", "validation.csv", "run.json"):
         (folder / "cells/a/f_seed0" / name).unlink()
-    assert curves_picture(read_grid(folder), "a", tmp_path / "curves.png") is None
+    assert curves_pictures(read_grid(folder), "a", tmp_path) == []
     text = remarks_of(folder)
     assert "Curves are missing" in text
-    assert "figure_curves.png" not in text
+    assert "figure_loss.png" not in text
+
+
+def test_the_reference_alone_has_a_panel(make_cells, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    curves_pictures(read_grid(make_cells({"a": {("f", 0): {"x": 0.5}}})), "a", tmp_path)
+    assert [axes.get_title() for figure in drawn for axes in figure.axes] == ["a", "a"]
 
 
 def test_boxes_of_a_method_that_found_nothing(make_cells, tmp_path):

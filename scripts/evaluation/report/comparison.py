@@ -19,9 +19,8 @@ HIGHER_IS_BETTER = ("dice", "jaccard")
 def compare(grid: Grid, reference: str, metric: str) -> pd.DataFrame:
     """Test each method against the reference method by the Wilcoxon signed-rank test over cases.
 
-    Only splits and seeds count that both methods were evaluated on. A case is averaged over its classes and then over
-    the seeds, since runs of one case are no independent observations; for a distance a case counts where both methods
-    have one. The p values of all methods are corrected for their number by Holm's procedure.
+    Only what both methods have counts, see :func:`paired_differences`. The p values are corrected for their number by
+    Holm's procedure, those of the upper bounds apart: they ask another question.
 
     Args:
         grid: the grid of runs.
@@ -29,19 +28,23 @@ def compare(grid: Grid, reference: str, metric: str) -> pd.DataFrame:
         metric: name of a metric.
 
     Returns:
-        A row for each other evaluated method with the columns ``method``, ``cases``, ``mean_difference`` and
-        ``median_difference`` (method minus reference), ``better`` and ``worse`` (numbers of cases), ``p`` and
-        ``p_holm`` (NaN without a common case).
+        A row for each other evaluated method with the columns ``method``, ``upper_bound``, ``cases``, ``pairs`` (of the
+        same case, class, split and seed), ``mean_difference`` and ``median_difference`` over the cases (method minus
+        reference), ``better`` and ``worse`` (numbers of cases), ``p`` and ``p_holm`` (NaN without a common case).
     """
     rows = []
     for method in grid.evaluated_methods:
         if method != reference:
-            difference = paired_differences(grid, method, reference, metric)
+            pairs = paired_differences(grid, method, reference, metric)
+            # Means over classes and seeds leave rounding residues where two methods agree, which would be ranked.
+            difference = pairs.groupby(level="case", sort=False).mean().round(12)
             gain = difference if metric in HIGHER_IS_BETTER else -difference
             rows.append(
                 {
                     "method": method,
+                    "upper_bound": method in grid.upper_bounds,
                     "cases": len(difference),
+                    "pairs": len(pairs),
                     "mean_difference": difference.mean(),
                     "median_difference": difference.median(),
                     "better": int((gain > 0).sum()),
@@ -49,13 +52,17 @@ def compare(grid: Grid, reference: str, metric: str) -> pd.DataFrame:
                     "p": signed_rank_p(difference.to_numpy()),
                 }
             )
-    names = ["method", "cases", "mean_difference", "median_difference", "better", "worse", "p"]
+    names = ["method", "upper_bound", "cases", "pairs", "mean_difference", "median_difference", "better", "worse", "p"]
     table = pd.DataFrame(rows, columns=names)
-    return table.assign(p_holm=holm(table["p"].tolist()))
+    return table.assign(p_holm=table.groupby("upper_bound")["p"].transform(lambda p_values: holm(p_values.tolist())))
 
 
 def paired_differences(grid: Grid, method: str, reference: str, metric: str) -> pd.Series:
-    """Differences of a metric between two methods, case by case.
+    """Differences of a metric between two methods, for each case and class of the runs that both have.
+
+    A distance counts where both found the class: a method that misses a difficult one must not gain from what the
+    other one measures there. Runs and classes of one case are no independent observations, so that a test takes their
+    mean.
 
     Args:
         grid: the grid of runs.
@@ -64,15 +71,14 @@ def paired_differences(grid: Grid, method: str, reference: str, metric: str) -> 
         metric: name of a metric.
 
     Returns:
-        Method minus reference; the index is the case.
+        Method minus reference; the index is case and class, which come again in every common split and seed.
     """
     ours, theirs = grid.evaluated(method), grid.evaluated(reference)
-    pairs = [(ours[run].case_means[metric], theirs[run].case_means[metric]) for run in ours if run in theirs]
-    if not pairs:
-        return pd.Series(dtype=float)
-    differences = pd.concat([first - second for first, second in pairs]).dropna()
-    # Means over classes and seeds leave rounding residues where two methods agree, which would be ranked.
-    return differences.groupby(level=0, sort=False).mean().round(12)
+    differences = [ours[run].values[metric] - theirs[run].values[metric] for run in ours if run in theirs]
+    if not differences:
+        index = pd.MultiIndex.from_arrays([[], []], names=["case", "class"])
+        return pd.Series(index=index, dtype=float)
+    return pd.concat(differences).dropna()
 
 
 def signed_rank_p(differences: np.ndarray) -> float:

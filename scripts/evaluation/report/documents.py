@@ -19,6 +19,7 @@ _LATEX_CHARACTERS = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "\N{DAGGER}": r"$\dagger$",
     "\N{MINUS SIGN}": "$-$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -47,7 +48,10 @@ def markdown(
     blocks.append("\n".join(f"- {_markdown_text(name)}: {_markdown_text(value)}" for name, value in facts))
     for table in tables:
         lines = [[_markdown_text(text) for text in table.heading], [":--"] + ["--:"] * (len(table.heading) - 1)]
-        lines += _marked(table, _markdown_text, _MARKDOWN)
+        for row, line in enumerate(_marked(table, _markdown_text, _MARKDOWN)):
+            if row in table.groups:
+                lines.append([f"*{_markdown_text(table.groups[row])}*", *[""] * (len(line) - 1)])
+            lines.append(line)
         blocks.append(f"## {_markdown_text(table.title)}")
         blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         blocks.append(_markdown_text(table.note))
@@ -68,7 +72,13 @@ def latex(tables: Sequence[Table]) -> str:
     """
     blocks = [r"% \usepackage{booktabs,graphicx}"]
     for table in tables:
-        lines = [" & ".join(line) + r" \\" for line in _marked(table, latex_text, _LATEX)]
+        lines = []
+        for row, line in enumerate(_marked(table, latex_text, _LATEX)):
+            if row in table.groups:
+                group = latex_text(table.groups[row])
+                lines += [r"\midrule", rf"\multicolumn{{{len(line)}}}{{l}}{{\emph{{{group}}}}} \\"]
+            lines.append(" & ".join(line) + r" \\")
+        columns = ["p{0.5\\textwidth}" if column in table.prose else "r" for column in range(1, len(table.heading))]
         blocks.append(
             "\n".join(
                 [
@@ -77,7 +87,7 @@ def latex(tables: Sequence[Table]) -> str:
                     rf"\caption{{{latex_text(table.title)}. {latex_text(table.note)}}}",
                     rf"\label{{tab:{table.name.removeprefix('table_').replace('_', '-')}}}",
                     r"\resizebox{\textwidth}{!}{%",
-                    rf"\begin{{tabular}}{{l{'r' * (len(table.heading) - 1)}}}",
+                    rf"\begin{{tabular}}{{l{''.join(columns)}}}",
                     r"\toprule",
                     " & ".join(latex_text(name) for name in table.heading) + r" \\",
                     r"\midrule",

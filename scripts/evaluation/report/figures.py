@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ..case_report import HEADINGS
-from ..pictures import DOTS_PER_INCH, draw_curves, save_figure
+from ..pictures import DOTS_PER_INCH, save_figure
 from .comparison import HIGHER_IS_BETTER
 from .grid import Grid
 
+_CURVES_IN_A_ROW = 5
 _HIGHLIGHT, _PLAIN = "#D55E00", "#5B7083"
 
 
@@ -34,53 +35,69 @@ class Picture:
     caption: str
 
 
-def curves_picture(grid: Grid, reference: str, path: Path) -> Picture | None:
-    """Draw validation Dice and training loss of all methods over the iterations, averaged over their runs.
+def curves_pictures(grid: Grid, reference: str, folder: Path) -> list[Picture]:
+    """Draw validation Dice and training loss over the iterations, averaged over runs: each method and the reference.
 
     Args:
         grid: the grid of runs.
-        reference: method whose curves are highlighted.
-        path: the PNG file to write.
+        reference: method whose curve stands in every panel.
+        folder: where to write the PNG files ``figure_validation.png`` and ``figure_loss.png``.
 
     Returns:
-        The picture, or None when no run has a table of its training.
+        The pictures of those tables that a run has left.
     """
-    scores = _curves(grid, "validation.csv", "mean_dice")
+    scores = _curves(grid, "validation.csv", "mean_dice", factor=100)
     losses = _smooth(_curves(grid, "history.csv", "loss"))
-    # The same columns in both, so that a method has one color.
-    methods = [method for method in grid.methods if method in scores or method in losses]
-    tables = {"validation Dice": scores, "training loss": losses}
-    panels = {
-        label: table.reindex(columns=["iteration", *methods])
-        for label, table in tables.items()
-        if len(table.columns) > 1
-    }
-    if not panels:
-        return None
-    height = max(3.4, 0.6 + 0.175 * len(methods))
-    figure = Figure(figsize=(10.5, height * len(panels)), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
-    grid_of_axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (label, table) in zip(grid_of_axes, panels.items(), strict=True):
-        draw_curves(axes, table, methods, label=label)
-        if label == "training loss" and table[methods].min(axis=None) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        for line in axes.get_lines():
-            line.set_linewidth(2.2 if line.get_label() == reference else 1.2)
-        legend = axes.get_legend()
-        assert legend is not None
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-            text.set_fontweight("bold" if text.get_text() == reference else "normal")
-    grid_of_axes[-1].set_xlabel("iteration")
-    caption = (
-        "Validation Dice (mean over classes and validation cases) and training loss (running mean over a fiftieth of "
-        "the run), both averaged over the runs of a method. Losses of different methods have different terms: their "
-        "course can be compared, their height cannot."
+    pictures = []
+    if len(scores.columns) > 1:
+        figure = _draw_curves(scores, reference, label="validation Dice [%]", marker="o")
+        caption = (
+            "Validation Dice (mean over classes and validation cases), averaged over the runs of a method. Each panel "
+            f"shows one method; {reference} in color."
+        )
+        pictures.append(Picture(save_figure(figure, folder / "figure_validation.png"), caption))
+    if len(losses.columns) > 1:
+        figure = _draw_curves(losses, reference, label="training loss")
+        caption = (
+            "Training loss (running mean over a fiftieth of the run), averaged over the runs of a method. Each panel "
+            f"shows one method; {reference} in color. Losses of different methods have different terms: their course "
+            "can be compared, their height cannot."
+        )
+        pictures.append(Picture(save_figure(figure, folder / "figure_loss.png"), caption))
+    return pictures
+
+
+def _draw_curves(table: pd.DataFrame, reference: str, *, label: str, marker: str | None = None) -> Figure:
+    """A panel for each method, with the reference in all; the reference has one of its own only when it is alone."""
+    curves = table.set_index("iteration")
+    methods = [method for method in curves if method != reference] or [reference]
+    columns = min(_CURVES_IN_A_ROW, len(methods))
+    rows = -(-len(methods) // columns)
+    figure = Figure(
+        figsize=(max(5.0, 2.1 * columns), 1.75 * rows + 0.5), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained"
     )
-    return Picture(save_figure(figure, path), caption)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, method in zip(panels, methods):
+        for name, color in ((method, _PLAIN), (reference, _HIGHLIGHT)):
+            if name in curves:
+                curve = curves[name].dropna()
+                axes.plot(curve.index, curve, color=color, linewidth=1.4, marker=marker, markersize=2.5, label=name)
+        axes.set_title(method, fontsize=8, parse_math=False)
+        axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
+        axes.tick_params(labelsize=7)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    for axes in panels[len(methods) :]:
+        axes.axis("off")
+    if label == "training loss" and curves.min(axis=None) > 0:
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
+    panels[0].xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    figure.supxlabel("iteration", fontsize=9)
+    figure.supylabel(label, fontsize=9)
+    return figure
 
 
 def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Picture:
@@ -104,6 +121,8 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     axes = figure.subplots()
     for row, (method, sample) in enumerate(zip(methods, values, strict=True)):
         _draw_box(axes, row, sample, color=_HIGHLIGHT if method == reference else _PLAIN)
+    if len(grid.competing_methods) < len(methods):
+        axes.axhline(len(grid.competing_methods) - 0.5, color="black", linewidth=0.8)
     axes.set_yticks(range(len(methods)), methods, fontsize=9, parse_math=False)
     axes.set(ylim=(len(methods) - 0.4, -0.6), xlabel=HEADINGS[metric])
     axes.grid(visible=True, axis="x", color="#D9D9D9", linewidth=0.5)
@@ -111,22 +130,24 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    direction = "more is better" if percent else "less is better; cases without a found class have no distance"
+    direction = "more is better" if percent else "less is better; only classes that were found count"
     caption = (
         f"{HEADINGS[metric]} of each test case (points; mean over its classes and the runs), {direction}. Box: "
         f"quartiles and median; whiskers: the last case within 1.5 times the box; {reference} in color."
     )
+    if len(grid.competing_methods) < len(methods):
+        caption += " Below the line: upper bounds."
     return Picture(save_figure(figure, path), caption)
 
 
-def _curves(grid: Grid, file_name: str, column: str) -> pd.DataFrame:
+def _curves(grid: Grid, file_name: str, column: str, *, factor: float = 1) -> pd.DataFrame:
     """One column a method, averaged over its runs, by iteration; methods without the table are left out."""
     curves = {}
     for method in grid.methods:
         tables = [cell.table(file_name) for cell in grid.cells if cell.method == method]
         runs = [table.set_index("iteration")[column] for table in tables if table is not None and column in table]
         if runs:
-            curves[method] = pd.concat(runs).groupby(level=0).mean()
+            curves[method] = factor * pd.concat(runs).groupby(level=0).mean()
     return pd.DataFrame(curves).rename_axis("iteration").reset_index()
 
 

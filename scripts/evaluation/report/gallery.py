@@ -24,7 +24,7 @@ from .figures import Picture
 from .grid import Cell, Grid
 from .surface import frame_of, surface_picture
 
-_PANELS_IN_A_ROW = 7
+_PANELS_IN_A_ROW = 5
 _REFERENCE_COLOR = "white"
 
 
@@ -119,7 +119,7 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
     view = panels[0].view
     columns = min(_PANELS_IN_A_ROW, len(panels))
     # Sizes in inches: two lines of text, the slice as high as it needs, and a square with the surface.
-    width, text_height, legend_height = 1.6, 0.4, 0.36
+    width, text_height, legend_height = 2.4, 0.45, 0.4
     slice_height = width * float(np.clip(view.image.shape[0] * view.aspect / view.image.shape[1], 0.5, 1.4))
     block = text_height + slice_height + width
     height = -(-len(panels) // columns) * block + legend_height
@@ -128,8 +128,8 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
         row, column = divmod(number, columns)
         left, top = column / columns, height - row * block
         middle, inner = left + 0.5 / columns, 0.97 / columns
-        name_size = min(8.0, 200 / len(panel.name))
-        for text, size, depth in ((panel.name, name_size, 0.06), (panel.subtitle, 7.5, 0.22)):
+        name_size = min(9.0, 280 / len(panel.name))
+        for text, size, depth in ((panel.name, name_size, 0.06), (panel.subtitle, 8.5, 0.23)):
             figure.text(middle, (top - depth) / height, text, ha="center", va="top", fontsize=size, parse_math=False)
         bottom = top - text_height - slice_height
         _draw_outlines(figure.add_axes((left, bottom / height, inner, slice_height / height)), panel.view)
@@ -166,7 +166,7 @@ def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
         labels_of_slice = select_views(labels, reference, reference, affine=affine)[number].image
         view = replace(views[number], prediction=labels_of_slice.astype(np.uint16))
         surface = surface_picture(nib.orientations.apply_orientation(labels, orientation), spacing, frame, colors)
-        subtitle = f"Dice {100 * cells[name].case_means.loc[case, 'dice']:.1f}" if name in cells else ""
+        subtitle = f"Dice {100 * cells[name].case_means.loc[case, 'dice']:.1f} %" if name in cells else ""
         panels.append(_Panel(name, subtitle, view, surface))
     return panels
 
@@ -182,16 +182,15 @@ def _read_volume(path: str | Path) -> tuple[npt.NDArray, npt.NDArray[np.float64]
 def _draw_outlines(axes: Axes, view: View) -> None:
     draw_panel(axes, view, "image")
     assert view.reference is not None
-    # White alone is lost on bright structures.
-    for color, width in (("black", 2.8), (_REFERENCE_COLOR, 2.0)):
-        for label in np.unique(view.reference[view.reference > 0]):
-            outline(axes, view.reference == label, color=color, width=width)
+    # The reference is seen where the segmentation leaves it, and hidden where both agree.
+    for label in np.unique(view.reference[view.reference > 0]):
+        outline(axes, view.reference == label, color=_REFERENCE_COLOR, width=1.0)
     for label in np.unique(view.prediction[view.prediction > 0]):
-        outline(axes, view.prediction == label, color=class_color(int(label)), width=1.0)
+        outline(axes, view.prediction == label, color=class_color(int(label)), width=1.8)
 
 
 def _draw_legend(figure: Figure, panels: Sequence[_Panel], class_names: Sequence[str]) -> None:
-    handles = [Line2D([], [], color=_REFERENCE_COLOR, linewidth=2, label="reference")]
+    handles = [Line2D([], [], color=_REFERENCE_COLOR, linewidth=1, label="reference")]
     handles += class_handles([panel.view for panel in panels], class_names)
     legend = figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=8, facecolor="black", labelcolor="white"

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,32 @@ CellStatus = Literal["evaluated", "failed", "damaged", "not evaluated", "not run
 Run = tuple[str, int]
 
 _COLUMNS = ["case", "class", "status", *METRIC_NAMES]
+#: The methods of the bundle as a reader expects them: labels alone, the literature by year, both networks, all labels.
+_ORDER = (
+    "supervised_vnet",
+    "supervised_resnet_vnet",
+    "supervised_dual",
+    "supervised_dual_rectified",
+    "mean_teacher",
+    "uncertainty_aware_mean_teacher",
+    "sassnet",
+    "dtc",
+    "cps",
+    "mc_net",
+    "mc_net_plus",
+    "mcf",
+    "bcp",
+    "sdcl",
+    "dual_network",
+    "dual_network_literal",
+    "dual_network_released",
+    "luseg",
+    "dual_network_improved",
+    "dual_copy_paste",
+    "dual_mean_teacher",
+    "upper_bound_vnet",
+    "upper_bound_dual",
+)
 
 
 @dataclass(frozen=True)
@@ -53,10 +81,15 @@ class Cell:
         return self.split, self.seed
 
     @cached_property
+    def values(self) -> pd.DataFrame:
+        """Metrics of each case and class, which are the index; distances are NaN where the class was not found."""
+        assert self.report is not None
+        return self.report.cases().set_index(["case", "class"])[list(METRIC_NAMES)]
+
+    @cached_property
     def case_means(self) -> pd.DataFrame:
         """Metrics of each case, averaged over its classes (distances: over those found); the index is the case."""
-        assert self.report is not None
-        return self.report.cases().groupby("case", sort=False)[list(METRIC_NAMES)].mean()
+        return self.values.groupby(level="case", sort=False).mean()
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table that the training wrote, by iteration.
@@ -65,17 +98,40 @@ class Cell:
             name: file name, such as ``"history.csv"``.
 
         Returns:
-            The table, or None where there is none or it has no rows yet.
+            The table, or None where there is none that can be read: see :meth:`table_error`.
         """
         try:
             return read_table(self.folder / name)
         except BundleError:
             return None
 
+    def table_error(self, name: str) -> str:
+        """Why a table that is there has nothing to show.
+
+        Args:
+            name: see :meth:`table`.
+
+        Returns:
+            The reason in one line; empty where the table can be read, or is not there.
+        """
+        if (self.folder / name).is_file():
+            try:
+                read_table(self.folder / name)
+            except BundleError as error:
+                return str(error)
+        return ""
+
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """What ``run.json`` tells of the training; empty without that file."""
         return _read_json(self.folder / "run.json") or {}
+
+    @cached_property
+    def training_cases(self) -> tuple[int, int] | None:
+        """Numbers of labeled and unlabeled training cases, None where ``run.json`` does not tell them."""
+        settings = self.facts.get("settings") or {}
+        found = re.match(r"(\d+) labeled, (\d+) unlabeled\b", str(settings.get("cases")))
+        return None if found is None else (int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True)
@@ -88,6 +144,7 @@ class Grid:
         methods: names of the methods in the order of the report.
         class_names: names of the foreground classes in the order of their labels.
         cells: a cell for each method, split and seed, in this order.
+        upper_bounds: the methods that trained with more labeled cases than the others, the last ones of ``methods``.
     """
 
     folder: Path
@@ -95,6 +152,7 @@ class Grid:
     methods: list[str]
     class_names: list[str]
     cells: list[Cell]
+    upper_bounds: list[str]
 
     def evaluated(self, method: str) -> dict[Run, Cell]:
         """The evaluated cells of a method by split and seed.
@@ -113,9 +171,23 @@ class Grid:
         return [method for method in self.methods if self.evaluated(method)]
 
     @cached_property
-    def evaluated_runs(self) -> list[Run]:
-        """Splits and seeds that at least one method was evaluated on, in order."""
-        return list(dict.fromkeys(cell.run for cell in self.cells if cell.status == "evaluated"))
+    def competing_methods(self) -> list[str]:
+        """Methods with an evaluated cell that are no upper bounds, in order."""
+        return [method for method in self.evaluated_methods if method not in self.upper_bounds]
+
+    @cached_property
+    def complete_methods(self) -> list[str]:
+        """Methods evaluated on all the splits, seeds and test cases that any competing method was, in order."""
+        test_cases: dict[Run, set[str]] = defaultdict(set)
+        for method in self.competing_methods:
+            for run, cell in self.evaluated(method).items():
+                test_cases[run] |= set(cell.case_means.index)
+
+        def is_complete(method: str) -> bool:
+            cells = self.evaluated(method)
+            return all(run in cells and cases <= set(cells[run].case_means.index) for run, cases in test_cases.items())
+
+        return [method for method in self.evaluated_methods if is_complete(method)]
 
 
 def read_grid(output_dir: str | Path) -> Grid:
@@ -148,7 +220,25 @@ def read_grid(output_dir: str | Path) -> Grid:
     ]
     if not any(cell.status == "evaluated" for cell in cells):
         raise BundleError(f"{folder} has no evaluated cell (of {len(cells)}): there is nothing to report on yet.")
-    return Grid(folder, facts, facts["methods"], facts["class_names"], cells)
+    upper_bounds = _upper_bounds(cells)
+    methods = sorted(facts["methods"], key=lambda method: (method in upper_bounds, _rank(method)))
+    cells.sort(key=lambda cell: methods.index(cell.method))
+    upper_bounds = [method for method in methods if method in upper_bounds]
+    return Grid(folder, facts, methods, facts["class_names"], cells, upper_bounds)
+
+
+def _upper_bounds(cells: Sequence[Cell]) -> list[str]:
+    """Methods with a run that had more labeled cases than the run with the fewest, but some, of the same split."""
+    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    for cell in cells:
+        if cell.training_cases is not None and cell.training_cases[0] > 0:
+            numbers[cell.split][cell.method] = cell.training_cases[0]
+    return [method for of_split in numbers.values() for method in of_split if of_split[method] > min(of_split.values())]
+
+
+def _rank(method: str) -> int:
+    """Place of a method in the report; all that are not of the bundle share the last one."""
+    return _ORDER.index(method) if method in _ORDER else len(_ORDER)
 
 
 def _read_cell(folder: Path, method: str, split: str, seed: int, class_names: list[str]) -> Cell:

@@ -34,6 +34,7 @@ thead th:first-child { background: #eef1f4; z-index: 2; }
 tbody th { font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody tr:hover > * { background: #f6f8fa; }
+tbody tr.group > th { background: #eef1f4; font-weight: 400; font-style: italic; }
 td.text { text-align: left; white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 u { text-underline-offset: .15em; }
 .note, figcaption { color: #444c56; font-size: .85rem; margin: .5rem 0 0; max-width: 62rem; overflow-wrap: anywhere; }
@@ -117,10 +118,13 @@ def _table(table: Table) -> str:
     heading = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.heading)
     lines = []
     for row, texts in enumerate(table.rows):
+        if row in table.groups:
+            group = escape(table.groups[row])
+            lines.append(f'<tr class="group"><th scope="rowgroup" colspan="{len(texts)}">{group}</th></tr>')
         cells = [f'<th scope="row">{escape(texts[0])}</th>']
         for column, text in enumerate(texts[1:], start=1):
             content = _FORMS[table.marks.get((row, column))].format(escape(text))
-            kind = ' class="text"' if table.heading[column] == "error" else ""
+            kind = ' class="text"' if column in table.prose else ""
             cells.append(f"<td{kind}>{content}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join(

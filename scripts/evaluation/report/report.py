@@ -4,22 +4,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from ...errors import BundleError
 from ..case_report import plural, write_text
 from .documents import latex, markdown
-from .figures import boxes_picture, curves_picture
+from .figures import boxes_picture, curves_pictures
 from .gallery import gallery
 from .grid import Grid, read_grid
 from .page import page
+from .summary import SETTINGS_KEYS, settings_by_method
 from .tables import Table, make_tables
 
+_LOGGER = logging.getLogger("scripts.evaluation")
+_TRAINING_TABLES = ("history.csv", "validation.csv")
 _DEFAULT_REFERENCE = "dual_network"
 
 
@@ -32,32 +34,37 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
 
     Args:
         output_dir: folder of the grid, with ``grid.json`` and ``cells/``.
-        reference: the method that the others are tested against; by default ``dual_network``, or the first one
-            where that was not evaluated.
+        reference: the method that the others are tested against; by default, and with a remark in place of a method
+            that is not evaluated yet, ``dual_network``, or the first one that was evaluated and is no upper bound.
 
     Returns:
         Path of ``report.html``.
 
     Raises:
-        BundleError: when there is no grid, no evaluated cell, or the reference is no evaluated method.
+        BundleError: when there is no grid, no evaluated cell, or the reference is no method of the grid.
     """
     grid = read_grid(output_dir)
-    reference = _reference(grid, reference)
+    reference, doubts = _reference(grid, reference)
+    doubts += _different_splits(grid)
+    for doubt in doubts:
+        _LOGGER.warning(doubt)
     folder = grid.folder / "report"
     tables = make_tables(grid, reference)
     texts = {f"{table.name}.csv": table.numbers.to_csv(index=False) for table in tables}
     texts["tables.csv"] = _long_form(tables).to_csv(index=False)
 
     cases, remarks = gallery(grid, reference, folder)
-    curves = curves_picture(grid, reference, folder / "figure_curves.png")
-    if curves is None:
+    curves = curves_pictures(grid, reference, folder)
+    if not curves:
         remarks.append("Curves are missing: no run has left its history.csv or validation.csv.")
+    for cell in grid.cells:
+        remarks += [f"Not in the curves: {error}" for name in _TRAINING_TABLES if (error := cell.table_error(name))]
     boxes = [
         boxes_picture(grid, reference, metric, folder / f"figure_{metric}.png") for metric in ("dice", "hd95_voxel")
     ]
-    pictures = [*boxes, *cases, *([curves] if curves else [])]
+    pictures = [*boxes, *cases, *curves]
 
-    facts = _facts(grid, reference)
+    facts = [*_facts(grid, reference), *(("remark", doubt) for doubt in doubts)]
     texts["report.tex"] = latex(tables)
     title = f"Methods on {grid.facts.get('data', 'a data set')}"
     texts["report.md"] = markdown(title, facts, tables, pictures, remarks)
@@ -73,12 +80,32 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     return folder / "report.html"
 
 
-def _reference(grid: Grid, name: str | None) -> str:
+def _reference(grid: Grid, name: str | None) -> tuple[str, list[str]]:
+    """The reference method, and why it is not the one that was asked for."""
+    methods = grid.competing_methods or grid.evaluated_methods
+    default = _DEFAULT_REFERENCE if _DEFAULT_REFERENCE in methods else methods[0]
     if name is None:
-        return _DEFAULT_REFERENCE if _DEFAULT_REFERENCE in grid.evaluated_methods else grid.evaluated_methods[0]
+        return default, []
+    if name not in grid.methods:
+        raise BundleError(f"reference must be a method of the grid, one of {grid.methods}, got {name!r}.")
     if name not in grid.evaluated_methods:
-        raise BundleError(f"reference must be an evaluated method, one of {grid.evaluated_methods}, got {name!r}.")
-    return name
+        return default, [f"The reference {name} has no evaluated run yet: {default} takes its place."]
+    return name, []
+
+
+def _different_splits(grid: Grid) -> list[str]:
+    """What to say of splits whose file had other cases in some of the runs."""
+    methods: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for cell in grid.cells:
+        digest = (cell.facts.get("split") or {}).get("cases_hash")
+        if cell.status == "evaluated" and digest is not None:
+            methods[cell.split][digest].append(f"{cell.method} seed {cell.seed}")
+    return [
+        f"The lists of cases of the split {split} (cases_hash of run.json) are not the same in all runs: "
+        + "; ".join(f"{digest} in {', '.join(runs)}" for digest, runs in found.items())
+        for split, found in methods.items()
+        if len(found) > 1
+    ]
 
 
 def _long_form(tables: list[Table]) -> pd.DataFrame:
@@ -91,7 +118,7 @@ def _long_form(tables: list[Table]) -> pd.DataFrame:
 
 
 def _facts(grid: Grid, reference: str) -> list[tuple[str, str]]:
-    """What was compared, and on what: also the settings that all trainings share, and the names of the others."""
+    """What was compared, and on what: also the settings that all methods share."""
     evaluated = [cell for method in grid.methods for cell in grid.evaluated(method).values()]
     cases = {case for cell in evaluated for case in cell.case_means.index}
     overrides = grid.facts.get("overrides") or {}
@@ -100,23 +127,14 @@ def _facts(grid: Grid, reference: str) -> list[tuple[str, str]]:
         ("recipe", str(grid.facts.get("recipe", ""))),
         ("overrides", ", ".join(f"{name} {value}" for name, value in overrides.items())),
         ("methods", f"{len(grid.evaluated_methods)} of {len(grid.methods)} evaluated"),
+        ("upper bounds", ", ".join(method for method in grid.upper_bounds if method in grid.evaluated_methods)),
         ("splits", ", ".join(f"{name} ({Path(path).name})" for name, path in grid.facts["splits"].items())),
         ("seeds", ", ".join(map(str, grid.facts["seeds"]))),
         ("test", f"{len(cases)} {plural('case', len(cases))}, {len(evaluated)} of {len(grid.cells)} runs evaluated"),
         ("tested against", reference),
     ]
-    for heading, key in (("settings", "settings"), ("versions", "versions")):
-        shared, different = _shared([cell.facts.get(key) or {} for cell in evaluated])
-        if shared:
-            facts.append((heading, ", ".join(f"{name} {value}" for name, value in shared.items())))
-        if different:
-            facts.append((f"{heading} that differ between runs", ", ".join(different)))
+    for key in SETTINGS_KEYS:
+        settings = settings_by_method(grid, key)
+        shared = settings.loc[:, settings.nunique() == 1]
+        facts.append((key, ", ".join(f"{name} {values.iloc[0]}" for name, values in shared.items())))
     return [(name, value) for name, value in facts if value]
-
-
-def _shared(groups: list[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
-    """Values that are the same in all groups, and the names of those that are not."""
-    names = list(dict.fromkeys(name for group in groups for name in group))
-    values = {name: {json.dumps(group.get(name)) for group in groups} for name in names}
-    shared = {name: next(iter(found)).strip('" ') for name, found in values.items() if len(found) == 1}
-    return shared, [name for name in names if name not in shared]

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Means and standard deviations of each method over its runs, and what its training cost."""
+"""Means and standard deviations of each method over its runs, what its training cost, and by which settings it ran."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -13,6 +14,9 @@ from ..case_report import MEAN_OVER_CLASSES
 from ..metrics import METRIC_NAMES
 from .grid import Cell, Grid
 
+SettingsKey = Literal["settings", "versions"]
+SETTINGS_KEYS: tuple[SettingsKey, ...] = ("settings", "versions")
+_BESIDE_SETTINGS = ("initial_weights", "device", "commit")
 _COUNTS = ["cases", "found", "missed", "false_positive", "absent"]
 
 
@@ -39,21 +43,27 @@ def summarize(grid: Grid) -> pd.DataFrame:
 
     Returns:
         A row for each evaluated method and class, and one for the mean over classes, with the columns ``method``,
-        ``class``, ``runs``, ``complete`` (evaluated on all the splits and seeds that any method was), ``cases`` and the
-        counts of each status (sums over the runs), and ``<metric>_mean`` and ``<metric>_sd`` (overlaps from 0 to 1).
+        ``class``, ``upper_bound``, ``labeled`` and ``unlabeled`` (training cases, mean over the runs; NaN where no run
+        tells them), ``runs``, ``complete`` (see :attr:`Grid.complete_methods`), ``cases`` and the counts of each status
+        (sums over the runs), and ``<metric>_mean`` and ``<metric>_sd`` (overlaps from 0 to 1).
     """
     over_runs = spread_is_over_runs(grid)
     rows = []
     for method in grid.evaluated_methods:
         cells = grid.evaluated(method)
         of_runs = pd.concat([_summary_of(cell) for cell in cells.values()])
+        counts = [cell.training_cases for cell in cells.values() if cell.training_cases is not None]
+        labeled, unlabeled = pd.DataFrame(counts, columns=["labeled", "unlabeled"]).mean()
         for name in [*grid.class_names, MEAN_OVER_CLASSES]:
             runs = of_runs[of_runs["class"] == name]
             row: dict[str, Any] = {
                 "method": method,
                 "class": name,
+                "upper_bound": method in grid.upper_bounds,
+                "labeled": labeled,
+                "unlabeled": unlabeled,
                 "runs": len(cells),
-                "complete": list(cells) == grid.evaluated_runs,
+                "complete": method in grid.complete_methods,
                 **runs[_COUNTS].sum().to_dict(),
             }
             for metric in METRIC_NAMES:
@@ -83,6 +93,36 @@ def costs(grid: Grid) -> pd.DataFrame:
             rows.append({"method": method, "runs": len(timings), **means, "parameters": _parameters(grid, method)})
     names = ["method", "runs", "iterations", "seconds_training", "seconds_iteration", "parameters"]
     return pd.DataFrame(rows, columns=names)
+
+
+def settings_by_method(grid: Grid, key: SettingsKey) -> pd.DataFrame:
+    """What ``run.json`` tells of the evaluated runs of each method.
+
+    Args:
+        grid: the grid of runs.
+        key: which part of ``run.json``; to the settings belong initial weights, device and commit, which stand beside
+            them.
+
+    Returns:
+        A row for each evaluated method, which is the index, and a column for each name: the value, or those of several
+        runs joined by semicolons; "-" where a run does not tell it.
+    """
+    table = {}
+    for method in grid.evaluated_methods:
+        runs = [_settings_of(cell, key) for cell in grid.evaluated(method).values()]
+        table[method] = {
+            name: "; ".join(dict.fromkeys(run.get(name, "-") for run in runs)) for run in runs for name in run
+        }
+    methods = pd.Index(list(table), name="method")
+    return pd.DataFrame(list(table.values()), index=methods).fillna("-")
+
+
+def _settings_of(cell: Cell, key: SettingsKey) -> dict[str, str]:
+    values = dict(cell.facts.get(key) or {})
+    if key == "settings":
+        values.update({name: cell.facts[name] for name in _BESIDE_SETTINGS if name in cell.facts})
+    # What run.json calls the method is the object that the key method_def makes.
+    return {"method_def" if name == "method" else name: json.dumps(value).strip('" ') for name, value in values.items()}
 
 
 def _summary_of(cell: Cell) -> pd.DataFrame:

@@ -7,18 +7,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from ..case_report import HEADINGS, MEAN_OVER_CLASSES, mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
 from .grid import Grid
-from .summary import costs, spread_is_over_runs, summarize
+from .summary import SETTINGS_KEYS, costs, settings_by_method, spread_is_over_runs, summarize
 
 Mark = Literal["best", "second"]
 #: Metrics that are tested: one of the overlaps, which tell the same, and both distances.
 TESTED_METRICS = ("dice", "hd95_voxel", "asd_voxel")
+#: Stands behind a mean distance that leaves out cases which those of other methods count.
+FEWER_FOUND = "\N{DAGGER}"
+_PROSE_LETTERS = 40
+_UPPER_BOUNDS = "upper bounds: more labeled cases than the others"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Table:
         keys: columns of ``numbers`` that name a row.
         note: what a reader must know.
         marks: (row, column) of the best values and the second best ones.
+        groups: numbers of the rows that begin a group, and what to say above them.
+        prose: columns with long texts.
     """
 
     name: str
@@ -44,6 +50,8 @@ class Table:
     keys: list[str]
     note: str
     marks: dict[tuple[int, int], Mark] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)
+    prose: frozenset[int] = frozenset()
 
 
 def make_tables(grid: Grid, reference: str) -> list[Table]:
@@ -54,8 +62,8 @@ def make_tables(grid: Grid, reference: str) -> list[Table]:
         reference: name of the method that the others are tested against.
 
     Returns:
-        Metrics, metrics of each class (where there are several), tests (where there are several methods), cost, and
-        the state of each cell.
+        Metrics, metrics of each class (where there are several), tests (where there are several methods), cost, the
+        settings in which methods differ, and the state of each cell.
     """
     summary = summarize(grid)
     note = _summary_note(grid)
@@ -72,6 +80,10 @@ def make_tables(grid: Grid, reference: str) -> list[Table]:
     cost = costs(grid)
     if not cost.empty:
         tables.append(_cost_table(cost, reference))
+    settings = pd.concat([settings_by_method(grid, key) for key in SETTINGS_KEYS], axis=1)
+    different = settings.loc[:, settings.nunique() > 1]
+    if not different.empty:
+        tables.append(_settings_table(different.reset_index()))
     return [*tables, _cells_table(grid)]
 
 
@@ -94,36 +106,55 @@ def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark 
 
 
 def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: Grid, note: str) -> Table:
-    heading = ["method", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
+    heading = ["method", "labeled", "unlabeled", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
     planned = len(grid.cells) // len(grid.methods)
+    ranked = summary["complete"] & ~summary["upper_bound"]
+    # Who misses the difficult cases has the smaller mean distance.
+    fewer_found = summary["complete"] & (summary["found"] < summary.loc[ranked, "found"].max())
     rows = [
         [
             row["method"],
-            *(
-                mean_and_deviation(row[f"{metric}_mean"], row[f"{metric}_sd"], percent=_percent(metric))
-                for metric in HEADINGS
-            ),
+            _count(row["labeled"]),
+            _count(row["unlabeled"]),
+            *(_mean_text(row, metric, fewer_found=fewer) for metric in HEADINGS),
             str(row["cases"]),
             str(row["missed"]),
             str(row["false_positive"]),
             f"{row['runs']} of {planned}",
         ]
-        for row in summary.to_dict("records")
+        for row, fewer in zip(summary.to_dict("records"), fewer_found, strict=True)
     ]
     marks = {}
-    for column, metric in enumerate(HEADINGS, start=1):
+    for metric, text in HEADINGS.items():
+        eligible = ranked if _percent(metric) else ranked & ~fewer_found
         # What looks equal is equal: the means are ranked as they are shown.
-        shown = (summary[f"{metric}_mean"] * (100 if _percent(metric) else 1)).round(2).where(summary["complete"])
+        shown = (summary[f"{metric}_mean"] * (100 if _percent(metric) else 1)).round(2).where(eligible)
         for row_number, mark in enumerate(rank_marks(shown.tolist(), higher_is_better=_percent(metric))):
             if mark is not None:
-                marks[row_number, column] = mark
-    return Table(name, title, heading, rows, summary, ["method", "class"], note, marks)
+                marks[row_number, heading.index(text)] = mark
+    if fewer_found.any():
+        note += (
+            f" {FEWER_FOUND} Distances not ranked: they leave out cases and classes that were missed here and found by "
+            "others; see the tests, which pair them."
+        )
+    return Table(name, title, heading, rows, summary, ["method", "class"], note, marks, _groups(summary))
+
+
+def _groups(numbers: pd.DataFrame) -> dict[int, str]:
+    """Where the upper bounds begin, which are the last rows."""
+    first = int((~numbers["upper_bound"].astype(bool)).sum())
+    return {first: _UPPER_BOUNDS} if first < len(numbers) else {}
+
+
+def _mean_text(row: dict[str, Any], metric: str, *, fewer_found: bool) -> str:
+    text = mean_and_deviation(row[f"{metric}_mean"], row[f"{metric}_sd"], percent=_percent(metric))
+    return f"{text} {FEWER_FOUND}" if fewer_found and not _percent(metric) and row["found"] > 0 else text
 
 
 def _comparison_table(grid: Grid, reference: str, metric: str) -> Table:
     numbers = compare(grid, reference, metric).assign(metric=metric)
     factor = 100 if _percent(metric) else 1
-    heading = ["method", "mean difference", "median difference", "better", "worse", "cases", "p", "p (Holm)"]
+    heading = ["method", "mean difference", "median difference", "better", "worse", "cases", "pairs", "p", "p (Holm)"]
     rows = [
         [
             row["method"],
@@ -132,21 +163,23 @@ def _comparison_table(grid: Grid, reference: str, metric: str) -> Table:
             str(row["better"]),
             str(row["worse"]),
             str(row["cases"]),
+            str(row["pairs"]),
             _p_text(row["p"]),
             _p_text(row["p_holm"]),
         ]
         for row in numbers.to_dict("records")
     ]
     higher = metric in HIGHER_IS_BETTER
-    cases = "cases" if higher else "cases where both methods found the class"
+    found = "" if higher else " where both methods found the class"
     note = (
-        f"Method minus {reference}, paired over the {cases}, each averaged over its classes and the seeds. "
-        f"{'More' if higher else 'Less'} is better; better and worse count cases. p: two-sided Wilcoxon signed-rank "
-        "test; p (Holm): corrected for the number of methods in this table. Both speak of these cases and runs, not of "
-        "what other splits or seeds would give."
+        f"Method minus {reference}, by pairs of the same case, class, split and seed{found}, averaged over the classes "
+        f"and seeds of each case. {'More' if higher else 'Less'} is better; better and worse count cases. p: two-sided "
+        "Wilcoxon signed-rank test over the cases; p (Holm): corrected for the number of methods in this table, those "
+        "of the upper bounds apart. Both speak of these cases and runs, not of what other splits or seeds would give."
     )
     title = f"{HEADINGS[metric]}: difference to {reference}"
-    return Table(f"table_test_{metric}", title, heading, rows, numbers, ["method", "metric"], note)
+    groups = _groups(numbers)
+    return Table(f"table_test_{metric}", title, heading, rows, numbers, ["method", "metric"], note, groups=groups)
 
 
 def _cost_table(cost: pd.DataFrame, reference: str) -> Table:
@@ -171,6 +204,16 @@ def _cost_table(cost: pd.DataFrame, reference: str) -> Table:
         "is deployed, not of teachers or heads that serve training only."
     )
     return Table("table_cost", "Cost of training", heading, rows, numbers, ["method"], note)
+
+
+def _settings_table(different: pd.DataFrame) -> Table:
+    rows = different.to_numpy().tolist()
+    note = "What run.json tells of the evaluated runs where methods differ; several values are those of several runs."
+    prose = frozenset(
+        column for column in range(1, len(different.columns)) if max(len(row[column]) for row in rows) > _PROSE_LETTERS
+    )
+    title = "Settings that differ"
+    return Table("table_settings", title, list(different), rows, different, ["method"], note, prose=prose)
 
 
 def _cells_table(grid: Grid) -> Table:
@@ -202,7 +245,7 @@ def _cells_table(grid: Grid) -> Table:
     evaluated = int((numbers["status"] == "evaluated").sum())
     note = f"{evaluated} of {len(rows)} {plural('run', len(rows))} evaluated. Metrics and tests are about these."
     keys = ["method", "split", "seed"]
-    return Table("table_runs", "Runs", heading, rows, numbers, keys, note)
+    return Table("table_runs", "Runs", heading, rows, numbers, keys, note, prose=frozenset({heading.index("error")}))
 
 
 def _summary_note(grid: Grid) -> str:
@@ -212,13 +255,16 @@ def _summary_note(grid: Grid) -> str:
         spread = "One run a method: mean ± standard deviation over its test cases"
     sums = "runs and classes" if len(grid.class_names) > 1 else "runs"
     note = (
-        f"{spread} (n - 1 in the denominator). Distances are averaged over the cases where the class was found. "
-        "Missed: in the reference, not in the prediction (Dice 0, no distance); false positive: the other way round; "
-        f"these counts are sums over {sums}. The best value of a column is bold, the second best underlined."
+        f"{spread} (n - 1 in the denominator). Labeled, unlabeled: training cases. Distances are averaged over the "
+        "cases where the class was found. Missed: in the reference, not in the prediction (Dice 0, no distance); false "
+        f"positive: the other way round; these counts are sums over {sums}. The best two values of a column are "
+        "marked, which tables of the literature often set in bold alike: here the best is bold, the second underlined."
     )
-    incomplete = [method for method in grid.evaluated_methods if list(grid.evaluated(method)) != grid.evaluated_runs]
+    incomplete = [method for method in grid.competing_methods if method not in grid.complete_methods]
     if incomplete:
-        note += f" Not ranked, since some of the runs are missing: {', '.join(incomplete)}."
+        note += f" Not ranked, since runs or test cases that others have are missing: {', '.join(incomplete)}."
+    if len(grid.competing_methods) < len(grid.evaluated_methods):
+        note += " Upper bounds are not ranked."
     return note
 
 
@@ -228,6 +274,10 @@ def _percent(metric: str) -> bool:
 
 def _number(value: float, *, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _count(value: float) -> str:
+    return "-" if math.isnan(value) else f"{round(value, 1):.12g}"
 
 
 def _signed(value: float) -> str:
