@@ -332,7 +332,7 @@ def crossval(
         num_labeled: labeled cases of the bundle's split files.
         jobs: runs at the same time on this machine.
         launcher: command that takes a run elsewhere, such as "sbatch --gres=gpu:1 --wrap {command}".
-        relaunch: with a launcher, hand over again what was handed over and then cancelled.
+        relaunch: with a launcher, hand over again what was handed over and has not begun, since it was cancelled.
         reference: method that the report compares the others with.
         **overrides: further keys of the configuration for all runs, such as --iterations 3000.
     """

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,20 +79,38 @@ class Cell:
         with replacing(self.path / CELL_FILE) as temporary:
             temporary.write_text(json.dumps(state, indent=4) + "\n", encoding="utf-8")
 
-    def iterations_done(self) -> int:
+    def beat(self) -> None:
+        """Give a sign of life: a new time of change of ``cell.json``, whose content stays."""
+        # A sign that cannot be given, as on a file server that is away for a moment, must not end a training.
+        with contextlib.suppress(OSError):
+            os.utime(self.path / CELL_FILE)
+
+    def last_beat(self) -> int | None:
+        """Read when the last sign of life was given.
+
+        Returns:
+            time of change of ``cell.json`` in ns, by the clock of whoever made it; None without that file.
+        """
+        try:
+            return (self.path / CELL_FILE).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def training_progress(self) -> tuple[int, float]:
         """Read how far the training is from the last whole line of its history.
 
         Returns:
-            number of iterations, 0 before the first.
+            number of iterations, 0 before the first, and the seconds that they took with their validations.
         """
         try:
             with (self.path / "history.csv").open("rb") as stream:
                 stream.seek(0, 2)
                 stream.seek(max(0, stream.tell() - 4096))
                 lines = stream.read().split(b"\n")[:-1]
-            return int(lines[-1].split(b",")[0])
+            iterations, seconds = lines[-1].split(b",")[:2]
+            return int(iterations), float(seconds)
         except (OSError, ValueError, IndexError):
-            return 0
+            return 0, 0.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -147,12 +148,19 @@ def test_state_of_a_cell(tmp_path):
     cell = Cell("luseg", "fixed", 0, tmp_path / "cell")
     assert not cell.evaluated
     assert cell.state() == {}
-    assert cell.iterations_done() == 0
+    assert cell.training_progress() == (0, 0.0)
+    assert cell.last_beat() is None
+    cell.beat()
+    assert cell.last_beat() is None
     cell.write_state(status="failed", error="no")
+    first = cell.last_beat()
+    os.utime(cell.path / "cell.json", (1, 1))
+    cell.beat()
+    assert cell.last_beat() >= first
     assert cell.state() == {"status": "failed", "error": "no"}
     # The last line is being written.
-    (cell.path / "history.csv").write_text("iteration,loss\n1,0.5\n2,0.4\n3")
-    assert cell.iterations_done() == 2
+    (cell.path / "history.csv").write_text("iteration,seconds,loss\n1,2.5,0.5\n2,4.25,0.4\n3,6.")
+    assert cell.training_progress() == (2, 4.25)
     (cell.path / "evaluation").mkdir()
     (cell.path / "evaluation" / "metrics_cases.csv").touch()
     assert cell.evaluated
