@@ -210,6 +210,22 @@ class Grid:
         configured = ConfigParser.load_config_files(self.config_files(method))["iterations"]
         return int(self.overrides.get("iterations", configured))
 
+    def joined(self, output_dir: str | Path) -> Grid:
+        """Join this grid with what earlier calls have put into its folder.
+
+        Args:
+            output_dir: folder of the grid.
+
+        Returns:
+            the grid of all of them.
+
+        Raises:
+            BundleError: when the folder holds a grid of other data, another recipe or other overrides, or other files
+                for the same methods or splits, whose cells would stand in one table with these.
+        """
+        path = Path(output_dir) / GRID_FILE
+        return Grid.read(output_dir)._merge(self, path) if path.is_file() else self
+
     def write(self, output_dir: str | Path) -> None:
         """Write ``grid.json``, together with what an earlier call of the same grid had put there.
 
@@ -217,15 +233,10 @@ class Grid:
             output_dir: folder of the grid.
 
         Raises:
-            BundleError: when the folder holds a grid of other data, another recipe or other overrides, whose cells
-                would stand in one table with these.
+            BundleError: see :meth:`joined`.
         """
-        path = Path(output_dir) / GRID_FILE
-        merged = self
-        if path.is_file():
-            merged = Grid.read(output_dir)._merge(self, path)
-        with replacing(path) as temporary:
-            content = {"version": 1, **dataclasses.asdict(merged)}
+        content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
+        with replacing(Path(output_dir) / GRID_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _merge(self, new: Grid, path: Path) -> Grid:
