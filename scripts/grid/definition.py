@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -30,6 +31,8 @@ FIXED_SPLIT = "fixed"
 ORIGINAL_RECIPE = "original"
 GRID_FILE = "grid.json"
 CELL_FILE = "cell.json"
+#: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
+OWN_KEYS = ("seed", "dataset_dir", "split_file", "output_dir", "evaluation_dir", "ckpt_path", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -246,14 +249,13 @@ class Grid:
                     f"{path} is a grid with {name} {getattr(self, name)!r}, got {getattr(new, name)!r}: "
                     "choose another --output_dir."
                 )
-        for name in ("splits", "method_files"):
-            known, given = getattr(self, name), getattr(new, name)
-            changed = [key for key in given if key in known and known[key] != given[key]]
-            if changed:
-                raise BundleError(
-                    f"{path} has {known[changed[0]]} as {changed[0]}, got {given[changed[0]]}: "
-                    "choose another --output_dir."
-                )
+        sources = [
+            *((split, self.splits[split], new.splits[split]) for split in new.splits if split in self.splits),
+            *((method, self._source(method), new._source(method)) for method in new.methods if method in self.methods),
+        ]
+        for name, known, given in sources:
+            if known != given:
+                raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
         return dataclasses.replace(
             self,
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
@@ -262,6 +264,9 @@ class Grid:
             method_files={**self.method_files, **new.method_files},
             cases={**self.cases, **new.cases},
         )
+
+    def _source(self, method: str) -> str:
+        return self.method_files.get(method, "the bundle's own method")
 
     @classmethod
     def read(cls, output_dir: str | Path) -> Grid:
@@ -330,17 +335,29 @@ def define_grid(
             if not path.is_file():
                 raise BundleError(f"methods: {method} not found.")
             method = path.stem.removeprefix("method_")
-            files[method] = str(path.resolve())
+            if method not in method_names():
+                files[method] = str(path.resolve())
+            elif path.resolve() != CONFIGS / f"method_{method}.json":
+                raise BundleError(f"methods: {path} has the name of the bundle's method {method}: rename the file.")
         else:
             _require("methods", method, method_names())
         names.append(method)
     if not names or len(set(names)) != len(names):
         raise BundleError(f"methods must be different names, at least one, got {names}.")
+    for name in overrides or {}:
+        if name in OWN_KEYS:
+            raise BundleError(
+                f"--{name} must not be given: a grid sets {', '.join(OWN_KEYS)} for each run itself; its arguments are "
+                "seeds, dataset_dir, split_file and output_dir."
+            )
     config = ConfigParser()
     config.read_config([str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")])
     unknown = [name for name in overrides or {} if name.partition("#")[0] not in config.get()]
     if unknown:
         raise BundleError(f"--{unknown[0]} is no argument of crossval and no key of configs/train.json.")
+    class_names = (overrides or {}).get("class_names", config["class_names"])
+    if not isinstance(class_names, (list, tuple)) or not all(isinstance(name, str) for name in class_names):
+        raise BundleError(f"class_names must be a list of texts, such as \"['organ']\", got {class_names!r}.")
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
     cases = {}
@@ -356,7 +373,7 @@ def define_grid(
         seeds=tuple(seeds),
         dataset_dir=str(folder),
         overrides=dict(overrides or {}),
-        class_names=tuple(config["class_names"]),
+        class_names=tuple(class_names),
         method_files=files,
         cases=cases,
     )
@@ -400,4 +417,6 @@ def _names(kind: str) -> list[str]:
 
 def _require(argument: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.")
+        similar = difflib.get_close_matches(value, allowed)
+        hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")
