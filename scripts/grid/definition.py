@@ -358,6 +358,9 @@ def define_grid(
     class_names = (overrides or {}).get("class_names", config["class_names"])
     if not isinstance(class_names, (list, tuple)) or not all(isinstance(name, str) for name in class_names):
         raise BundleError(f"class_names must be a list of texts, such as \"['organ']\", got {class_names!r}.")
+    iterations = (overrides or {}).get("iterations", 1)
+    if type(iterations) is not int or iterations < 1:
+        raise BundleError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
     cases = {}

@@ -245,7 +245,7 @@ def _run_elsewhere(pending: Sequence[Cell], launcher: str, relaunch: bool, progr
                 if silence.seconds(cell) >= _SILENCE_SECONDS:
                     reason = f"no sign of life for {_SILENCE_SECONDS / 60:.0f} minutes: killed, or out of time"
             if reason and cell not in launched:
-                progress.print(f"again   {cell.name}: {reason}")
+                progress.begins_again(cell, reason=reason)
                 watched.remove(cell)
                 queue.append(cell)
                 continue

@@ -67,14 +67,6 @@ class GridProgress:
         """Leave the bars as they are."""
         self._progress.stop()
 
-    def print(self, line: str) -> None:
-        """Print a line, above the bars.
-
-        Args:
-            line: the text.
-        """
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-
     def started(self, cell: Cell) -> None:
         """Take notice of a cell that runs.
 
@@ -91,15 +83,24 @@ class GridProgress:
             cell: the cell.
             reason: why it failed, where its own state does not tell.
         """
-        if cell in self._bars:
-            self._progress.remove_task(self._bars.pop(cell))
+        self._remove_bar(cell)
         self._look_at(cell)
         state = cell.state()
         if cell.evaluated:
-            self.print(f"done    {cell.name} in {state.get('seconds', 0) / 60:.1f} min")
+            self._print(f"done    {cell.name} in {state.get('seconds', 0) / 60:.1f} min")
         else:
             self._failed.add(cell)
-            self.print(f"failed  {cell.name}: {reason or state.get('error') or 'the process ended without a word'}")
+            self._print(f"failed  {cell.name}: {reason or state.get('error') or 'the process ended without a word'}")
+
+    def begins_again(self, cell: Cell, *, reason: str) -> None:
+        """Take notice of a cell that does not run any more and will run again, and say so.
+
+        Args:
+            cell: the cell.
+            reason: why.
+        """
+        self._remove_bar(cell)
+        self._print(f"again   {cell.name}: {reason}")
 
     def refresh(self) -> None:
         """Read anew how far the running cells are, and move the bars."""
@@ -126,12 +127,12 @@ class GridProgress:
         self._next_line = time.monotonic() + _LINE_SECONDS
         if not self._console.is_terminal:
             running = [f"{cell.name} {self._trained[cell]}/{self._iterations[cell.method]}" for cell in self._bars]
-            self.print(
+            self._print(
                 f"{time.strftime('%H:%M')}   {len(self._done)} of {len(self.cells)} done, {len(self._failed)} failed, "
                 f"{_left(self.seconds_left())}; running: {_names(running)}"
             )
         if not_begun:
-            self.print(
+            self._print(
                 f"waiting for {_names(cell.name for cell in not_begun)}: handed over and not begun. "
                 "--relaunch true hands over again what was cancelled."
             )
@@ -147,6 +148,13 @@ class GridProgress:
         if len(known) < len(rests):
             return None
         return max(sum(known) / max(1, len(self._bars)), max(known, default=0.0))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _remove_bar(self, cell: Cell) -> None:
+        if cell in self._bars:
+            self._progress.remove_task(self._bars.pop(cell))
 
     def _seconds_left_of(self, cell: Cell) -> float | None:
         iterations = self._iterations[cell.method] - self._trained[cell]

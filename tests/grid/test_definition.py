@@ -100,6 +100,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"split_file": "x.json", "num_labeled": 8}, "exclude each other"),
         ({"overrides": {"iteratons": 5}}, "--iteratons is no argument of crossval"),
         ({"overrides": {"class_names": "organ"}}, "class_names must be a list of texts, .*, got 'organ'"),
+        ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
         ({"methods": ["supervised"]}, "got 'supervised'. Did you mean supervised_vnet or supervised_dual"),

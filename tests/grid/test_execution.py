@@ -215,7 +215,7 @@ def test_launcher_that_stays_with_its_cell(phantom_dir, tmp_path, quick, stand_i
     stand_in(
         "cell = pathlib.Path(sys.argv[-1])\n"
         "(cell / 'cell.json').write_text(json.dumps({'status': 'running'}))\n"
-        "(cell / 'begun').touch()\n"
+        "(cell / 'begun').write_text(str(os.getsid(0)))\n"
         "deadline = time.monotonic() + 20\n"
         "while len(list(cell.parents[1].glob('*/*/begun'))) < 2 and time.monotonic() < deadline: time.sleep(0.05)\n"
         "error = 'my own reason' if time.monotonic() < deadline else 'alone'\n"
@@ -226,6 +226,8 @@ def test_launcher_that_stays_with_its_cell(phantom_dir, tmp_path, quick, stand_i
     failed = run_grid(grid, tmp_path / "grid", launcher="bash -c {command}")
     assert [cell.state()["error"] for cell in failed] == ["my own reason"] * 2
     assert (failed[0].path / "launcher.log").read_text() == "another reason\n"
+    # Whoever stops the grid at its terminal does not stop the cells.
+    assert (failed[0].path / "begun").read_text() != str(os.getsid(0))
 
 
 def test_launcher_that_fails_late_before_the_cell_begins(phantom_dir, tmp_path, quick):

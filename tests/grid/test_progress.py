@@ -103,6 +103,19 @@ def test_line_of_a_log(grid, tmp_path, monkeypatch):
     assert third.startswith("waiting for mcf/fixed_seed0: handed over and not begun. --relaunch true")
 
 
+def test_cell_that_begins_again_runs_no_more(grid, tmp_path):
+    luseg, mcf, *_ = cells = list(grid.cells(tmp_path))
+    overall, output = shown(grid, cells)
+    with overall:
+        overall.started(luseg)
+        overall.started(mcf)
+        overall.begins_again(luseg, reason="no sign of life")
+        overall.report()
+    again, line = output.getvalue().splitlines()
+    assert again == "again   luseg/fixed_seed0: no sign of life"
+    assert line.endswith("running: mcf/fixed_seed0 0/100")
+
+
 def test_terminal_gets_bars_and_only_the_line_of_what_is_waited_for(grid, tmp_path):
     luseg, mcf, *_ = cells = list(grid.cells(tmp_path))
     overall, output = shown(grid, cells, force_terminal=True)
