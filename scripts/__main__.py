@@ -332,7 +332,7 @@ def crossval(
         num_labeled: labeled cases of the bundle's split files.
         jobs: runs at the same time on this machine.
         launcher: command that takes a run elsewhere, such as "sbatch --gres=gpu:1 --wrap {command}".
-        relaunch: with a launcher, hand over again what was handed over and then cancelled.
+        relaunch: with a launcher, hand over again what was handed over and has not begun, since it was cancelled.
         reference: method that the report compares the others with.
         **overrides: further keys of the configuration for all runs, such as --iterations 3000.
     """
@@ -348,9 +348,10 @@ def crossval(
         num_labeled=None if num_labeled is None else _whole_number("num_labeled", num_labeled, at_least=1),
         overrides=overrides,
     )
-    if reference is not None and reference not in grid.methods:
-        raise BundleError(f"reference must be one of {', '.join(grid.methods)}, got {reference!r}.")
     folder = _text("output_dir", output_dir)
+    everything = grid.joined(folder)
+    if reference is not None and reference not in everything.methods:
+        raise BundleError(f"reference must be one of {', '.join(everything.methods)}, got {reference!r}.")
     grid.write(folder)
     failed = run_grid(
         grid,
@@ -360,10 +361,16 @@ def crossval(
         relaunch=_truth("relaunch", relaunch),
         console=_console,
     )
-    if any(cell.evaluated for cell in grid.cells(folder)):
-        report(folder, reference=reference)
+    problems = []
     if failed:
-        raise BundleError(f"{len(failed)} of the runs failed: {', '.join(cell.name for cell in failed)}.")
+        problems.append(f"{len(failed)} of the runs failed: {', '.join(cell.name for cell in failed)}.")
+    if any(cell.evaluated for cell in everything.cells(folder)):
+        try:
+            report(folder, reference=reference)
+        except (BundleError, OSError) as error:
+            problems.append(f"No report: {error}")
+    if problems:
+        raise BundleError(" ".join(problems))
 
 
 def cell(cell_dir: str) -> None:

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +31,8 @@ FIXED_SPLIT = "fixed"
 ORIGINAL_RECIPE = "original"
 GRID_FILE = "grid.json"
 CELL_FILE = "cell.json"
+#: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
+OWN_KEYS = ("seed", "dataset_dir", "split_file", "output_dir", "evaluation_dir", "ckpt_path", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,38 @@ class Cell:
         with replacing(self.path / CELL_FILE) as temporary:
             temporary.write_text(json.dumps(state, indent=4) + "\n", encoding="utf-8")
 
-    def iterations_done(self) -> int:
+    def beat(self) -> None:
+        """Give a sign of life: a new time of change of ``cell.json``, whose content stays."""
+        # A sign that cannot be given, as on a file server that is away for a moment, must not end a training.
+        with contextlib.suppress(OSError):
+            os.utime(self.path / CELL_FILE)
+
+    def last_beat(self) -> int | None:
+        """Read when the last sign of life was given.
+
+        Returns:
+            time of change of ``cell.json`` in ns, by the clock of whoever made it; None without that file.
+        """
+        try:
+            return (self.path / CELL_FILE).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def training_progress(self) -> tuple[int, float]:
         """Read how far the training is from the last whole line of its history.
 
         Returns:
-            number of iterations, 0 before the first.
+            number of iterations, 0 before the first, and the seconds that they took with their validations.
         """
         try:
             with (self.path / "history.csv").open("rb") as stream:
                 stream.seek(0, 2)
                 stream.seek(max(0, stream.tell() - 4096))
                 lines = stream.read().split(b"\n")[:-1]
-            return int(lines[-1].split(b",")[0])
+            iterations, seconds = lines[-1].split(b",")[:2]
+            return int(iterations), float(seconds)
         except (OSError, ValueError, IndexError):
-            return 0
+            return 0, 0.0
 
 
 @dataclass(frozen=True)
@@ -190,6 +213,22 @@ class Grid:
         configured = ConfigParser.load_config_files(self.config_files(method))["iterations"]
         return int(self.overrides.get("iterations", configured))
 
+    def joined(self, output_dir: str | Path) -> Grid:
+        """Join this grid with what earlier calls have put into its folder.
+
+        Args:
+            output_dir: folder of the grid.
+
+        Returns:
+            the grid of all of them.
+
+        Raises:
+            BundleError: when the folder holds a grid of other data, another recipe or other overrides, or other files
+                for the same methods or splits, whose cells would stand in one table with these.
+        """
+        path = Path(output_dir) / GRID_FILE
+        return Grid.read(output_dir)._merge(self, path) if path.is_file() else self
+
     def write(self, output_dir: str | Path) -> None:
         """Write ``grid.json``, together with what an earlier call of the same grid had put there.
 
@@ -197,15 +236,10 @@ class Grid:
             output_dir: folder of the grid.
 
         Raises:
-            BundleError: when the folder holds a grid of other data, another recipe or other overrides, whose cells
-                would stand in one table with these.
+            BundleError: see :meth:`joined`.
         """
-        path = Path(output_dir) / GRID_FILE
-        merged = self
-        if path.is_file():
-            merged = Grid.read(output_dir)._merge(self, path)
-        with replacing(path) as temporary:
-            content = {"version": 1, **dataclasses.asdict(merged)}
+        content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
+        with replacing(Path(output_dir) / GRID_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _merge(self, new: Grid, path: Path) -> Grid:
@@ -215,14 +249,13 @@ class Grid:
                     f"{path} is a grid with {name} {getattr(self, name)!r}, got {getattr(new, name)!r}: "
                     "choose another --output_dir."
                 )
-        for name in ("splits", "method_files"):
-            known, given = getattr(self, name), getattr(new, name)
-            changed = [key for key in given if key in known and known[key] != given[key]]
-            if changed:
-                raise BundleError(
-                    f"{path} has {known[changed[0]]} as {changed[0]}, got {given[changed[0]]}: "
-                    "choose another --output_dir."
-                )
+        sources = [
+            *((split, self.splits[split], new.splits[split]) for split in new.splits if split in self.splits),
+            *((method, self._source(method), new._source(method)) for method in new.methods if method in self.methods),
+        ]
+        for name, known, given in sources:
+            if known != given:
+                raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
         return dataclasses.replace(
             self,
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
@@ -231,6 +264,9 @@ class Grid:
             method_files={**self.method_files, **new.method_files},
             cases={**self.cases, **new.cases},
         )
+
+    def _source(self, method: str) -> str:
+        return self.method_files.get(method, "the bundle's own method")
 
     @classmethod
     def read(cls, output_dir: str | Path) -> Grid:
@@ -299,17 +335,32 @@ def define_grid(
             if not path.is_file():
                 raise BundleError(f"methods: {method} not found.")
             method = path.stem.removeprefix("method_")
-            files[method] = str(path.resolve())
+            if method not in method_names():
+                files[method] = str(path.resolve())
+            elif path.resolve() != CONFIGS / f"method_{method}.json":
+                raise BundleError(f"methods: {path} has the name of the bundle's method {method}: rename the file.")
         else:
             _require("methods", method, method_names())
         names.append(method)
     if not names or len(set(names)) != len(names):
         raise BundleError(f"methods must be different names, at least one, got {names}.")
+    for name in overrides or {}:
+        if name in OWN_KEYS:
+            raise BundleError(
+                f"--{name} must not be given: a grid sets {', '.join(OWN_KEYS)} for each run itself; its arguments are "
+                "seeds, dataset_dir, split_file and output_dir."
+            )
     config = ConfigParser()
     config.read_config([str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")])
     unknown = [name for name in overrides or {} if name.partition("#")[0] not in config.get()]
     if unknown:
         raise BundleError(f"--{unknown[0]} is no argument of crossval and no key of configs/train.json.")
+    class_names = (overrides or {}).get("class_names", config["class_names"])
+    if not isinstance(class_names, (list, tuple)) or not all(isinstance(name, str) for name in class_names):
+        raise BundleError(f"class_names must be a list of texts, such as \"['organ']\", got {class_names!r}.")
+    iterations = (overrides or {}).get("iterations", 1)
+    if type(iterations) is not int or iterations < 1:
+        raise BundleError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
     cases = {}
@@ -325,7 +376,7 @@ def define_grid(
         seeds=tuple(seeds),
         dataset_dir=str(folder),
         overrides=dict(overrides or {}),
-        class_names=tuple(config["class_names"]),
+        class_names=tuple(class_names),
         method_files=files,
         cases=cases,
     )
@@ -369,4 +420,6 @@ def _names(kind: str) -> list[str]:
 
 def _require(argument: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.")
+        similar = difflib.get_close_matches(value, allowed)
+        hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")

@@ -5,25 +5,31 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..errors import BundleError
 from .definition import ROOT, Cell, Grid
+from .progress import GridProgress
 
-_LOG_FILE = "cell.log"
+_LOG_FILE, _LAUNCHER_LOG_FILE = "cell.log", "launcher.log"
 _POLL_SECONDS = 1.0
+_BEAT_SECONDS = 30.0
+#: A cell that gives no sign of life for so long is dead; generous, for file servers that show changes late.
+_SILENCE_SECONDS = 300.0
 #: Environment variable with the process of the grid, with which its local cells end.
 _PARENT = "BUNDLE_GRID_PROCESS"
 
@@ -60,15 +66,25 @@ def _train_and_evaluate(grid: Grid, cell: Cell) -> bool:
     earlier, started = float(cell.state().get("seconds", 0.0)), time.monotonic()
     facts = {"host": platform.node(), "threads": os.environ.get("OMP_NUM_THREADS")}
     cell.write_state(status="running", seconds=earlier, **facts)
-    problem = None
-    if not (cell.path / "model_final.pt").is_file():
-        words = grid.arguments(cell, evaluate=False)
-        problem = _run_bundle(cell, [*words, "--resume", "true"] if (cell.path / "run.json").is_file() else words)
-    if problem is None:
-        problem = _run_bundle(cell, grid.arguments(cell, evaluate=True))
-    seconds = round(earlier + time.monotonic() - started, 1)
-    cell.write_state(status="failed" if problem else "done", error=problem, seconds=seconds, **facts)
+    # What remains to be said where this process is stopped, as by a queue's time limit.
+    outcome: dict[str, Any] = {"status": "failed", "error": "stopped before its end"}
+    try:
+        problem = _train(grid, cell)
+        trained = time.monotonic()
+        problem = problem or _run_bundle(cell, grid.arguments(cell, evaluate=True))
+        outcome = {"status": "failed" if problem else "done", "error": problem}
+        if problem is None:
+            outcome["evaluation_seconds"] = round(time.monotonic() - trained, 1)
+    finally:
+        cell.write_state(**outcome, seconds=round(earlier + time.monotonic() - started, 1), **facts)
     return problem is None
+
+
+def _train(grid: Grid, cell: Cell) -> str | None:
+    if (cell.path / "model_final.pt").is_file():
+        return None
+    words = grid.arguments(cell, evaluate=False)
+    return _run_bundle(cell, [*words, "--resume", "true"] if (cell.path / "run.json").is_file() else words)
 
 
 def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
@@ -76,10 +92,18 @@ def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
     with (cell.path / _LOG_FILE).open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "monai.bundle", *words], stdout=log, stderr=subprocess.STDOUT, env=_environment()
+            [sys.executable, "-m", "monai.bundle", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            preexec_fn=_ending_with_its_parent(),
         )
+        beaten = time.monotonic()
         try:
             while process.poll() is None:
+                if time.monotonic() - beaten >= _BEAT_SECONDS:
+                    cell.beat()
+                    beaten = time.monotonic()
                 if os.environ.get(_PARENT, str(os.getppid())) != str(os.getppid()):
                     raise BundleError("the grid has ended: stopping with it.")
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,6 +119,17 @@ def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     mistakes = [line for line in lines if line.startswith("error:")]
     return (mistakes or lines or [f"exit code {process.returncode}"])[-1]
+
+
+def _ending_with_its_parent() -> Callable[[], Any] | None:
+    """Give what a new process calls so that it does not outlive its parent, even where that is killed.
+
+    Without it the training would go on, and the next attempt would write into the same folder beside it.
+    """
+    if sys.platform != "linux":
+        return None
+    set_death_signal = 1
+    return functools.partial(ctypes.CDLL(None).prctl, set_death_signal, signal.SIGKILL)
 
 
 def run_grid(
@@ -117,8 +152,10 @@ def run_grid(
         jobs: cells at a time; the processor's cores are shared out among them.
         launcher: command that takes a cell elsewhere, such as ``sbatch --gres=gpu:1 --wrap {command}``; ``{command}``
             stands for the cell's command as one word, ``{name}`` for its name. All cells are handed over at once, and
-            their progress is watched through the common folder.
-        relaunch: hand over also what was handed over before and has neither ended nor failed, since it was cancelled.
+            their progress is watched through the common folder. The launcher may return at once, as ``sbatch`` does,
+            or with the end of the cell, as ``srun`` does. What it says goes to ``launcher.log`` in the cell's folder.
+        relaunch: hand over also what was handed over before and has not begun, since it was cancelled. A cell that
+            began and then gave no sign of life for five minutes is handed over again without it.
         console: where progress is shown.
 
     Returns:
@@ -131,73 +168,15 @@ def run_grid(
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-    )
-    with progress:
-        watch = _Watch(progress, grid, cells)
-        if launcher is not None:
-            for cell in pending:
-                if relaunch or cell.state().get("status") not in ("handed over", "running"):
-                    _hand_over(cell, launcher)
-            watch.until_finished(pending)
+    with GridProgress(grid, cells, console=console) as progress:
+        if launcher is None:
+            _run_here(pending, jobs, progress)
         else:
-            _run_here(pending, jobs, watch)
+            _run_elsewhere(pending, launcher, relaunch, progress)
     return [cell for cell in pending if not cell.evaluated]
 
 
-class _Watch:
-    """Progress bars: one for the whole grid, counted in iterations, and one for each cell that runs."""
-
-    def __init__(self, progress: Progress, grid: Grid, cells: Sequence[Cell]) -> None:
-        self.progress = progress
-        self.cells = cells
-        self.iterations = {method: grid.iterations(method) for method in grid.methods}
-        self.bars: dict[Cell, TaskID] = {}
-        total = sum(self.iterations[cell.method] for cell in cells)
-        self.whole = progress.add_task("all cells", total=total, completed=self._done())
-
-    def _done(self) -> int:
-        return sum(self.iterations[cell.method] if cell.evaluated else cell.iterations_done() for cell in self.cells)
-
-    def started(self, cell: Cell) -> None:
-        self.bars[cell] = self.progress.add_task(escape(cell.name), total=self.iterations[cell.method])
-
-    def finished(self, cell: Cell) -> None:
-        if cell in self.bars:
-            self.progress.remove_task(self.bars.pop(cell))
-        state = cell.state()
-        if cell.evaluated:
-            self.progress.console.print(f"done    {escape(cell.name)} in {state.get('seconds', 0) / 60:.1f} min")
-        else:
-            reason = state.get("error") or "the process ended without a word"
-            self.progress.console.print(f"failed  {escape(cell.name)}: {escape(str(reason))}", soft_wrap=True)
-
-    def refresh(self) -> None:
-        self.progress.update(self.whole, completed=self._done())
-        for cell, bar in self.bars.items():
-            self.progress.update(bar, completed=cell.iterations_done())
-
-    def until_finished(self, cells: Sequence[Cell]) -> None:
-        """Watch cells that run elsewhere until each is done or failed."""
-        waiting = list(cells)
-        while waiting:
-            for cell in list(waiting):
-                status = cell.state().get("status")
-                if status == "running" and cell not in self.bars:
-                    self.started(cell)
-                if cell.evaluated or status == "failed":
-                    self.finished(cell)
-                    waiting.remove(cell)
-            self.refresh()
-            time.sleep(_POLL_SECONDS)
-
-
-def _run_here(pending: Sequence[Cell], jobs: int, watch: _Watch) -> None:
+def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> None:
     environment = {**_environment(), _PARENT: str(os.getpid())}
     # Several processes that all want all cores hinder each other badly.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -209,16 +188,13 @@ def _run_here(pending: Sequence[Cell], jobs: int, watch: _Watch) -> None:
                 running[cell] = subprocess.Popen(
                     _cell_command(cell), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
-                watch.started(cell)
+                progress.started(cell)
             for cell, process in list(running.items()):
                 if process.poll() is not None:
-                    assert process.stderr is not None
-                    words = process.stderr.read().strip()
-                    if process.returncode and cell.state().get("status") != "failed":
-                        cell.write_state(status="failed", error=words.splitlines()[-1] if words else None)
                     del running[cell]
-                    watch.finished(cell)
-            watch.refresh()
+                    progress.finished(cell, reason=_end_of(cell, process))
+            progress.refresh()
+            progress.report()
             time.sleep(_POLL_SECONDS)
     finally:
         for process in running.values():
@@ -227,7 +203,77 @@ def _run_here(pending: Sequence[Cell], jobs: int, watch: _Watch) -> None:
             process.wait()
 
 
-def _hand_over(cell: Cell, launcher: str) -> None:
+def _end_of(cell: Cell, process: subprocess.Popen) -> str | None:
+    """Make sure that the state of a cell whose process here has ended tells why; gives what it does not tell."""
+    assert process.stderr is not None
+    words = process.stderr.read().strip()
+    if not process.returncode or cell.state().get("status") == "failed":
+        return None
+    reason = words.splitlines()[-1] if words else f"the process ended with exit code {process.returncode}"
+    # Whoever holds the lock is at work on the cell, and its state is theirs.
+    with contextlib.suppress(Timeout), FileLock(cell.path / ".lock", timeout=0):
+        cell.write_state(status="failed", error=reason)
+    return reason
+
+
+def _run_elsewhere(pending: Sequence[Cell], launcher: str, relaunch: bool, progress: GridProgress) -> None:
+    """Hand cells over, and watch the common folder until each is done or has failed."""
+    kept = ("running",) if relaunch else ("running", "handed over")
+    queue = [cell for cell in pending if cell.state().get("status") not in kept]
+    watched = [cell for cell in pending if cell not in queue]
+    launched: dict[Cell, subprocess.Popen] = {}
+    silence = _Silence()
+    while queue or watched:
+        if queue:
+            cell = queue.pop(0)
+            launched[cell] = _hand_over(cell, launcher)
+            watched.append(cell)
+        else:
+            time.sleep(_POLL_SECONDS)
+        not_begun = []
+        for cell in list(watched):
+            # The exit code first: a state read after the end of the launcher is the last one that it leads to.
+            exit_code = launched[cell].poll() if cell in launched else None
+            status = cell.state().get("status")
+            reason = None
+            if status == "handed over" and exit_code:
+                reason = f"launcher: {_last_words(cell) or exit_code}"
+            elif status == "handed over" and not cell.evaluated:
+                not_begun.append(cell)
+            elif status == "running":
+                progress.started(cell)
+                if silence.seconds(cell) >= _SILENCE_SECONDS:
+                    reason = f"no sign of life for {_SILENCE_SECONDS / 60:.0f} minutes: killed, or out of time"
+            if reason and cell not in launched:
+                progress.begins_again(cell, reason=reason)
+                watched.remove(cell)
+                queue.append(cell)
+                continue
+            if reason:
+                cell.write_state(status="failed", error=reason)
+            if reason or status in ("failed", "done") or (cell.evaluated and status != "running"):
+                watched.remove(cell)
+                progress.finished(cell)
+        progress.refresh()
+        if not queue:
+            progress.report(not_begun)
+
+
+class _Silence:
+    """How long cells have given no sign of life, by this process's own clock: those of several hosts may differ."""
+
+    def __init__(self) -> None:
+        self._beats: dict[Cell, tuple[int | None, float]] = {}
+
+    def seconds(self, cell: Cell) -> float:
+        """Time since a sign of life of a cell was seen to be new; 0 when it is looked at for the first time."""
+        beat, now = cell.last_beat(), time.monotonic()
+        if cell not in self._beats or self._beats[cell][0] != beat:
+            self._beats[cell] = beat, now
+        return now - self._beats[cell][1]
+
+
+def _hand_over(cell: Cell, launcher: str) -> subprocess.Popen:
     command = ["env", f"PYTHONPATH={_environment()['PYTHONPATH']}", *_cell_command(cell)]
     replacements = {"{command}": shlex.join(command), "{name}": cell.name.replace("/", "_")}
     words = shlex.split(launcher)
@@ -235,13 +281,23 @@ def _hand_over(cell: Cell, launcher: str) -> None:
         words = [word.replace(placeholder, value) for word in words]
     cell.write_state(status="handed over")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        with (cell.path / _LAUNCHER_LOG_FILE).open("wb") as log:
+            # In a session of its own, a cell goes on when this process is stopped at its terminal.
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
     except OSError as error:
         cell.write_state(status="failed", error=f"launcher: {error}")
         raise BundleError(f"launcher {words[0]} cannot be started: {error.strerror}.") from error
-    if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines()
-        cell.write_state(status="failed", error=f"launcher: {reason[-1] if reason else done.returncode}")
+    # A queue takes one cell after the other; a launcher that stays with its cell is not waited for.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_POLL_SECONDS)
+    return process
+
+
+def _last_words(cell: Cell) -> str | None:
+    lines = (cell.path / _LAUNCHER_LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
 
 def _environment() -> dict[str, str]:

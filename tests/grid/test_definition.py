@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,58 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"folds": [9]}, "split file .*hippocampus_fold9_16.json not found; the bundle has .*hippocampus_16"),
         ({"split_file": "x.json", "num_labeled": 8}, "exclude each other"),
         ({"overrides": {"iteratons": 5}}, "--iteratons is no argument of crossval"),
+        ({"overrides": {"class_names": "organ"}}, "class_names must be a list of texts, .*, got 'organ'"),
+        ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),
+        ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
+        ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
+        ({"methods": ["supervised"]}, "got 'supervised'. Did you mean supervised_vnet or supervised_dual"),
     ],
 )
 def test_what_does_not_exist_is_refused(arguments, match):
     with pytest.raises(BundleError, match=match):
         define_grid(**{"data": "hippocampus", "methods": ["luseg"], **arguments})
+
+
+def test_names_of_the_classes_are_those_of_the_runs():
+    assert define_grid("hippocampus", ["luseg"]).class_names == ("anterior", "posterior")
+    overrides = {"num_classes": 2, "class_names": ["organ"]}
+    assert define_grid("hippocampus", ["luseg"], overrides=overrides).class_names == ("organ",)
+
+
+def test_keys_that_a_grid_sets_itself_are_all_refused(tmp_path):
+    grid = define_grid("hippocampus", ["luseg"])
+    (cell,) = grid.cells(tmp_path)
+    for name in grid.arguments(cell, evaluate=False)[2::2]:
+        if name != "--config_file":
+            with pytest.raises(BundleError, match=f"{name} must not be given"):
+                define_grid("hippocampus", ["luseg"], overrides={name.removeprefix("--"): 1})
+
+
+def test_overlay_with_the_name_of_a_method_of_the_bundle(tmp_path):
+    overlay = tmp_path / "method_luseg.json"
+    overlay.write_text("{}")
+    with pytest.raises(BundleError, match=r"method_luseg.json has the name of the bundle's method luseg: rename"):
+        define_grid("hippocampus", [str(overlay)])
+    # The bundle's own file is no other method.
+    grid = define_grid("hippocampus", [str(ROOT / "configs/method_luseg.json")])
+    assert grid == define_grid("hippocampus", ["luseg"])
+
+
+def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
+    first, second = tmp_path / "a" / "method_mine.json", tmp_path / "b" / "method_mine.json"
+    for overlay in (first, second):
+        overlay.parent.mkdir()
+        overlay.write_text("{}")
+    define_grid("hippocampus", [str(first)]).write(tmp_path)
+    define_grid("hippocampus", ["luseg", str(first)]).write(tmp_path)
+    with pytest.raises(BundleError, match=r"has .*a/method_mine.json as mine, got .*b/method_mine.json"):
+        define_grid("hippocampus", [str(second)]).write(tmp_path)
+    # As a grid of before the bundle had this method.
+    content = json.loads((tmp_path / "grid.json").read_text())
+    content["method_files"]["luseg"] = str(first)
+    (tmp_path / "grid.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"has .*a/method_mine.json as luseg, got the bundle's own method"):
+        define_grid("hippocampus", ["luseg"]).write(tmp_path)
 
 
 def test_grid_file_is_read_back_and_grows(tmp_path):
@@ -147,12 +195,19 @@ def test_state_of_a_cell(tmp_path):
     cell = Cell("luseg", "fixed", 0, tmp_path / "cell")
     assert not cell.evaluated
     assert cell.state() == {}
-    assert cell.iterations_done() == 0
+    assert cell.training_progress() == (0, 0.0)
+    assert cell.last_beat() is None
+    cell.beat()
+    assert cell.last_beat() is None
     cell.write_state(status="failed", error="no")
+    first = cell.last_beat()
+    os.utime(cell.path / "cell.json", (1, 1))
+    cell.beat()
+    assert cell.last_beat() >= first
     assert cell.state() == {"status": "failed", "error": "no"}
     # The last line is being written.
-    (cell.path / "history.csv").write_text("iteration,loss\n1,0.5\n2,0.4\n3")
-    assert cell.iterations_done() == 2
+    (cell.path / "history.csv").write_text("iteration,seconds,loss\n1,2.5,0.5\n2,4.25,0.4\n3,6.")
+    assert cell.training_progress() == (2, 4.25)
     (cell.path / "evaluation").mkdir()
     (cell.path / "evaluation" / "metrics_cases.csv").touch()
     assert cell.evaluated

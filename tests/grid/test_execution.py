@@ -4,18 +4,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from conftest import ROOT
 from filelock import FileLock
+from rich.console import Console
 
 from scripts.errors import BundleError
+from scripts.grid import execution
 from scripts.grid.definition import Grid, define_grid
 from scripts.grid.execution import run_cell, run_grid
 
@@ -34,6 +39,67 @@ def tiny_grid(methods, phantom_dir, folder, **overrides):
     return grid
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Waits of seconds instead of minutes, and an end to a grid that waits for ever."""
+
+    def give_up(number, frame):
+        raise TimeoutError("the grid did not end")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    monkeypatch.setattr(execution, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(execution, "_BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(execution, "_SILENCE_SECONDS", 2.0)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Put a program in the place of Python, which runs cells, trainings and evaluations; an import takes too long."""
+
+    python = sys.executable
+
+    def make(code):
+        path = tmp_path / "stand_in"
+        path.write_text(f"#!{python} -IS\nimport json, os, pathlib, sys, time\n{code}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return make
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """Make a launcher that stands for a queue: it notes each cell, leaves a state in its folder and returns."""
+
+    def make(code):
+        path = tmp_path / "queue.py"
+        path.write_text(
+            "import json, pathlib, shlex, sys\n"
+            f"with open({str(tmp_path / 'handed_over')!r}, 'a') as stream: stream.write(sys.argv[2] + '\\n')\n"
+            f"cell = pathlib.Path(shlex.split(sys.argv[1])[-1])\n{code}\n"
+        )
+        return f"{sys.executable} -IS {path} {{command}} {{name}}"
+
+    return make
+
+
+def handed_over(tmp_path):
+    return (tmp_path / "handed_over").read_text().split()
+
+
+EVALUATED = "(cell / 'evaluation').mkdir(); (cell / 'evaluation' / 'metrics_cases.csv').touch()"
+
+
+def finish(cell):
+    (cell.path / "evaluation").mkdir()
+    (cell.path / "evaluation" / "metrics_cases.csv").touch()
+    cell.write_state(status="done", seconds=1.0)
+
+
 def test_failed_cell_does_not_stop_the_others(phantom_dir, tmp_path):
     overlay = tmp_path / "method_broken.json"
     overlay.write_text(json.dumps({"val_overlap": 7}))
@@ -45,8 +111,8 @@ def test_failed_cell_does_not_stop_the_others(phantom_dir, tmp_path):
     assert broken.state()["error"] == "error: val_overlap must be a number of at least 0 and below 1, got 7."
     assert done.evaluated
     assert done.state()["status"] == "done"
-    assert done.state()["seconds"] > 0
-    assert done.iterations_done() == 2
+    assert done.state()["seconds"] > done.state()["evaluation_seconds"] > 0
+    assert done.training_progress()[0] == 2
     assert (done.path / "evaluation" / "labels" / "phantom_005.nii.gz").is_file()
     # The same call again runs the failed cell only.
     before = (done.path / "model_final.pt").stat().st_mtime_ns
@@ -63,19 +129,19 @@ def test_killed_grid_takes_its_runs_with_it_and_goes_on(phantom_dir, tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while cell.iterations_done() < 3 and time.monotonic() < deadline:
+    while cell.training_progress()[0] < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert cell.iterations_done() >= 3
+    assert cell.training_progress()[0] >= 3
     # The lock is free as soon as the cell's process has seen the end of the grid.
     with FileLock(cell.path / ".lock", timeout=30):
-        reached = cell.iterations_done()
+        reached = cell.training_progress()[0]
     time.sleep(1)
-    assert cell.iterations_done() == reached
+    assert cell.training_progress()[0] == reached
     assert not cell.evaluated
     assert run_grid(grid, tmp_path / "grid") == []
-    assert cell.iterations_done() == 14
+    assert cell.training_progress()[0] == 14
     assert "resumed at iteration" in (cell.path / "cell.log").read_text()
 
 
@@ -100,6 +166,146 @@ def test_launcher_gets_each_cell_once(phantom_dir, tmp_path):
     assert f"PYTHONPATH={ROOT}" in lines[0]
     assert run_grid(grid, tmp_path / "grid", launcher=template) == []
     assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("relaunch", [False, True])
+def test_dead_cells_are_handed_over_again_and_those_at_work_are_not(relaunch, phantom_dir, tmp_path, quick, queue):
+    grid = tiny_grid(["luseg", "supervised_dual", "mcf"], phantom_dir, tmp_path / "grid")
+    dead, alive, waiting = grid.cells(tmp_path / "grid")
+    # As a time limit, kill -9 or the end of a local grid leaves it.
+    dead.write_state(status="running", seconds=5.0)
+    alive.write_state(status="running")
+    waiting.write_state(status="handed over")
+
+    def work():
+        for _ in range(40):
+            time.sleep(0.1)
+            alive.beat()
+        finish(alive)
+        if not relaunch:
+            finish(waiting)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    output = io.StringIO()
+    console = Console(file=output, width=500)
+    failed = run_grid(grid, tmp_path / "grid", launcher=queue(EVALUATED), relaunch=relaunch, console=console)
+    worker.join()
+    assert failed == []
+    again = ["luseg_fixed_seed0"]
+    assert handed_over(tmp_path) == (["mcf_fixed_seed0", *again] if relaunch else again)
+    assert "again   luseg/fixed_seed0: no sign of life for" in output.getvalue()
+    if not relaunch:
+        words = "waiting for mcf/fixed_seed0: handed over and not begun. --relaunch true hands over again"
+        assert words in output.getvalue()
+
+
+def test_cell_that_dies_in_the_queue_fails_and_is_handed_over_by_the_next_call(phantom_dir, tmp_path, quick, queue):
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    launcher = queue("(cell / 'cell.json').write_text(json.dumps({'status': 'running'}))")
+    (failed,) = run_grid(grid, tmp_path / "grid", launcher=launcher)
+    assert failed.state()["status"] == "failed"
+    assert failed.state()["error"].startswith("no sign of life for")
+    assert run_grid(grid, tmp_path / "grid", launcher=queue(EVALUATED)) == []
+    assert len(handed_over(tmp_path)) == 2
+
+
+def test_launcher_that_stays_with_its_cell(phantom_dir, tmp_path, quick, stand_in):
+    # Each cell waits for the other one to begin, and fails with a reason of its own.
+    stand_in(
+        "cell = pathlib.Path(sys.argv[-1])\n"
+        "(cell / 'cell.json').write_text(json.dumps({'status': 'running'}))\n"
+        "(cell / 'begun').write_text(str(os.getsid(0)))\n"
+        "deadline = time.monotonic() + 20\n"
+        "while len(list(cell.parents[1].glob('*/*/begun'))) < 2 and time.monotonic() < deadline: time.sleep(0.05)\n"
+        "error = 'my own reason' if time.monotonic() < deadline else 'alone'\n"
+        "(cell / 'cell.json').write_text(json.dumps({'status': 'failed', 'error': error}))\n"
+        "sys.exit('another reason')"
+    )
+    grid = tiny_grid(["luseg", "supervised_dual"], phantom_dir, tmp_path / "grid")
+    failed = run_grid(grid, tmp_path / "grid", launcher="bash -c {command}")
+    assert [cell.state()["error"] for cell in failed] == ["my own reason"] * 2
+    assert (failed[0].path / "launcher.log").read_text() == "another reason\n"
+    # Whoever stops the grid at its terminal does not stop the cells.
+    assert (failed[0].path / "begun").read_text() != str(os.getsid(0))
+
+
+def test_launcher_that_fails_late_before_the_cell_begins(phantom_dir, tmp_path, quick):
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (failed,) = run_grid(grid, tmp_path / "grid", launcher='bash -c "sleep 1; echo no such host; exit 255" {command}')
+    assert failed.state() == {"status": "failed", "error": "launcher: no such host"}
+
+
+def test_cell_gives_signs_of_life_and_tells_how_long_its_evaluation_took(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("time.sleep(2)")
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = grid.cells(tmp_path / "grid")
+    beats, over = set(), threading.Event()
+
+    def listen():
+        while not over.wait(0.05):
+            if cell.state().get("status") == "running":
+                beats.add(cell.last_beat())
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    assert run_cell(cell.path)
+    over.set()
+    listener.join()
+    assert len(beats) >= 5
+    assert cell.state()["status"] == "done"
+    assert 2 <= cell.state()["evaluation_seconds"] <= cell.state()["seconds"] - 2
+
+
+def test_cell_that_is_stopped_says_so(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("time.sleep(60)")
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = grid.cells(tmp_path / "grid")
+
+    def stop(number, frame):
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(1)
+    with pytest.raises(SystemExit):
+        run_cell(cell.path)
+    assert cell.state()["status"] == "failed"
+    assert cell.state()["error"] == "stopped before its end"
+    assert cell.state()["seconds"] < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_training_does_not_outlive_its_killed_cell(phantom_dir, tmp_path, quick, stand_in):
+    count = tmp_path / "count"
+    stand_in(
+        f"for number in range(600):\n    pathlib.Path({str(count)!r}).write_text(str(number))\n    time.sleep(0.1)"
+    )
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = grid.cells(tmp_path / "grid")
+    process = multiprocessing.get_context("fork").Process(target=run_cell, args=(cell.path,))
+    process.start()
+    while not count.is_file():
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    time.sleep(0.5)
+    reached = count.read_text()
+    time.sleep(1)
+    assert count.read_text() == reached
+
+
+def test_local_cell_that_is_killed_or_at_work_elsewhere(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("os.kill(os.getpid(), 9)")
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = run_grid(grid, tmp_path / "grid")
+    assert cell.state() == {"status": "failed", "error": "the process ended with exit code -9"}
+    stand_in("sys.exit('error: another process is at work')")
+    cell.write_state(status="running", host="elsewhere")
+    output = io.StringIO()
+    with FileLock(cell.path / ".lock"):
+        assert run_grid(grid, tmp_path / "grid", console=Console(file=output, width=500)) == [cell]
+    assert cell.state() == {"status": "running", "host": "elsewhere"}
+    assert "failed  luseg/fixed_seed0: error: another process is at work" in output.getvalue()
 
 
 def test_launcher_that_refuses(phantom_dir, tmp_path):
