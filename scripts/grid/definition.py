@@ -74,11 +74,14 @@ class Cell:
         return content if isinstance(content, dict) else {}
 
     def write_state(self, **state: Any) -> None:
-        """Write ``cell.json``.
+        """Write ``cell.json``; the seconds that earlier attempts took stay where none are given.
 
         Args:
             **state: its content.
         """
+        earlier = self.state()
+        if "seconds" in earlier:
+            state = {"seconds": earlier["seconds"], **state}
         with replacing(self.path / CELL_FILE) as temporary:
             temporary.write_text(json.dumps(state, indent=4) + "\n", encoding="utf-8")
 
@@ -332,8 +335,7 @@ def define_grid(
     for method in methods:
         path = Path(method)
         if path.suffix == ".json":
-            if not path.is_file():
-                raise BundleError(f"methods: {method} not found.")
+            _check_overlay(path)
             method = path.stem.removeprefix("method_")
             if method not in method_names():
                 files[method] = str(path.resolve())
@@ -375,11 +377,23 @@ def define_grid(
         splits=splits,
         seeds=tuple(seeds),
         dataset_dir=str(folder),
-        overrides=dict(overrides or {}),
+        # As grid.json will give them back: tuples of the command line become lists.
+        overrides=json.loads(json.dumps(overrides or {})),
         class_names=tuple(class_names),
         method_files=files,
         cases=cases,
     )
+
+
+def _check_overlay(path: Path) -> None:
+    if not path.is_file():
+        raise BundleError(f"methods: {path} not found.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"methods: {path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"methods: {path} must hold a JSON object, got a {type(content).__name__}.")
 
 
 def method_names() -> list[str]:

@@ -185,6 +185,7 @@ def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> Non
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
+                _forget_outcome(cell)
                 running[cell] = subprocess.Popen(
                     _cell_command(cell), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
@@ -201,6 +202,13 @@ def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> Non
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def _forget_outcome(cell: Cell) -> None:
+    """Take the end of an earlier attempt out of a cell's state, unless another process is at work on it."""
+    cell.path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(Timeout), FileLock(cell.path / ".lock", timeout=0):
+        cell.write_state(status="starting")
 
 
 def _end_of(cell: Cell, process: subprocess.Popen) -> str | None:

@@ -84,6 +84,8 @@ class DualMeanTeacher(Method):
     @torch.no_grad()
     def _mix(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put a box of each crop into the next one, and likewise what the teacher says of them."""
+        if len(image) < 2:
+            raise ValueError(f"unlabeled_batch_size must be at least 2, as crops are mixed, got {len(image)}.")
         pseudo_label = self.teacher(image).argmax(dim=1, keepdim=True)
         outside = copy_paste_mask(image, fraction=self.box_fraction)
         mixed_image, mixed_label = (torch.where(outside, part, part.roll(1, dims=0)) for part in (image, pseudo_label))

@@ -128,7 +128,7 @@ def test_the_page_is_whole_and_needs_nothing_else(folder):
     best = pd.read_csv(folder / "report" / "table_metrics.csv").sort_values("dice_mean", ascending=False)
     assert best["method"].tolist() == ["upper_bound_vnet", "dual_network", "supervised_vnet", "mean_teacher"]
     top, first, second = (f"{100 * row.dice_mean:.2f} ± {100 * row.dice_sd:.2f}" for row in best[:3].itertuples())
-    group = "upper bounds: more labeled cases than the others"
+    group = "upper bounds: labels of all training cases"
     assert f"<td><b>{first}</b></td>" in text
     assert f"<td><u>{second}</u></td>" in text
     assert f'<th scope="rowgroup" colspan="13">{group}</th></tr>\n<tr><th scope="row">upper_bound_vnet</th>' in text

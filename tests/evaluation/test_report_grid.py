@@ -139,9 +139,17 @@ def test_methods_stand_in_the_order_of_the_tables_and_upper_bounds_last(make_cel
     assert grid.competing_methods == grid.methods[:6]
 
 
-def test_the_order_names_methods_of_the_bundle():
+def test_a_missing_labeled_case_makes_no_upper_bound(make_cells):
+    folder = make_cells(dict.fromkeys("abc", CELL))
+    for method, cases in (("a", "16 labeled, 132 unlabeled, x"), ("b", "15 labeled, 132 unlabeled, y")):
+        change_facts(folder, method, settings={"cases": cases})
+    change_facts(folder, "c", settings={"cases": "148 labeled, 0 unlabeled, z"})
+    assert read_grid(folder).upper_bounds == ["c"]
+
+
+def test_the_order_names_the_methods_of_the_bundle():
     overlays = {path.stem.removeprefix("method_") for path in (ROOT / "configs").glob("method_*.json")}
-    assert set(_ORDER) <= {"dual_network", *overlays}
+    assert set(_ORDER) == {"dual_network", *overlays}
 
 
 def test_other_lists_of_cases_in_one_split_are_remarked(make_cells):

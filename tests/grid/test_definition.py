@@ -154,10 +154,12 @@ def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
 
 
 def test_grid_file_is_read_back_and_grows(tmp_path):
-    first = define_grid("hippocampus", ["luseg"], seeds=[0])
+    # Lists of the command line come as tuples, those of the file as lists.
+    overrides = {"patch_size": (48, 48, 48), "class_names": ("front", "back")}
+    first = define_grid("hippocampus", ["luseg"], seeds=[0], overrides=overrides)
     first.write(tmp_path)
     assert Grid.read(tmp_path) == first
-    define_grid("hippocampus", ["dual_network", "luseg"], seeds=[1]).write(tmp_path)
+    define_grid("hippocampus", ["dual_network", "luseg"], seeds=[1], overrides=overrides).write(tmp_path)
     merged = Grid.read(tmp_path)
     assert merged.methods == ("luseg", "dual_network")
     assert merged.seeds == (0, 1)
@@ -178,6 +180,22 @@ def test_other_grid_in_the_same_folder_is_refused(tmp_path, changes, match):
     with pytest.raises(BundleError, match=match):
         define_grid("hippocampus", ["luseg"], **changes).write(tmp_path)
     assert (tmp_path / "grid.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "mine.json not found"),
+        ("{ broken", "cannot be read as JSON"),
+        ("[]", "must hold a JSON object, got a list"),
+    ],
+)
+def test_overlay_that_is_none_is_refused(tmp_path, content, match):
+    overlay = tmp_path / "method_mine.json"
+    if content is not None:
+        overlay.write_text(content)
+    with pytest.raises(BundleError, match=f"methods: .*{match}"):
+        define_grid("hippocampus", [str(overlay)])
 
 
 def test_missing_or_damaged_grid_file(tmp_path):

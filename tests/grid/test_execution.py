@@ -299,12 +299,16 @@ def test_local_cell_that_is_killed_or_at_work_elsewhere(phantom_dir, tmp_path, q
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
     (cell,) = run_grid(grid, tmp_path / "grid")
     assert cell.state() == {"status": "failed", "error": "the process ended with exit code -9"}
+    cell.write_state(status="failed", error="that of last week", seconds=5.0)
+    stand_in("sys.exit('error: a new one')")
+    run_grid(grid, tmp_path / "grid")
+    assert cell.state() == {"status": "failed", "error": "error: a new one", "seconds": 5.0}
     stand_in("sys.exit('error: another process is at work')")
     cell.write_state(status="running", host="elsewhere")
     output = io.StringIO()
     with FileLock(cell.path / ".lock"):
         assert run_grid(grid, tmp_path / "grid", console=Console(file=output, width=500)) == [cell]
-    assert cell.state() == {"status": "running", "host": "elsewhere"}
+    assert cell.state() == {"status": "running", "host": "elsewhere", "seconds": 5.0}
     assert "failed  luseg/fixed_seed0: error: another process is at work" in output.getvalue()
 
 

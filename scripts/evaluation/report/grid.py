@@ -144,7 +144,8 @@ class Grid:
         methods: names of the methods in the order of the report.
         class_names: names of the foreground classes in the order of their labels.
         cells: a cell for each method, split and seed, in this order.
-        upper_bounds: the methods that trained with more labeled cases than the others, the last ones of ``methods``.
+        upper_bounds: the methods that trained with the labels of all cases where others had fewer, the last ones of
+            ``methods``.
     """
 
     folder: Path
@@ -228,12 +229,17 @@ def read_grid(output_dir: str | Path) -> Grid:
 
 
 def _upper_bounds(cells: Sequence[Cell]) -> list[str]:
-    """Methods with a run that had more labeled cases than the run with the fewest, but some, of the same split."""
-    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    """Methods with a run that had labels of all training cases of its split, where other runs had fewer."""
+    of_split: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for cell in cells:
         if cell.training_cases is not None and cell.training_cases[0] > 0:
-            numbers[cell.split][cell.method] = cell.training_cases[0]
-    return [method for of_split in numbers.values() for method in of_split if of_split[method] > min(of_split.values())]
+            of_split[cell.split].append((cell.method, *cell.training_cases))
+    upper_bounds = []
+    for runs in of_split.values():
+        fewest = min(labeled for _, labeled, _ in runs)
+        all_cases = max(labeled + unlabeled for _, labeled, unlabeled in runs)
+        upper_bounds += [method for method, labeled, _ in runs if labeled == all_cases > fewest]
+    return upper_bounds
 
 
 def _rank(method: str) -> int:

@@ -22,7 +22,7 @@ TESTED_METRICS = ("dice", "hd95_voxel", "asd_voxel")
 #: Stands behind a mean distance that leaves out cases which those of other methods count.
 FEWER_FOUND = "\N{DAGGER}"
 _PROSE_LETTERS = 40
-_UPPER_BOUNDS = "upper bounds: more labeled cases than the others"
+_UPPER_BOUNDS = "upper bounds: labels of all training cases"
 
 
 @dataclass(frozen=True)
