@@ -8,8 +8,9 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT
 from monai.bundle import ConfigParser
+from resuming import assert_resumed_run_ends_with_the_same_bits
 from torch import nn
 
 from scripts.losses.copy_paste import CopyPasteLoss, copy_paste_mask
@@ -335,23 +336,10 @@ def test_real_network(architecture):
 
 def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
-    last = folder / "checkpoints/checkpoint_00000004.pt"
-
-    def run(**overrides):
-        arguments = {**SMALL, "patch_size": [32, 16, 16], "val_interval": 4, **overrides}
-        arguments |= {"dataset_dir": str(phantom_dir), "output_dir": str(folder)}
-        workflow = make_workflow("train", "method_bcp", **arguments, **{"method_def#pretrain_iterations": 3})
-        workflow.initialize()
-        workflow.run()
-        return torch.load(last, weights_only=True)["method"]
-
-    straight = run()
-    last.unlink()
-    (folder / "model_final.pt").unlink()
-    resumed = run(resume=True)
+    straight = assert_resumed_run_ends_with_the_same_bits(
+        make_workflow, phantom_dir, folder, "method_bcp", **{"method_def#pretrain_iterations": 3}
+    )
     assert any(name.startswith("teacher.") for name in straight)
-    assert straight.keys() == resumed.keys()
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     SingleNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))
     header = (folder / "history.csv").read_text().splitlines()[0]
     assert {"loss_pretrain", "loss_inward", "loss_outward"} <= set(header.split(","))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SMALL
+from resuming import assert_resumed_run_ends_with_the_same_bits
 from tiny_pair import DEGENERATE, TinyPair, assert_degenerate_batch_trains, gradient_norm, make_batch
 
 from scripts.losses.consistency import ConsistencyLoss
@@ -178,23 +178,8 @@ def test_refusals_and_description():
 
 def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
-    last = folder / "checkpoints/checkpoint_00000004.pt"
-
-    def run(**overrides):
-        arguments = {**SMALL, "patch_size": [32, 16, 16], "val_interval": 4, **overrides}
-        arguments |= {"dataset_dir": str(phantom_dir), "output_dir": str(folder)}
-        workflow = make_workflow(
-            "train", "method_dual_copy_paste", **arguments, **{"method_def#pretrain_iterations": 3}
-        )
-        workflow.initialize()
-        workflow.run()
-        return torch.load(last, weights_only=True)["method"]
-
-    straight = run()
-    last.unlink()
-    (folder / "model_final.pt").unlink()
-    resumed = run(resume=True)
+    straight = assert_resumed_run_ends_with_the_same_bits(
+        make_workflow, phantom_dir, folder, "method_dual_copy_paste", **{"method_def#pretrain_iterations": 3}
+    )
     assert any(name.startswith("teacher.network.resnet_vnet.") for name in straight)
-    assert straight.keys() == resumed.keys()
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     DualNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))
