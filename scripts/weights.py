@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Read files of tensors, and check weights before a run relies on them."""
+"""Read files of tensors, and check and describe networks before a run relies on them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ def read_tensors(path: str | Path) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise DamagedFileError(f"{path} is damaged ({lines[0] if lines else type(error).__name__})") from error
+
+
+def describe_network(network: nn.Module) -> str:
+    """Describe what a network's weights do not tell of it.
+
+    Args:
+        network: the network.
+
+    Returns:
+        its class and its probabilities of dropout, such as ``DualNetwork with dropout 0.5``.
+    """
+    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    probabilities = sorted({layer.p for layer in network.modules() if isinstance(layer, dropouts)})
+    return f"{type(network).__name__} with dropout {', '.join(f'{value:g}' for value in probabilities or [0.0])}"
 
 
 def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> None:

@@ -358,6 +358,8 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
 def test_run_is_not_resumed_with_another_method_or_other_cases(finished, tmp_path, make_workflow, phantom_dir):
     with assert_refused("method was DualNetworkMethod"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"method_def#consistency_weight": 0.5})
+    with assert_refused("network was DualNetwork with dropout 0.5, is DualNetwork with dropout 0.3"):
+        run(make_workflow, phantom_dir, finished, resume=True, **{"network_def#dropout": 0.3})
     with assert_refused("optimizer was SGD"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"optimizer#lr": 0.5})
     split = json.loads((phantom_dir / "split.json").read_text())

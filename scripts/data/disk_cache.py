@@ -41,12 +41,13 @@ class DiskCache:
     A case is found again by its entry in the list of cases, by path, size and modification time of its files, by the
     transforms with all their options, and by the versions of MONAI, torch and NumPy: when one of these changes, the case
     is prepared anew. The code of a transform is not among them. Files are written in one step, read without running
-    code, and checked; a damaged one is prepared anew. No case is ever deleted: a full cache takes no further case, since a run that goes through all its cases
-    again and again would only read each of them after it was thrown out.
+    code, and checked; a damaged one is prepared anew. No case is ever deleted: a full cache takes no further case, since
+    a run that goes through all its cases again and again would only read each of them after it was thrown out.
 
     Args:
         folder: where the files are; it is made when it is missing, and may be deleted whenever no run uses it.
-        gigabytes: how large the folder may become, in units of 10^9 bytes.
+        gigabytes: how large the folder may become, in units of 10^9 bytes. Processes that write at one time may each
+            go beyond it by a hundredth.
 
     Raises:
         BundleError: when the folder cannot be made or written.
@@ -56,6 +57,7 @@ class DiskCache:
         self.folder = Path(folder).expanduser()
         self.gigabytes = gigabytes
         self._closed = False
+        self._allowance = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -103,7 +105,7 @@ class DiskCache:
         buffer = io.BytesIO()
         torch.save({"description": description, "tensors": tensors}, buffer)
         try:
-            if self._bytes() + buffer.tell() > self.gigabytes * _BYTES_PER_GIGABYTE:
+            if not self._has_room(buffer.tell()):
                 self._close(f"is full (cache_gigabytes {self.gigabytes:g})")
                 return
             with replacing(self._path(key)) as temporary:
@@ -111,8 +113,18 @@ class DiskCache:
         except OSError as error:
             self._close(f"cannot be written ({error.strerror})")
 
-    def _bytes(self) -> int:
-        # Counted anew for each case, since other processes write too; preparing the case took far longer.
+    def _has_room(self, size: int) -> bool:
+        # Other processes write too. To count a folder of many thousand cases for each new one would take longer than
+        # to prepare it, so each count allows for some of them.
+        if size > self._allowance:
+            bound = int(self.gigabytes * _BYTES_PER_GIGABYTE)
+            self._allowance = min(bound - self._count(), max(size, bound // 100))
+        if size > self._allowance:
+            return False
+        self._allowance -= size
+        return True
+
+    def _count(self) -> int:
         total = 0
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # A temporary file was renamed meanwhile.

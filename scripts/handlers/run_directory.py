@@ -149,7 +149,12 @@ class RunDirectory:
             raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(self.settings, default=str))
-        changed = [f"{name} was {begun.get(name)}, is {now[name]}" for name in now if begun.get(name) != now[name]]
+        # What an older version of the bundle did not write down cannot be compared.
+        changed = [
+            f"{name} was {begun[name]}, is {value}"
+            for name, value in now.items()
+            if name in begun and begun[name] != value
+        ]
         if changed:
             raise BundleError(
                 f"the run in {self.path} was begun with other settings ({'; '.join(changed)}): resume it with those, "

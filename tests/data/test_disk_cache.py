@@ -161,6 +161,17 @@ def test_the_bound_counts_what_others_wrote(tmp_path, caplog):
     assert "is full" in caplog.text
 
 
+def test_the_folder_is_counted_once_for_many_cases(tmp_path, monkeypatch):
+    counts, scan = [], os.scandir
+    monkeypatch.setattr("scripts.data.disk_cache.os.scandir", lambda path: counts.append(path) or scan(path))
+    cache = DiskCache(tmp_path, gigabytes=0.01)
+    for key in range(40):
+        cache.save(str(key), {"a": torch.zeros(5_000)})
+    assert len(list(tmp_path.iterdir())) == 40
+    # 40 files of 21 kB in steps of 100 kB.
+    assert 8 <= len(counts) <= 12
+
+
 def test_a_full_disk_stops_no_run_and_is_said_once(cache, caplog, monkeypatch):
     def no_space(*arguments, **options):
         raise OSError(28, "No space left on device")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for inference."""
+"""What a run leaves for inference, and what a resumed one is compared with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 
+from scripts.errors import BundleError
 from scripts.handlers.run_directory import RunDirectory
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
@@ -77,3 +78,11 @@ def test_nothing_is_written_where_the_configuration_is_not_known(tmp_path):
     directory.begin()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {}
+
+
+def test_what_the_beginning_of_a_run_did_not_record_is_not_compared(tmp_path):
+    begun = RunDirectory(str(tmp_path), settings={"seed": 1})
+    begun.begin()
+    RunDirectory(str(tmp_path), resume=True, settings={"seed": 1, "network": "new"}).claim()
+    with pytest.raises(BundleError, match="seed was 1, is 2"):
+        RunDirectory(str(tmp_path), resume=True, settings={"seed": 2, "network": "new"}).claim()
