@@ -120,7 +120,7 @@ def test_marks_follow_the_shown_means_of_complete_methods(make_cells):
     for heading in ("Dice [%]", "95HD [voxel]"):
         assert marks_of(table, heading) == {"a": "best", "b": "best"}
     assert "Not ranked, since runs or test cases that others have are missing: d, f." in table.note
-    assert "the best is bold, the second underlined" in table.note
+    assert "bold, the second underlined too" in table.note
 
 
 def test_upper_bounds_are_in_the_tables_but_do_not_compete(make_cells):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from .figures import Picture
 from .tables import Mark, Table
 
-_MARKDOWN: dict[Mark | None, str] = {"best": "**{}**", "second": "<ins>{}</ins>", None: "{}"}
-_LATEX: dict[Mark | None, str] = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", None: "{}"}
+_MARKDOWN: dict[Mark | None, str] = {"best": "**{}**", "second": "**<ins>{}</ins>**", None: "{}"}
+_LATEX: dict[Mark | None, str] = {"best": r"\textbf{{{}}}", "second": r"\textbf{{\underline{{{}}}}}", None: "{}"}
 _LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

@@ -57,7 +57,7 @@ figure img { display: block; max-width: 100%; height: auto; }
   h2 { break-after: avoid; }
 }
 """
-_FORMS: dict[Mark | None, str] = {"best": "<b>{}</b>", "second": "<u>{}</u>", None: "{}"}
+_FORMS: dict[Mark | None, str] = {"best": "<b>{}</b>", "second": "<b><u>{}</u></b>", None: "{}"}
 
 
 def page(

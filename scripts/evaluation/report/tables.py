@@ -258,7 +258,7 @@ def _summary_note(grid: Grid) -> str:
         f"{spread} (n - 1 in the denominator). Labeled, unlabeled: training cases. Distances are averaged over the "
         "cases where the class was found. Missed: in the reference, not in the prediction (Dice 0, no distance); false "
         f"positive: the other way round; these counts are sums over {sums}. The best two values of a column are "
-        "marked, which tables of the literature often set in bold alike: here the best is bold, the second underlined."
+        "bold, the second underlined too."
     )
     incomplete = [method for method in grid.competing_methods if method not in grid.complete_methods]
     if incomplete:
