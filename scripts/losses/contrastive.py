@@ -44,8 +44,8 @@ class PrototypeContrastiveLoss(nn.Module):
       the prototypes constant;
     - "literal": :math:`\mathrm{mean}_u \sum_k d(u, c_k) + \sum_{i<j} d(c_i, c_j)`, Equation 11 as printed, for any
       number of classes. Degenerate: it pulls all voxels and prototypes to one point and holds no class information;
-    - "own_class_minimized": the first term of "hinge" plus :math:`\sum_{i<j} d(c_i, c_j)`, the reading of the public
-      LUSEG code. It also pulls the prototypes together.
+    - "own_class_minimized": :math:`\sum_k \mathrm{mean}_{u: k(u) = k} \, d(u, c_k) + \sum_{i<j} d(c_i, c_j)`, the
+      prototypes constant in the first term: the terms of the public LUSEG code. It also pulls the prototypes together.
 
     A class without prototype takes no part, nor does an uncertain voxel of such a class (except in "literal", which
     never asks for the class of the voxel). The pair term is 0 for fewer than two prototypes.
@@ -243,7 +243,8 @@ class PrototypeContrastiveLoss(nn.Module):
             return sum_over_processes(total) / sum(sizes)
         members = F.one_hot(rows, len(sizes)).to(vectors)
         totals = sum_over_processes(_distance(vectors, fixed[rows]) @ members)
-        return torch.stack([total / size for total, size in zip(totals, sizes, strict=True) if size > 0]).mean()
+        means = torch.stack([total / size for total, size in zip(totals, sizes, strict=True) if size > 0])
+        return means.mean() if self.form == "hinge" else means.sum()
 
     def _separation(self, prototypes: torch.Tensor) -> torch.Tensor:
         first, second = zip(*combinations(range(len(prototypes)), 2), strict=True)

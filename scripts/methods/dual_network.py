@@ -26,6 +26,10 @@ Region = Literal["all", "unlabeled"]
 Learner = Literal["student", "loser", "both"]
 
 
+#: Pseudo-labels, (B, 1, X, Y, Z), and the mask of those that count.
+_Target = tuple[torch.Tensor, torch.Tensor]
+
+
 class _View(NamedTuple):
     """What one of the two networks says of the batch; labeled crops come first."""
 
@@ -188,11 +192,14 @@ class DualNetworkMethod(Method):
             reliable = combine_reliability(
                 self.reliability(teacher.unlabeled), self.reliability(student.unlabeled), self.reliability_combination
             )
+            targets = self._targets(teacher, student, reliable, student_wins)
             if self.pseudo_label_weight:
-                pseudo_label = self._pseudo_label(teacher, student, reliable, student_wins)
+                pseudo_label = self.pseudo_label(teacher.unlabeled, *targets[0]) + self.pseudo_label(
+                    student.unlabeled, *targets[1]
+                )
                 total = total + add("pseudo_label", self.pseudo_label_weight, pseudo_label)
             if self.contrastive_weight:
-                contrastive = self._contrastive(teacher, student, reliable, student_wins, batch.get("label"))
+                contrastive = self._contrastive((teacher, student), reliable, targets, student_wins, batch.get("label"))
                 total = total + add("contrastive", self.contrastive_weight, contrastive)
         if not terms:
             raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
@@ -220,48 +227,51 @@ class DualNetworkMethod(Method):
             return self.uncertainty(teacher_logits, student_logits)
         return self.uncertainty(student_logits, teacher_logits)
 
-    def _pseudo_label(
+    @torch.no_grad()
+    def _targets(
         self, teacher: _View, student: _View, reliable: tuple[torch.Tensor, torch.Tensor], student_wins: bool
-    ) -> torch.Tensor:
-        with torch.no_grad():
-            of_teacher = (teacher.unlabeled.argmax(dim=1, keepdim=True), reliable[0])
-            of_student = (student.unlabeled.argmax(dim=1, keepdim=True), reliable[1])
-            if self.pseudo_label_source == "cross":
-                for_teacher, for_student = of_student, of_teacher
-            elif self.pseudo_label_source == "self":
-                for_teacher, for_student = of_teacher, of_student
-            elif self.pseudo_label_source == "winner":
-                for_teacher = for_student = of_student if student_wins else of_teacher
-            else:
-                if teacher.logits.shape[1] != 2:
-                    raise ValueError(
-                        f"pseudo_label_source 'union' needs two classes, got logits of {teacher.logits.shape[1]}."
-                    )
-                for_teacher = for_student = (torch.maximum(of_teacher[0], of_student[0]), reliable[0])
-        return self.pseudo_label(teacher.unlabeled, *for_teacher) + self.pseudo_label(student.unlabeled, *for_student)
+    ) -> tuple[_Target, _Target]:
+        """What the Teacher and the Student learn on the unlabeled crops: pseudo-labels, and where they count."""
+        of_teacher = (teacher.unlabeled.argmax(dim=1, keepdim=True), reliable[0])
+        of_student = (student.unlabeled.argmax(dim=1, keepdim=True), reliable[1])
+        if self.pseudo_label_source == "cross":
+            return of_student, of_teacher
+        if self.pseudo_label_source == "self":
+            return of_teacher, of_student
+        if self.pseudo_label_source == "winner":
+            shared = of_student if student_wins else of_teacher
+        else:
+            if teacher.logits.shape[1] != 2:
+                raise ValueError(
+                    f"pseudo_label_source 'union' needs two classes, got logits of {teacher.logits.shape[1]}."
+                )
+            shared = (torch.maximum(of_teacher[0], of_student[0]), reliable[0])
+        return shared, shared
 
     def _contrastive(
         self,
-        teacher: _View,
-        student: _View,
+        views: tuple[_View, _View],
         reliable: tuple[torch.Tensor, torch.Tensor],
+        targets: tuple[_Target, _Target],
         student_wins: bool,
         label: torch.Tensor | None,
     ) -> torch.Tensor:
         assert self.contrastive is not None
-        learners = {
-            "student": [(student, reliable[1])],
-            "both": [(teacher, reliable[0]), (student, reliable[1])],
-            "loser": [(teacher, reliable[0]) if student_wins else (student, reliable[1])],
-        }[self.contrastive_network]
-        terms = [
-            self.contrastive(
-                view.features[view.num_labeled :],
-                view.unlabeled.argmax(dim=1, keepdim=True),
-                mask,
-                labeled_features=None if label is None else view.features[: view.num_labeled],
-                label=label,
+        learners = {"student": (1,), "both": (0, 1), "loser": (0 if student_wins else 1,)}[self.contrastive_network]
+        terms = []
+        for learner in learners:
+            view = views[learner]
+            classes = view.unlabeled.argmax(dim=1, keepdim=True)
+            # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
+            if self.pseudo_label_source in ("winner", "union"):
+                classes = torch.where(reliable[learner], targets[learner][0], classes)
+            terms.append(
+                self.contrastive(
+                    view.features[view.num_labeled :],
+                    classes,
+                    reliable[learner],
+                    labeled_features=None if label is None else view.features[: view.num_labeled],
+                    label=label,
+                )
             )
-            for view, mask in learners
-        ]
         return torch.stack(terms).mean()

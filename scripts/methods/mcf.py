@@ -87,7 +87,7 @@ class MutualCorrection(Method):
             total = total + weights["weight_rectification"] * terms["loss_rectification"]
         if has_unlabeled and self.pseudo_label_weight:
             with torch.no_grad():
-                resnet_vnet_wins = bool(self.dice(resnet_vnet, label) < self.dice(vnet, label))
+                resnet_vnet_wins = bool(self.dice(resnet_vnet, label) <= self.dice(vnet, label))
                 winner, loser = unlabeled_vnet, unlabeled_resnet_vnet
                 if resnet_vnet_wins:
                     winner, loser = loser, winner

@@ -34,7 +34,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         noise_limit: see :class:`scripts.methods.mean_teacher.MeanTeacher`.
         num_passes: number of teacher passes to tell its certainty by, at least 1.
         threshold: h, entropy below which a voxel counts as a part of the greatest possible one, from 0 to 1.
-        threshold_rise: r, what is added to it over the run.
+        threshold_rise: r, what is added to it over the run; the method has 0.25 with a sigmoid ramp.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -51,7 +51,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         noise_limit: float = 0.2,
         num_passes: int = 8,
         threshold: float = 0.75,
-        threshold_rise: Weight | float = 0.25,
+        threshold_rise: Weight | float = 0.0,
     ) -> None:
         super().__init__(
             network,

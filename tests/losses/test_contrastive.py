@@ -42,7 +42,7 @@ DIAGONAL = math.sqrt(2 - ROOT_2)  # distance of unit vectors 45 degrees apart
 def test_values_by_hand():
     assert make_loss("hinge")(*CASE).item() == pytest.approx(DIAGONAL / 2, abs=1e-5)
     assert make_loss("hinge", margin=1.5)(*CASE).item() == pytest.approx(DIAGONAL / 2 + 1.5 - ROOT_2, abs=1e-5)
-    assert make_loss("own_class_minimized")(*CASE).item() == pytest.approx(DIAGONAL / 2 + ROOT_2, abs=1e-5)
+    assert make_loss("own_class_minimized")(*CASE).item() == pytest.approx(DIAGONAL + ROOT_2, abs=1e-5)
     # Both voxels to both prototypes: (DIAGONAL + DIAGONAL) and (sqrt 2 + 0).
     assert make_loss("literal")(*CASE).item() == pytest.approx((2 * DIAGONAL + ROOT_2) / 2 + ROOT_2, abs=1e-5)
     # Cosines 1/sqrt 2 and 1/sqrt 2 for the first, 0 and 1 for the second voxel; temperature 1.
@@ -62,7 +62,7 @@ def test_three_classes_by_hand():
     case = features, pseudo_label, reliable
     assert make_loss("hinge", 3, margin=1.5)(*case).item() == pytest.approx(2 * ROOT_2 / 3 + 1.5 - ROOT_2, abs=1e-5)
     assert make_loss("literal", 3)(*case).item() == pytest.approx(2 * ROOT_2 + 3 * ROOT_2, abs=1e-5)
-    assert make_loss("own_class_minimized", 3)(*case).item() == pytest.approx(2 * ROOT_2 / 3 + 3 * ROOT_2, abs=1e-5)
+    assert make_loss("own_class_minimized", 3)(*case).item() == pytest.approx(2 * ROOT_2 + 3 * ROOT_2, abs=1e-5)
     certain, rest = math.e / (math.e + 2), 1 / (math.e + 2)
     expected = -(math.log(certain) + 2 * math.log(rest)) / 3
     assert make_loss("infonce", 3, temperature=1.0)(*case).item() == pytest.approx(expected, abs=1e-5)

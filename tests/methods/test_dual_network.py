@@ -258,6 +258,33 @@ def test_contrastive_trains_the_learner(form, learner, winner, vnet, resnet_vnet
         assert torch.equal(reliable, ReliabilityFilter()(logits))
 
 
+@pytest.mark.parametrize("winner", ["vnet", "resnet_vnet"])
+@pytest.mark.parametrize("source", ["winner", "union"])
+def test_prototypes_are_made_of_what_both_networks_learn(source, winner):
+    network, contrastive = TinyPair(), Recording(make_contrastive())
+    method = only(
+        "contrastive",
+        network,
+        contrastive=contrastive,
+        contrastive_network="loser",
+        pseudo_label_source=source,
+        reliability_combination="or",
+    )
+    batch = let_win(make_batch(), getattr(network, winner))
+    method(batch, 0)
+    with torch.no_grad():
+        logits = {name: getattr(network, name)(batch["unlabeled"]) for name in ("vnet", "resnet_vnet")}
+    classes = {name: value.argmax(dim=1, keepdim=True) for name, value in logits.items()}
+    loser = "vnet" if winner == "resnet_vnet" else "resnet_vnet"
+    reliable = torch.logical_or(*(ReliabilityFilter()(value) for value in logits.values()))
+    learned = classes[winner] if source == "winner" else classes["vnet"] | classes["resnet_vnet"]
+    ((_, given, mask, _),) = contrastive.arguments
+    assert torch.equal(mask, reliable)
+    assert torch.equal(given[reliable], learned[reliable])
+    assert torch.equal(given[~reliable], classes[loser][~reliable])
+    assert not torch.equal(learned[reliable], classes[loser][reliable])
+
+
 def test_combinations_of_reliability_reach_the_losses():
     for combination, combine in (("and", torch.logical_and), ("or", torch.logical_or)):
         network, pseudo_label = TinyPair(), Recording(PseudoLabelLoss())
@@ -427,8 +454,10 @@ def released(network, **options):
     )
 
 
-def test_released_variant_by_hand():
-    network, batch = TinyPair(), make_batch()
+@pytest.mark.parametrize("winner", ["vnet", "resnet_vnet"])
+def test_released_variant_by_hand_whoever_wins(winner):
+    network = TinyPair()
+    batch = let_win(make_batch(), getattr(network, winner))
     output = released(network)(batch, 0)
 
     label, images = batch["label"], torch.cat((batch["image"], batch["unlabeled"]))
@@ -457,10 +486,8 @@ def test_released_variant_by_hand():
         {"contrastive": make_contrastive(), "contrastive_network": "loser"},
     ],
 )
-@pytest.mark.parametrize("winner", ["vnet", "resnet_vnet"])
-def test_released_variant_does_not_depend_on_pseudo_label_settings(options, winner):
-    network = TinyPair()
-    batch = let_win(make_batch(), getattr(network, winner))
+def test_released_variant_does_not_depend_on_pseudo_label_settings(options):
+    network, batch = TinyPair(), make_batch()
     given, wanted = (released(network, **extra)(batch, 7) for extra in (options, {}))
     assert given["loss"].item() == wanted["loss"].item()
     for a, b in zip(gradients_of(given["loss"], network), gradients_of(wanted["loss"], network), strict=True):
@@ -485,6 +512,8 @@ VARIANTS = {
         "reliability_combination": "or",
         "pseudo_label": "total_over_valid",
         "pseudo_label_source": "winner",
+        "consistency_weight": 0.0,
+        "uncertainty_weight": 0.0,
         "contrastive_network": "loser",
         "form": "own_class_minimized",
     },

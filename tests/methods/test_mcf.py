@@ -184,6 +184,14 @@ def test_the_winner_is_chosen_by_dice_alone():
     assert gradient_norm(output["loss_pseudo_label"], network.resnet_vnet) == 0
 
 
+def test_without_labeled_foreground_the_resnet_teaches():
+    # Over so many voxels both Dice losses are exactly 1.
+    network, batch = Answers([0.6, 0.4], [0.3, 0.7]), {**make_batch(16), "label": torch.zeros(2, 1, 16, 16, 16)}
+    output = make_method(network)(batch, 0)
+    assert gradient_norm(output["loss_pseudo_label"], network.vnet) > 0
+    assert gradient_norm(output["loss_pseudo_label"], network.resnet_vnet) == 0
+
+
 def test_every_disputed_voxel_is_rectified_however_uncertain():
     # Foreground probabilities on the two sides of 1/2; the threshold 0.6 of the later methods would leave all out.
     output = make_method(Answers([0.51, 0.49], [0.49, 0.51]))(make_batch(), 0)

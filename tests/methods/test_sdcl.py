@@ -38,7 +38,7 @@ def call(method, batch, step):
 
 
 def test_second_stage_by_hand():
-    method = make_method(entropy_weight=Weight(0.2, "linear", 8))
+    method = make_method(entropy_weight=Weight(0.4, "linear", 8))
     output, mixtures = call(method, make_batch(), 2)
     assert set(output) == {"loss", *COPY_PASTE, *CORRECTIONS}
     total = distance = entropy = 0.0
@@ -56,8 +56,8 @@ def test_second_stage_by_hand():
     assert output["loss_distance"].item() == pytest.approx(distance, rel=1e-5)
     assert output["loss_entropy"].item() == pytest.approx(entropy, rel=1e-5)
     assert output["weight_distance"] == 0.5
-    assert output["weight_entropy"] == pytest.approx(0.05)
-    assert output["loss"].item() == pytest.approx(total + 0.5 * distance + 0.05 * entropy, rel=1e-5)
+    assert output["weight_entropy"] == pytest.approx(0.1)
+    assert output["loss"].item() == pytest.approx(total + 0.5 * distance + 0.1 * entropy, rel=1e-5)
 
 
 def test_first_stage_has_no_correction():

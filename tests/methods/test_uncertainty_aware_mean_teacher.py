@@ -283,3 +283,16 @@ def test_configuration(pytestconfig):
     assert [method.threshold + method.threshold_rise(step) for step in steps] == pytest.approx(
         [0.7516845, 0.8216262, 1.0], abs=1e-6
     )
+
+
+def test_the_threshold_rises_over_the_whole_run_where_the_weight_does_not(pytestconfig):
+    configs = pytestconfig.rootpath / "configs"
+    names = ("train", "method_uncertainty_aware_mean_teacher", "recipe_mc_net")
+    parser = ConfigParser(ConfigParser.load_config_files([configs / f"{name}.json" for name in names]))
+    lengths = [parser.get_parsed_content(f"method_def#{name}#length") for name in ("consistency_weight", "threshold_rise")]
+    assert lengths == [6000, 15000]
+
+
+def test_the_threshold_stays_where_no_rise_is_given():
+    method = UncertaintyAwareMeanTeacher(make_method().network, supervised=SupervisedLoss())
+    assert [method.threshold + method.threshold_rise(step) for step in (0, 100)] == [0.75, 0.75]
