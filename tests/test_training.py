@@ -330,6 +330,9 @@ def test_evaluation_compares_on_the_grid_of_the_files(finished, tmp_path, make_w
     mask, truth = prediction[0].numpy() == 1, np.asanyarray(reference.dataobj) == 1
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
     assert table["dice"].iloc[-1] == pytest.approx(dice)
+    kept = nib.load(folder / "labels" / f"{split['test'][-1]}.nii.gz")
+    assert np.array_equal(np.asarray(kept.dataobj), prediction[0].numpy())
+    assert np.allclose(kept.affine, reference.affine)
 
     again = make_workflow("train", "evaluate", **overrides)
     again.initialize()

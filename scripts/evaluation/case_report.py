@@ -24,13 +24,13 @@ from monai.utils import CommonKeys, convert_to_numpy
 
 from ..errors import BundleError
 from ..files import replacing
+from .label_maps import case_file_name, case_name
 from .metrics import METRIC_NAMES, evaluate_case, foreground_names
 from .pictures import View, draw_views, select_views
 
 STATUSES = ("found", "missed", "false_positive", "absent")
 MEAN_OVER_CLASSES = "mean over classes"
 ORIGINAL_IMAGE_KEY = "original_image"
-CASE_KEY = "case"
 HEADINGS = {
     "dice": "Dice [%]",
     "jaccard": "Jaccard [%]",
@@ -277,7 +277,7 @@ class CaseReportHandler:
             )
         for given, made in zip(batch, output, strict=True):
             item = {**given, **made}
-            case = _case_name(item)
+            case = case_name(item)
             prediction = _label_map(item, CommonKeys.PRED, case=case)
             reference = _label_map(item, CommonKeys.LABEL, case=case)
             affine = _affine(item[CommonKeys.LABEL], case=case)
@@ -308,7 +308,7 @@ class CaseReportHandler:
     def _finish(self, engine: Engine) -> None:
         self.report = self._report_of_all_processes()
         worst = self.report.worst(self.num_pictures)
-        pictures = {case: f"worst_{rank}_{_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
+        pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
         if idist.get_rank() == 0:
             self.report.write()
             for path in self.output_dir.glob("worst_*.png"):
@@ -336,20 +336,6 @@ class CaseReportHandler:
                 ):
                     raise BundleError(f"case must be a name of its own for each case, got {case!r} for different ones.")
         return whole
-
-
-def _case_name(item: Mapping[str, Any]) -> str:
-    if CASE_KEY in item:
-        return str(item[CASE_KEY])
-    for key in (CommonKeys.IMAGE, CommonKeys.LABEL):
-        value = item.get(key)
-        path = value.meta.get("filename_or_obj") if isinstance(value, MetaTensor) else None
-        if path:
-            name = Path(str(path)).name
-            return re.sub(r"\.nii(\.gz)?$", "", name) if ".nii" in name else Path(name).stem
-    raise BundleError(
-        f"an evaluated item must have the key {CASE_KEY!r} or an image with a file name, got {list(item)}."
-    )
 
 
 def _label_map(item: Mapping[str, Any], key: str, *, case: str) -> npt.NDArray:
@@ -386,10 +372,6 @@ def _image(item: Mapping[str, Any], *, shape: tuple[int, ...], case: str) -> npt
     if CommonKeys.IMAGE in item and tuple(item[CommonKeys.IMAGE].shape[1:]) == shape:
         return _as_array(item[CommonKeys.IMAGE])[0]
     return None
-
-
-def _file_name(case: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", case)[:100].strip(".") or "case"
 
 
 def _dice_text(row: Mapping[str, Any]) -> str:

@@ -124,7 +124,7 @@ def test_the_page_is_whole_and_needs_nothing_else(folder):
     assert "position: sticky" in text
     assert "@media print" in text
     assert 'content="width=device-width' in text
-    # The best two of three rows are bold and the second underlined, in all documents; the upper bound stands below them.
+    # In all documents the best two of three rows are bold, the second underlined; the upper bound stands below them.
     best = pd.read_csv(folder / "report" / "table_metrics.csv").sort_values("dice_mean", ascending=False)
     assert best["method"].tolist() == ["upper_bound_vnet", "dual_network", "supervised_vnet", "mean_teacher"]
     top, first, second = (f"{100 * row.dice_mean:.2f} ± {100 * row.dice_sd:.2f}" for row in best[:3].itertuples())

@@ -289,7 +289,9 @@ def test_the_threshold_rises_over_the_whole_run_where_the_weight_does_not(pytest
     configs = pytestconfig.rootpath / "configs"
     names = ("train", "method_uncertainty_aware_mean_teacher", "recipe_mc_net")
     parser = ConfigParser(ConfigParser.load_config_files([configs / f"{name}.json" for name in names]))
-    lengths = [parser.get_parsed_content(f"method_def#{name}#length") for name in ("consistency_weight", "threshold_rise")]
+    lengths = [
+        parser.get_parsed_content(f"method_def#{name}#length") for name in ("consistency_weight", "threshold_rise")
+    ]
     assert lengths == [6000, 15000]
 
 

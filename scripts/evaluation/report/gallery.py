@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...errors import BundleError
+from ..label_maps import label_map_path
 from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
 from .figures import Picture
 from .grid import Cell, Grid
@@ -110,8 +110,9 @@ def _common_cases(grid: Grid, reference: str) -> tuple[dict[str, Cell], list[str
 
 
 def _label_files(cell: Cell) -> dict[str, Path]:
-    files = sorted((cell.folder / "evaluation" / "labels").glob("*.nii*"))
-    return {re.sub(r"\.nii(\.gz)?$", "", path.name): path for path in files}
+    folder = cell.folder / "evaluation" / "labels"
+    files = {case: label_map_path(folder, case) for case in cell.case_means.index}
+    return {case: path for case, path in files.items() if path.is_file()}
 
 
 def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, path: Path) -> Picture:

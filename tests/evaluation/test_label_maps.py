@@ -1,0 +1,51 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps of an evaluation are kept under the names of their cases."""
+
+from __future__ import annotations
+
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from scripts.evaluation.label_maps import SaveLabelMapd, case_file_name, label_map_path
+
+
+def make_item(case, value, affine):
+    label = torch.full((1, 3, 4, 5), value)
+    return {"case": case, "pred": MetaTensor(label, affine=affine, meta={"filename_or_obj": "/data/x/imaging.nii.gz"})}
+
+
+def test_cases_whose_files_have_one_name_are_kept_apart(tmp_path):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    save = SaveLabelMapd("pred", tmp_path / "evaluation" / "labels")
+    cases = ["one", "a/001", "b/001", "a_001", "v1.2"]
+    for value, case in enumerate(cases):
+        item = make_item(case, value, affine)
+        assert save(item).keys() == item.keys()
+    paths = [label_map_path(tmp_path / "evaluation" / "labels", case) for case in cases]
+    assert sorted(paths) == sorted((tmp_path / "evaluation" / "labels").iterdir())
+    for value, path in enumerate(paths):
+        volume = nib.load(path)
+        assert volume.shape == (3, 4, 5)
+        assert volume.get_data_dtype() == np.uint8
+        assert np.array_equal(volume.affine, affine)
+        assert (np.asarray(volume.dataobj) == value).all()
+
+
+@pytest.mark.parametrize("case", ["case_001", "A-1+b.nii", "über"])
+def test_a_safe_name_stays(case):
+    assert case_file_name(case) == case
+
+
+@pytest.mark.parametrize(
+    ("case", "pattern"),
+    [("../up: x", r"_up_x_\w{8}"), ("", r"case_\w{8}"), ("..", r"case_\w{8}"), (300 * "a", r"a{100}_\w{8}")],
+)
+def test_any_other_name_becomes_one_of_its_own(case, pattern):
+    assert re.fullmatch(pattern, case_file_name(case))
+    assert case_file_name(case) != case_file_name(case + " ")
