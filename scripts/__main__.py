@@ -352,7 +352,6 @@ def crossval(
     everything = grid.joined(folder)
     if reference is not None and reference not in everything.methods:
         raise BundleError(f"reference must be one of {', '.join(everything.methods)}, got {reference!r}.")
-    grid.write(folder)
     failed = run_grid(
         grid,
         folder,

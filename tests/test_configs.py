@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,18 @@ def test_recipes_set_the_ramps_and_no_unlabeled_crops_where_a_method_has_none():
         assert sizes == expected
     parser["labeled_batch_size"] = 0
     assert parser.get_parsed_content("unlabeled_batch_size") == 2
+
+
+def test_a_folder_of_unlabeled_volumes_never_gives_a_validation_or_test_case(phantom_dir, make_workflow):
+    folder = phantom_dir / "images"
+    overrides = {"dataset_dir": str(phantom_dir), "split_file": str(phantom_dir / "split.json")}
+    parser = make_workflow("train", unlabeled_dir=str(folder), **overrides).parser
+    split = json.loads((phantom_dir / "split.json").read_text())
+    pool = [
+        Path(case["unlabeled"]).name.removesuffix(".nii.gz") for case in parser.get_parsed_content("unlabeled_pool")
+    ]
+    assert split["test"]
+    assert sorted(pool) == sorted(split["unlabeled"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -190,11 +190,15 @@ def test_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_path,
     assert pd.read_csv(folder / "history.csv")["iteration"].tolist() == [1, 2, 3, 4]
 
 
-def test_files_of_the_user_are_not_taken_for_a_run(tmp_path, make_workflow, phantom_dir):
-    (tmp_path / "model.pt").write_text("mine")
-    with assert_refused("holds no run, but files that a run would replace, such as model.pt"):
-        run(make_workflow, phantom_dir, tmp_path, overwrite=True)
-    assert (tmp_path / "model.pt").read_text() == "mine"
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["model.pt", "inference.json", "validation.csv", "pictures/validation_1.png"])
+def test_files_of_the_user_are_not_taken_for_a_run(name, overwrite, tmp_path, make_workflow, phantom_dir):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with assert_refused(f"holds no run, but files that a run would replace, such as {file.name}"):
+        run(make_workflow, phantom_dir, tmp_path, overwrite=overwrite)
+    assert file.read_text() == "mine"
 
 
 def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):

@@ -320,7 +320,8 @@ def unlabeled_pool(
 
     Args:
         load_split: gives what :func:`load_cases` gives; called only when the split is needed.
-        pairs: the labeled cases that the run trains on or validates with; their images are left out of the folder's.
+        pairs: the cases that the run trains on with labels, or that validate or test it; their images are left out of
+            the folder's.
         pairs_are_given: whether these pairs come from outside, as MONAI Label's do, and not from the split: then its
             unlabeled cases are those of another data set, and are not used.
         unlabeled_dir: folder of NIfTI volumes to take instead; its subfolders are not searched.
@@ -340,7 +341,7 @@ def unlabeled_pool(
     volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
     cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
     if not cases:
-        raise BundleError(f"unlabeled_dir {folder} must hold NIfTI volumes that are not labeled, got none.")
+        raise BundleError(f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none.")
     return cases
 
 

@@ -201,7 +201,8 @@ class Grid:
             **self.overrides,
         }
         for name, value in values.items():
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+            # The command line is read as Python: JSON's null and true would arrive as texts.
+            words += [f"--{name}", value if isinstance(value, str) else repr(value)]
         return words
 
     def iterations(self, method: str) -> int:
@@ -293,6 +294,8 @@ class Grid:
             return cls(**{**content, **lists})
         except FileNotFoundError:
             raise BundleError(f"{output_dir} holds no grid: {GRID_FILE} is missing.") from None
+        except BundleError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path} is damaged: {error}.") from error
 
@@ -363,7 +366,13 @@ def define_grid(
     iterations = (overrides or {}).get("iterations", 1)
     if type(iterations) is not int or iterations < 1:
         raise BundleError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
+    try:
+        # As grid.json will give them back: tuples of the command line become lists.
+        shared = json.loads(json.dumps(overrides or {}))
+    except TypeError as error:
+        raise BundleError(f"overrides must be numbers, texts, lists or dictionaries: {error}.") from error
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
+    config["dataset_dir"] = str(folder)
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
     cases = {}
     for split_path in splits.values():
@@ -377,8 +386,7 @@ def define_grid(
         splits=splits,
         seeds=tuple(seeds),
         dataset_dir=str(folder),
-        # As grid.json will give them back: tuples of the command line become lists.
-        overrides=json.loads(json.dumps(overrides or {})),
+        overrides=shared,
         class_names=tuple(class_names),
         method_files=files,
         cases=cases,
@@ -410,21 +418,29 @@ def _split_files(
 ) -> dict[str, str]:
     if split_file is not None and num_labeled is not None:
         raise BundleError("split_file and num_labeled exclude each other: give one of them.")
+    pattern = str(default) if split_file is None else split_file
     found = re.fullmatch(r"(.+?)(_fold\d+)?_(\d+)", default.stem)
-    assert found is not None, default
-    number = found.group(3) if num_labeled is None else num_labeled
-    if folds is None:
-        pattern = split_file or str(default.with_name(f"{found.group(1)}{found.group(2) or ''}_{number}.json"))
-        names = {FIXED_SPLIT: pattern}
-    else:
-        pattern = split_file or str(default.with_name(f"{found.group(1)}_fold{{fold}}_{number}.json"))
-        if "{fold}" not in pattern:
-            raise BundleError(f"split_file must contain {{fold}} where folds are given, got {split_file!r}.")
+    if split_file is None and (folds is not None or num_labeled is not None):
+        if found is None:
+            raise BundleError(
+                f"split_file must be given with folds and num_labeled: that of the data, {default}, is not named as "
+                "those of the bundle, such as hippocampus_fold0_16.json."
+            )
+        fold = (found.group(2) or "") if folds is None else "_fold{fold}"
+        number = found.group(3) if num_labeled is None else num_labeled
+        pattern = str(default.with_name(f"{found.group(1)}{fold}_{number}.json"))
+    if folds is not None and "{fold}" not in pattern:
+        raise BundleError(f"split_file must contain {{fold}} where folds are given, got {split_file!r}.")
+    names = {FIXED_SPLIT: pattern}
+    if folds is not None:
         names = {f"fold{fold}": pattern.replace("{fold}", str(fold)) for fold in folds}
     for path in names.values():
         if not Path(path).is_file():
-            shipped = sorted(file.stem for file in (CONFIGS / "splits").glob(f"{found.group(1)}_*.json"))
-            raise BundleError(f"split file {path} not found; the bundle has {', '.join(shipped)}.")
+            shipped = (
+                sorted(file.stem for file in (CONFIGS / "splits").glob(f"{found.group(1)}_*.json")) if found else []
+            )
+            hint = f"; the bundle has {', '.join(shipped)}" if shipped else ""
+            raise BundleError(f"split file {path} not found{hint}.")
     return {name: str(Path(path).resolve()) for name, path in names.items()}
 
 

@@ -49,6 +49,8 @@ def run_cell(cell_dir: str | Path) -> bool:
         BundleError: when the folder is no cell of a grid, or another process is at work on it.
     """
     path = Path(cell_dir).resolve()
+    if len(path.parents) < 3:
+        raise BundleError(f"cell_dir must be GRID/cells/METHOD/SPLIT_seedN, got {cell_dir}.")
     grid_dir = path.parents[2]
     grid = Grid.read(grid_dir)
     cell = next((cell for cell in grid.cells(grid_dir) if cell.path == path), None)
@@ -141,7 +143,7 @@ def run_grid(
     relaunch: bool = False,
     console: Console | None = None,
 ) -> list[Cell]:
-    """Run all cells that are not done yet, showing overall progress and the time left.
+    """Write ``grid.json`` and run all cells that are not done yet, showing overall progress and the time left.
 
     A cell that fails is reported and does not stop the others. Stopping this process stops the cells that run here;
     the same call goes on with them.
@@ -162,10 +164,12 @@ def run_grid(
         the cells that failed.
 
     Raises:
-        BundleError: when the launcher is not usable or refuses a cell.
+        BundleError: when the launcher is not usable or refuses a cell, or the folder holds another grid, see
+            :meth:`Grid.joined`.
     """
-    if launcher is not None and not any("{command}" in word for word in shlex.split(launcher)):
+    if launcher is not None and not any("{command}" in word for word in _words(launcher)):
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
+    grid.write(output_dir)
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]
     with GridProgress(grid, cells, console=console) as progress:
@@ -284,7 +288,7 @@ class _Silence:
 def _hand_over(cell: Cell, launcher: str) -> subprocess.Popen:
     command = ["env", f"PYTHONPATH={_environment()['PYTHONPATH']}", *_cell_command(cell)]
     replacements = {"{command}": shlex.join(command), "{name}": cell.name.replace("/", "_")}
-    words = shlex.split(launcher)
+    words = _words(launcher)
     for placeholder, value in replacements.items():
         words = [word.replace(placeholder, value) for word in words]
     cell.write_state(status="handed over")
@@ -301,6 +305,13 @@ def _hand_over(cell: Cell, launcher: str) -> subprocess.Popen:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_POLL_SECONDS)
     return process
+
+
+def _words(launcher: str) -> list[str]:
+    try:
+        return shlex.split(launcher)
+    except ValueError as error:
+        raise BundleError(f"launcher cannot be read as a command ({error}), got {launcher!r}.") from error
 
 
 def _last_words(cell: Cell) -> str | None:

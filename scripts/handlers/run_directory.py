@@ -51,7 +51,7 @@ _RUN_FILES = (
 )
 #: What a process killed in the middle of writing leaves, see :func:`scripts.files.replacing`.
 _LEFTOVERS = ("checkpoints/.checkpoint_*.pt", ".model*.pt")
-#: A folder with one of these holds work that could be lost.
+#: A run with one of these holds work that could be lost.
 _RESULTS = ("history.csv", "model*.pt", "checkpoints/checkpoint_*.pt")
 
 
@@ -113,9 +113,10 @@ class RunDirectory:
             raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
         is_run = (self.path / _FACTS_FILE).is_file()
         results = self._files(_RESULTS)
-        if results and not is_run:
+        foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
+        if foreign:
             raise BundleError(
-                f"output_dir {self.path} holds no run, but files that a run would replace, such as {results[0].name}: "
+                f"output_dir {self.path} holds no run, but files that a run would replace, such as {foreign[0].name}: "
                 "choose another --output_dir."
             )
         if results and not self.resume and not self.overwrite:

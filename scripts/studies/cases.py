@@ -4,20 +4,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from monai.bundle import ConfigParser
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
 from ..data.splits import load_cases
 from ..errors import BundleError
+from ..evaluation.case_report import write_text
+from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
 from ..predict import predict_volumes
+
+_STUDY_FILE = "study.json"
+#: Keys of the configuration that a study sets itself.
+_OWN_KEYS = ("dataset_dir", "datalist", "output_dir", "overwrite", "output_postfix", "output_ext")
 
 
 class Case(NamedTuple):
@@ -51,22 +60,98 @@ def study_cases(
     return [Case(entry["case"], Path(entry["image"]), Path(entry["label"])) for entry in entries]
 
 
+def claim_study(
+    output_dir: str | Path,
+    cases: Sequence[Case],
+    config_file: Sequence[str],
+    overrides: Mapping[str, Any],
+    **settings: Any,
+) -> Path:
+    """Make sure that a folder is free, or holds the beginning of this very study.
+
+    Args:
+        output_dir: folder of the study; ``study.json`` in it tells which study it is.
+        cases: its cases.
+        config_file: see :func:`scripts.predict.inference_configs`.
+        overrides: values by key of the configuration.
+        **settings: what else changes its figures, such as the seed.
+
+    Returns:
+        the folder.
+
+    Raises:
+        BundleError: when an override is of a key that a study sets itself, or when the folder holds something else, or
+            a study of other cases, weights, configuration or settings.
+    """
+    for name in overrides:
+        if name in _OWN_KEYS:
+            raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update(dict(overrides))
+    weights = Path(parser.get_parsed_content("ckpt_path"))
+    configuration = {name: value for name, value in parser.get().items() if name != "ckpt_path"}
+    content = {
+        "cases": _digest("\n".join(case.name for case in cases).encode()),
+        "weights": _digest(weights.read_bytes()) if weights.is_file() else None,
+        "configuration": _digest(json.dumps(configuration, sort_keys=True, default=str).encode()),
+        **settings,
+    }
+    folder = Path(output_dir)
+    file = folder / _STUDY_FILE
+    if folder.exists() and not folder.is_dir():
+        raise BundleError(f"output_dir must be a folder, but {folder} is a file.")
+    if file.is_file():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{file} is damaged: choose another --output_dir.") from error
+        other = [name for name, value in content.items() if known.get(name) != value]
+        if other:
+            raise BundleError(f"output_dir {folder} holds a study of other {', '.join(other)}: choose another.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
+    else:
+        write_text(file, json.dumps(content, indent=4) + "\n")
+    return folder
+
+
 def segment(
-    volumes: Mapping[str, nib.Nifti1Image], folder: Path, config_file: Sequence[str], overrides: Mapping[str, Any]
+    volumes: Iterable[tuple[Case, nib.Nifti1Image]],
+    folder: Path,
+    config_file: Sequence[str],
+    overrides: Mapping[str, Any],
 ) -> None:
     """Write volumes to files and segment them with the bundle's inference workflow.
 
     Args:
-        volumes: image of each case by its name.
-        folder: the files go to its subfolder ``volumes``, the maps to ``maps``; both are replaced.
+        volumes: the cases with their images, one after the other.
+        folder: the files go to its subfolder ``volumes``, the maps to ``maps``; those of an earlier call are replaced.
         config_file: see :func:`scripts.predict.inference_configs`.
         overrides: values by key of the configuration.
     """
     source = folder / "volumes"
     source.mkdir(parents=True, exist_ok=True)
-    for name, volume in volumes.items():
-        nib.save(volume, source / f"{name}.nii.gz")
-    predict_volumes(source, folder / "maps", config_file, overrides=overrides, overwrite=True, logging_file=False)
+    files = []
+    for case, volume in volumes:
+        files.append(str(source / f"{case_file_name(case.name)}.nii.gz"))
+        nib.save(volume, files[-1])
+    settings = {**overrides, "datalist": files}
+    predict_volumes(source, folder / "maps", config_file, overrides=settings, overwrite=True, logging_file=False)
+
+
+def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
+    """Open what :func:`segment` made of a case.
+
+    Args:
+        folder: its folder.
+        case: the case.
+        kind: "seg" for the label map, "probabilities" or "uncertainty" where they were asked for.
+
+    Returns:
+        the volume.
+    """
+    return read_map(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
 
 
 def read_map(path: Path) -> nib.Nifti1Image:
@@ -116,3 +201,7 @@ def label_array(volume: nib.Nifti1Image) -> npt.NDArray[np.int64]:
         whole numbers, (X, Y, Z).
     """
     return np.rint(np.asanyarray(volume.dataobj)).astype(np.int64)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

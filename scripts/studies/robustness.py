@@ -19,8 +19,9 @@ from nibabel.processing import resample_to_output
 
 from ..errors import BundleError
 from ..evaluation.case_report import mean_and_deviation, write_text
+from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
-from .cases import Case, compare, label_array, read_map, segment, study_cases
+from .cases import Case, claim_study, compare, label_array, read_map, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ def _orientation(codes: str) -> Change:
 
 def _spacing(factor: float) -> Change:
     def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
-        return resample_to_output(volume, [factor * float(size) for size in volume.header.get_zooms()[:3]], order=1)
+        # The sizes are those of the axes of the patient, whatever the order in which the file stores them.
+        sizes = nib.as_closest_canonical(volume).header.get_zooms()[:3]
+        return resample_to_output(volume, [factor * float(size) for size in sizes], order=1)
 
     return change
 
@@ -113,7 +116,7 @@ def study_robustness(
     """Segment the test cases as they are and changed in several ways, and compare both with the references.
 
     Every change writes ``<change>.csv`` when it is done; a study that was stopped goes on with the next change, and
-    one that is complete is drawn again.
+    one that is complete is drawn again. ``study.json`` keeps apart studies of other cases, weights or configurations.
 
     Args:
         dataset_dir: folder of the data set.
@@ -135,7 +138,7 @@ def study_robustness(
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    output = Path(output_dir)
+    output = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
     tables = []
     for name in CHANGES:
         if name != "none" and changes is not None and name not in changes:
@@ -146,7 +149,9 @@ def study_robustness(
             write_text(
                 path, _measure(name, cases, output / name, config_file, overrides or {}, seed).to_csv(index=False)
             )
-        table = pd.read_csv(path)
+        table = pd.read_csv(
+            path, dtype={"case": str}, keep_default_na=False, na_values={name: [""] for name in METRIC_NAMES}
+        )
         if set(table.get("case", ())) != {case.name for case in cases}:
             raise BundleError(f"output_dir {output}: {path.name} is of other cases; choose another --output_dir.")
         tables.append(table.assign(change=name))
@@ -159,12 +164,11 @@ def _measure(
     name: str, cases: Sequence[Case], folder: Path, config_file: Sequence[str], overrides: Mapping[str, Any], seed: int
 ) -> pd.DataFrame:
     change = CHANGES[name][1]
-    volumes = {
-        case.name: change(read_map(case.image), np.random.RandomState([seed, index]))
-        for index, case in enumerate(cases)
-    }
+    volumes = (
+        (case, change(read_map(case.image), np.random.RandomState([seed, index]))) for index, case in enumerate(cases)
+    )
     segment(volumes, folder, config_file, overrides)
-    pairs = [(read_map(folder / "maps" / f"{case.name}_seg.nii.gz"), read_map(case.label)) for case in cases]
+    pairs = [(segmented(folder, case), read_map(case.label)) for case in cases]
     num_classes = 1 + max(int(label_array(volume).max()) for pair in pairs for volume in pair)
     return pd.DataFrame(
         {"case": case.name, **row} for case, pair in zip(cases, pairs) for row in compare(*pair, max(num_classes, 2))

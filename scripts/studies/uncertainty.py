@@ -19,7 +19,7 @@ from scipy import ndimage, stats
 from ..errors import BundleError
 from ..evaluation.case_report import write_text
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
-from .cases import Case, compare, label_array, read_map, segment, study_cases
+from .cases import Case, claim_study, compare, label_array, read_map, segment, segmented, study_cases
 
 _NUM_BINS = 15
 
@@ -114,14 +114,13 @@ def study_uncertainty(
     """
     if not margin_mm > 0:
         raise BundleError(f"margin_mm must be above 0, got {margin_mm!r}.")
-    output = Path(output_dir)
-    if (output / "uncertainty.md").exists():
-        raise BundleError(f"output_dir {output} already holds a study: choose another --output_dir.")
+    if (Path(output_dir) / "uncertainty.md").exists():
+        raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    volumes = {case.name: read_map(case.image) for case in cases}
+    output = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
     maps = {"save_probabilities": True, "save_uncertainty": True}
-    segment(volumes, output, config_file, {**(overrides or {}), **maps})
-    measured = [_measure(case, output / "maps", margin_mm=margin_mm) for case in cases]
+    segment(((case, read_map(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
+    measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
     table = pd.DataFrame([row for row, _ in measured])
     bins = {name: _pool([each[name] for _, each in measured]) for name in ("all", "near")}
     write_text(output / "uncertainty_cases.csv", table.to_csv(index=False))
@@ -129,10 +128,10 @@ def study_uncertainty(
     return write_text(output / "uncertainty.md", _summarize(table, bins, margin_mm))
 
 
-def _measure(case: Case, maps: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:
-    reference, prediction = read_map(case.label), read_map(maps / f"{case.name}_seg.nii.gz")
-    probabilities = np.moveaxis(read_map(maps / f"{case.name}_probabilities.nii.gz").get_fdata(dtype=np.float32), -1, 0)
-    disagreement = read_map(maps / f"{case.name}_uncertainty.nii.gz").get_fdata(dtype=np.float32).squeeze()
+def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:
+    reference, prediction = read_map(case.label), segmented(folder, case)
+    probabilities = np.moveaxis(segmented(folder, case, "probabilities").get_fdata(dtype=np.float32), -1, 0)
+    disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32).squeeze()
     label, predicted = label_array(reference), label_array(prediction)
     distance = ndimage.distance_transform_edt(
         ~((label > 0) | (predicted > 0)), sampling=reference.header.get_zooms()[:3]

@@ -509,7 +509,10 @@ def test_unlabeled_pool_of_a_folder_leaves_out_what_is_labeled(tmp_path, pairs_a
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [("none", r"unlabeled_dir must be a folder, got .*none\."), ("", "must hold NIfTI volumes that are not labeled, got")],
+    [
+        ("none", r"unlabeled_dir must be a folder, got .*none\."),
+        ("", "must hold NIfTI volumes of no labeled, validation or test case, got none"),
+    ],
 )
 def test_unlabeled_folder_is_refused(tmp_path, folder, message):
     (tmp_path / "a.nii").write_text("")

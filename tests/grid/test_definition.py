@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from fire.parser import DefaultParseValue
 
 from scripts.errors import BundleError
 from scripts.grid.definition import Cell, Grid, define_grid, method_names
@@ -43,6 +45,38 @@ def test_split_file_of_a_user_with_a_number_in_it(tmp_path):
     assert names(grid.splits.values()) == ["mine_0", "mine_1"]
     with pytest.raises(BundleError, match=r"split_file must contain \{fold\}"):
         define_grid("hippocampus", ["luseg"], folds=[0], split_file=str(tmp_path / "mine_0.json"))
+
+
+def test_data_of_a_user_whose_split_lies_with_it(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    overlay = {"dataset_dir": "nowhere", "split_file": "$@dataset_dir + '/split.json'"}
+    (tmp_path / "configs" / "data_liver.json").write_text(json.dumps(overlay))
+    monkeypatch.setattr("scripts.grid.definition.CONFIGS", tmp_path / "configs")
+    for name in ("split", "split_fold0", "split_fold1"):
+        shutil.copy(ROOT / "configs/splits/hippocampus_16.json", tmp_path / f"{name}.json")
+    grid = define_grid("liver", ["luseg"], dataset_dir=str(tmp_path))
+    assert grid.splits == {"fixed": str(tmp_path / "split.json")}
+    own = str(tmp_path / "split_fold{fold}.json")
+    grid = define_grid("liver", ["luseg"], dataset_dir=str(tmp_path), folds=[0, 1], split_file=own)
+    assert names(grid.splits.values()) == ["split_fold0", "split_fold1"]
+    for option in ({"folds": [0]}, {"num_labeled": 8}):
+        with pytest.raises(BundleError, match="split_file must be given with folds and num_labeled"):
+            define_grid("liver", ["luseg"], dataset_dir=str(tmp_path), **option)
+    with pytest.raises(BundleError, match=r"split file none.json not found\.$"):
+        define_grid("liver", ["luseg"], dataset_dir=str(tmp_path), split_file="none.json")
+
+
+def test_values_arrive_as_they_were_given(tmp_path):
+    overrides = {"spacing": None, "channels_last": False, "patch_size": (32, 48, 32), "precision": "float32"}
+    grid = define_grid("hippocampus", ["luseg"], overrides={**overrides, "method_def#temperature": {"a": None}})
+    (cell,) = grid.cells(tmp_path)
+    words = grid.arguments(cell, evaluate=False)
+    arrived = {name[2:]: DefaultParseValue(value) for name, value in zip(words[2::2], words[3::2], strict=True)}
+    assert arrived["spacing"] is None
+    assert arrived["channels_last"] is False
+    assert arrived["patch_size"] == [32, 48, 32]
+    assert arrived["precision"] == "float32"
+    assert arrived["method_def#temperature"] == {"a": None}
 
 
 def test_later_files_win_in_the_order_data_method_recipe():
@@ -101,6 +135,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"overrides": {"iteratons": 5}}, "--iteratons is no argument of crossval"),
         ({"overrides": {"class_names": "organ"}}, "class_names must be a list of texts, .*, got 'organ'"),
         ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),
+        ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
         ({"methods": ["supervised"]}, "got 'supervised'. Did you mean supervised_vnet or supervised_dual"),
@@ -205,7 +240,7 @@ def test_missing_or_damaged_grid_file(tmp_path):
     with pytest.raises(BundleError, match="is damaged"):
         Grid.read(tmp_path)
     (tmp_path / "grid.json").write_text('{"version": 2}')
-    with pytest.raises(BundleError, match="of another version"):
+    with pytest.raises(BundleError, match=r"^\S*grid.json is of another version"):
         Grid.read(tmp_path)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -319,11 +320,24 @@ def test_launcher_that_refuses(phantom_dir, tmp_path):
     assert failed.state() == {"status": "failed", "error": "launcher: queue is closed"}
     with pytest.raises(BundleError, match=r"launcher must contain \{command\}"):
         run_grid(grid, tmp_path / "grid", launcher="sbatch")
+    with pytest.raises(BundleError, match=r"launcher cannot be read as a command \(No closing quotation\)"):
+        run_grid(grid, tmp_path / "grid", launcher="sbatch --wrap '{command}")
     with pytest.raises(BundleError, match=r"launcher no-such-program cannot be started"):
         run_grid(grid, tmp_path / "grid", launcher="no-such-program {command}")
 
 
+def test_a_refused_call_leaves_the_grid_as_it_was(phantom_dir, tmp_path):
+    tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    before = (tmp_path / "grid" / "grid.json").read_text()
+    more = dataclasses.replace(Grid.read(tmp_path / "grid"), seeds=(11,))
+    with pytest.raises(BundleError, match="launcher must contain"):
+        run_grid(more, tmp_path / "grid", launcher="sbatch")
+    assert (tmp_path / "grid" / "grid.json").read_text() == before
+
+
 def test_cell_of_no_grid_and_cell_at_work(phantom_dir, tmp_path):
+    with pytest.raises(BundleError, match="cell_dir must be GRID/cells/METHOD/SPLIT_seedN, got /tmp"):
+        run_cell("/tmp")
     with pytest.raises(BundleError, match="holds no grid"):
         run_cell(tmp_path / "grid" / "cells" / "luseg" / "fixed_seed0")
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")

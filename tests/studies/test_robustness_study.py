@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ import torch
 from conftest import assert_refused
 
 from scripts.__main__ import main
+from scripts.data.splits import hash_cases
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
 from scripts.studies.cases import compare
@@ -82,34 +86,84 @@ def test_label_maps_come_back_to_the_grid_of_the_reference(name):
     assert compare(changed(name, shifted), label, 2)[0]["dice"] == pytest.approx(0.4)
 
 
-def test_larger_voxels(volume):
-    other = changed("spacing_150", volume)
-    assert np.allclose(sorted(other.header.get_zooms()), [0.75, 1.5, 3.0])
+@pytest.mark.parametrize("codes", ["LAS", "PIR"])
+def test_larger_voxels_along_each_axis_of_the_patient(volume, codes):
+    stored = volume.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(codes))
+    )
+    other = nib.as_closest_canonical(changed("spacing_150", stored))
+    assert np.allclose(other.header.get_zooms(), [0.75, 1.5, 3.0])
 
 
 def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
-    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path), inference_configs())
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
     overrides = {**QUICK, "ckpt_path": str(weights)}
     summary = study_robustness(*arguments, overrides=overrides, changes=["axes_sar", "intensity_10"])
     text = summary.read_text()
     assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == [
         f"| {CHANGES[name][0]}" for name in ("none", "axes_sar", "intensity_10")
     ]
-    assert (tmp_path / "robustness.png").stat().st_size > 1000
-    dice = {name: pd.read_csv(tmp_path / f"{name}.csv")["dice"].item() for name in ("none", "axes_sar", "intensity_10")}
+    assert (tmp_path / "study" / "robustness.png").stat().st_size > 1000
+    dice = {
+        name: pd.read_csv(tmp_path / "study" / f"{name}.csv")["dice"].item()
+        for name in ("none", "axes_sar", "intensity_10")
+    }
     assert 0 < dice["none"] < 1
     # Inference reorients and standardizes each volume, so neither may matter.
     assert dice["axes_sar"] == pytest.approx(dice["none"], abs=1e-6)
     assert dice["intensity_10"] == pytest.approx(dice["none"], abs=1e-3)
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")}
     study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")} == before
-    table = pd.read_csv(tmp_path / "none.csv")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")} == before
+    with assert_refused("holds a study of other seed: choose another"):
+        study_robustness(*arguments, overrides=overrides, seed=1)
+    with assert_refused("holds a study of other configuration: choose another"):
+        study_robustness(*arguments, overrides={**overrides, "overlap": 0.25})
+    other_weights = tmp_path / "other.pt"
+    torch.save(DualNetwork().state_dict(), other_weights)
+    with assert_refused("holds a study of other weights: choose another"):
+        study_robustness(*arguments, overrides={**overrides, "ckpt_path": str(other_weights)})
+    table = pd.read_csv(tmp_path / "study" / "none.csv")
     table["case"] = "another"
-    table.to_csv(tmp_path / "none.csv", index=False)
+    table.to_csv(tmp_path / "study" / "none.csv", index=False)
     with assert_refused("none.csv is of other cases"):
         study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
+
+
+def test_cases_may_be_called_by_numbers_and_lie_in_folders(weights, phantom_dir, tmp_path):
+    split = json.loads((phantom_dir / "split.json").read_text())
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / kind / "a").mkdir(parents=True)
+        for name in ("001", "a/001"):
+            shutil.copy(phantom_dir / kind / f"{split['test'][0]}.nii.gz", tmp_path / "data" / kind / f"{name}.nii.gz")
+    lists = {"labeled": [], "unlabeled": [], "validation": [], "test": ["001", "a/001"]}
+    (tmp_path / "split.json").write_text(json.dumps({**split, **lists, "cases_hash": hash_cases(lists)}))
+    arguments = (str(tmp_path / "data"), str(tmp_path / "split.json"), str(tmp_path / "study"), inference_configs())
+    for _ in range(2):
+        study_robustness(*arguments, overrides={**QUICK, "ckpt_path": str(weights)}, changes=["none"])
+    table = pd.read_csv(tmp_path / "study" / "none.csv", dtype=str)
+    assert table["case"].tolist() == ["001", "a/001"]
+    assert table["dice"].nunique() == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("overwrite", "--overwrite must not be given: a study sets"), ("dataset_dir", "--dataset_dir must not be given")],
+)
+def test_what_a_study_sets_itself_is_refused(option, message, phantom_dir, tmp_path):
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
+    with assert_refused(message):
+        study_robustness(*arguments, overrides={option: True})
+    assert not (tmp_path / "study").exists()
+
+
+def test_files_of_the_user_are_left_alone(phantom_dir, tmp_path):
+    (tmp_path / "none.csv").write_text("mine")
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path), inference_configs())
+    with assert_refused("holds files that are not of this study"):
+        study_robustness(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["none.csv"]
 
 
 def test_mistakes_cost_one_line(phantom_dir, tmp_path, capsys):
