@@ -23,6 +23,8 @@ from .errors import BundleError
 
 #: Arguments of ``python -m monai.bundle run`` itself.
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
+#: How Fire tells a name from a value, such as a negative number.
+_FLAG = re.compile(r"--|-[a-zA-Z]")
 _SCRIPTS = Path(__file__).resolve().parent
 
 
@@ -121,13 +123,18 @@ def _arguments_of_run(arguments: Sequence[str]) -> dict[str, str] | None:
 
 
 def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Read names as Fire does: -name is --name, --a-b is --a_b, one without a value is true, --noname false."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            # Fire reads --config-file as --config_file.
-            name = name.replace("-", "_")
-            follows = arguments[i + 1] if i + 1 < len(arguments) else ""
-            yield name, value if equals else follows
+        if not _FLAG.match(argument):
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if not equals:
+            alone = i + 1 == len(arguments) or _FLAG.match(arguments[i + 1]) is not None
+            value = "True" if alone else arguments[i + 1]
+            if alone and name.startswith("no") and name not in _RUN_ARGUMENTS:
+                name, value = name[2:], "False"
+        yield name, value
 
 
 def report_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

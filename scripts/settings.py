@@ -43,7 +43,7 @@ def _at_least(least: int) -> Check:
 
 _TRUTH: Check = ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in ("true", "false"))
 _SPACING: Check = (
-    "null or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
+    "None or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
     lambda value: value is None or _three(value, lambda size: _number(size) and size > 0),
 )
 _DEVICE: Check = ("a device of this machine, such as cpu or cuda:0", _available)
@@ -64,7 +64,10 @@ _CHECKS: dict[str, Check] = {
     "device": _DEVICE,
     "stitching_device": _DEVICE,
     "cache_num": _at_least(0),
-    "cache_dir": ("null or a text", lambda value: value is None or (isinstance(value, str) and bool(value))),
+    "cache_dir": (
+        "None or a folder",
+        lambda value: value is None or (isinstance(value, str) and value.lower() not in ("", "null", "none")),
+    ),
     "cache_gigabytes": ("a number above 0", lambda value: _number(value) and value > 0),
     "skip_unreadable": _TRUTH,
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
@@ -83,7 +86,12 @@ _CHECKS: dict[str, Check] = {
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "resume": _TRUTH,
     "overwrite": _TRUTH,
-    "channels_last": ("true or false", lambda value: isinstance(value, bool)),
+    "channels_last": _TRUTH,
+    "uses_boxes": _TRUTH,
+    "amp": _TRUTH,
+    "load_pretrain": _TRUTH,
+    "save_probabilities": _TRUTH,
+    "save_uncertainty": _TRUTH,
     "largest_component": _TRUTH,
     "whole_volume": _TRUTH,
     "skip_empty_windows": _TRUTH,

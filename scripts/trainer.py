@@ -12,6 +12,7 @@ import torch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey, convert_to_tensor
+from monai.utils.misc import str2bool
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -63,7 +64,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         *,
         auxiliary_optimizer: Optimizer | None = None,
         precision: Precision = "float32",
-        channels_last: bool = False,
+        channels_last: bool | str = False,
         **kwargs: Any,
     ) -> None:
         device = torch.device(device)
@@ -82,7 +83,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.auxiliary_optimizer = auxiliary_optimizer
         self.dtype: torch.dtype = getattr(torch, precision)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
         self.state.terms = {}
 
     def run(self) -> None:  # type: ignore[override]

@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import torch
+from monai.utils.misc import str2bool
 from torch import nn
 
 from .errors import BundleError
@@ -87,14 +88,18 @@ def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> 
 
 
 def place_network(
-    network: nn.Module, *, device: str | torch.device, channels_last: bool = False, initial_weights: str | None = None
+    network: nn.Module,
+    *,
+    device: str | torch.device,
+    channels_last: bool | str = False,
+    initial_weights: str | None = None,
 ) -> nn.Module:
     """Put a network where it will be trained, with the weights from which the training starts.
 
     Args:
         network: the network; it is changed and given back.
         device: where to train.
-        channels_last: lay its weights out in the memory format channels_last_3d.
+        channels_last: lay its weights out in the memory format channels_last_3d; a text like "true" is understood.
         initial_weights: file of a bare state dict of this network, in any precision; None keeps the weights.
 
     Returns:
@@ -106,6 +111,6 @@ def place_network(
     if initial_weights is not None:
         check_weights(initial_weights, network, name="initial_weights")
         network.load_state_dict(read_tensors(initial_weights))
-    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
     # The stubs of PyTorch know no memory format beside a device.
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]

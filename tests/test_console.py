@@ -125,7 +125,20 @@ def test_a_list_of_configurations(config_file, overlay, separator):
 
 
 def test_a_value_is_no_override(config_file):
-    assert_accepted("--config_file", config_file, "--iterations", "zzz", "yyy", "-x")
+    assert_accepted("--config_file", config_file, "--iterations", "zzz", "yyy", "-1")
+
+
+@pytest.mark.parametrize("form", [["-iteratons", "100"], ["-iteratons=100"], ["-x"], ["--noiteratons"]])
+def test_every_form_of_a_name_is_checked(config_file, form):
+    with pytest.raises(BundleError, match=r"--(iteratons|x) is no key of the configuration"):
+        assert_accepted("--config_file", config_file, *form)
+
+
+def test_every_form_of_a_value_is_recorded_as_it_is_read(config_file):
+    words = ["-iterations", "5", "--train#trainer#amp", "--patch-size=[16,16,16]", "--notrain#trainer#cudnn"]
+    merged = merged_configuration([PROGRAM, "run", "training", *words, "--config_file", config_file])
+    assert (merged["iterations"], merged["patch_size"]) == (5, [16, 16, 16])
+    assert (merged["train"]["trainer"]["amp"], merged["train"]["trainer"]["cudnn"]) == (True, False)
 
 
 def test_without_a_configuration_nothing_is_checked():

@@ -211,7 +211,7 @@ def load_cases(
     split_file: str | Path,
     lists: Sequence[str] = ("labeled", "unlabeled", "validation"),
     phantom_dir: str | Path | None = None,
-    with_boxes: bool = False,
+    with_boxes: bool | str = False,
     all_labeled: bool = False,
     skip_unreadable: bool | str = False,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -227,7 +227,7 @@ def load_cases(
         phantom_dir: when ``dataset_dir`` is this very folder and holds no data yet, the default phantom data set is
             generated there first. A split of other cases never fills it.
         with_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
-            data set's ``boxes.json``, see :func:`write_boxes`.
+            data set's ``boxes.json``, see :func:`write_boxes`; a text like "true" is understood.
         all_labeled: train on the unlabeled cases with their labels too, which must be there: the upper bound that the
             literature reports. They join the labeled list, in the order of their ids; none stays unlabeled.
         skip_unreadable: let files of labeled and unlabeled cases be missing: the training passes over them like over
@@ -248,7 +248,7 @@ def load_cases(
     if all_labeled:
         split = replace(split, labeled=tuple(sorted(split.labeled + split.unlabeled)), unlabeled=())
     used = sum((split.cases(list_name) for list_name in lists), ())
-    boxes = _read_boxes(dataset_path, split, cases=used) if with_boxes else {}
+    boxes = _read_boxes(dataset_path, split, cases=used) if str2bool(with_boxes) else {}
     required = set(lists) - ({"labeled", "unlabeled"} if str2bool(skip_unreadable) else set())
     # Once and as texts: pools are large, and is_inside takes longer than all the rest.
     root = os.path.join(os.path.realpath(dataset_path), "")
