@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import fire
-import nibabel as nib
 import numpy as np
 from monai.utils.misc import str2bool
 from rich.console import Console
@@ -23,6 +23,7 @@ from .data.prepare.conversion import image_path, label_path
 from .data.prepare.dataset import SplitSettings, prepare_dataset
 from .data.splits import write_boxes
 from .errors import BundleError
+from .evaluation.label_maps import read_nifti
 from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
@@ -36,7 +37,7 @@ from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
 
 _PHANTOM_DIR = Path(__file__).resolve().parents[1] / "data" / "phantom"
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(emoji=False, highlight=False, soft_wrap=True)
 
 
 def phantom(
@@ -241,16 +242,16 @@ def picture(image: str, prediction: str, output: str, reference: str | None = No
     if target.suffix.lower() != ".png":
         raise BundleError(f"output must end in .png, got {output}.")
     count = _whole_number("num_slices", num_slices, at_least=1)
-    loaded = {name: _read_volume(name, path) for name, path in volumes.items()}
-    _, affine = loaded["image"]
+    loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
+    voxels = {name: np.asanyarray(volume.dataobj) for name, volume in loaded.items()}
     case_picture(
-        loaded["image"][0],
-        loaded["reference"][0] if reference is not None else None,
-        loaded["prediction"][0],
+        voxels["image"],
+        voxels.get("reference"),
+        voxels["prediction"],
         target,
         Path(image).name,
         num_slices=count,
-        affine=affine,
+        affine=loaded["image"].affine,
     )
     _console.print(escape(output))
 
@@ -568,15 +569,6 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
     _console.print(escape(path))
 
 
-def _read_volume(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        volume: Any = nib.load(path)
-        return np.asanyarray(volume.dataobj), volume.affine
-    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BundleError(f"{name} {path} cannot be read as NIfTI: {reason}") from error
-
-
 # Fire turns words into whatever Python they look like, so each argument is looked at before it is used.
 
 
@@ -609,7 +601,7 @@ def _whole_numbers(name: str, value: Any) -> list[int]:
 
 
 def _case_names(name: str, value: Any) -> list[str]:
-    if isinstance(value, str) and Path(value).is_file():
+    if isinstance(value, str) and os.path.isfile(value):
         return [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
     # Names of digits alone have become numbers.
     values = value if isinstance(value, (list, tuple)) else [value]

@@ -1,9 +1,24 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can mend: a message of one line, without a traceback on the command line."""
+"""The one exception for what a user can mend, and the words for it: one line, without a traceback."""
 
 from __future__ import annotations
 
 
 class BundleError(ValueError):
     """A mistake in what the user gave: names the argument or file, what is allowed, and what came."""
+
+
+def root_cause(error: BaseException) -> str:
+    """Word what an error that libraries have wrapped was at first.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        the first line of the first error, or the name of its class where it says nothing.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

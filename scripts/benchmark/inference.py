@@ -17,8 +17,9 @@ from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 
 from ..errors import BundleError
+from ..evaluation.label_maps import read_nifti
 from ..export import extract_network
-from ..studies.cases import Case, compare, label_array, read_map
+from ..studies.cases import Case, compare, label_array
 from ..weights import check_weights
 from .measuring import measure_alone
 
@@ -105,7 +106,7 @@ def measure_inference(
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
         if ckpt_path is not None:
-            maps[mode.name] = [read_map(folder / f"{case.image.name.split('.nii')[0]}_seg.nii.gz") for case in cases]
+            maps[mode.name] = [read_nifti(folder / f"{case.image.name.split('.nii')[0]}_seg.nii.gz") for case in cases]
             row |= _accuracy(maps[mode.name], maps[_BASELINE], cases, num_classes)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -138,7 +139,7 @@ def _accuracy(
     dice = [
         row["dice"]
         for label, case in zip(maps, cases, strict=True)
-        for row in compare(label, read_map(case.label), num_classes)
+        for row in compare(label, read_nifti(case.label), num_classes)
     ]
     equal = [label_array(a) == label_array(b) for a, b in zip(maps, baseline, strict=True)]
     return {

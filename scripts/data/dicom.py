@@ -213,7 +213,11 @@ def _is_image(header: Dataset) -> bool:
 
 
 def _whole(value: Any) -> int:
-    return 0 if value is None else int(value)
+    """A number of a header; 0 where it has none, or what stands there is no number."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _only_series(folder: str | Path) -> DicomSeries:

@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
 
-from ..errors import BundleError
+from ..errors import BundleError, root_cause
 
 
 class LoadCased(MapTransform):
@@ -70,7 +70,7 @@ class LoadCased(MapTransform):
                 result = self._load[key](result)
             # Files fail in as many ways as there are readers.
             except Exception as error:
-                raise BundleError(f"{path} cannot be read: {_root_cause(error)}") from error
+                raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
             self._check(result[key], str(path), channels=1 if key == self.label_key else self.in_channels)
         if self.label_key in result and self.image_key in result:
             self._check_label(result[self.label_key], result[self.image_key], str(data[self.label_key]))
@@ -98,10 +98,3 @@ class LoadCased(MapTransform):
                 f"{path} must hold whole numbers from 0 to {self.num_classes - 1} (num_classes {self.num_classes}), "
                 f"got {found}{', ...' if len(values) > 8 else ''}."
             )
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -115,6 +115,8 @@ def generate_phantom_dataset(
             raise BundleError(
                 f"output_dir: {output_path} already holds a {SPLIT_FILE_NAME}; --overwrite true replaces the data set."
             )
+        if not _is_phantom_split(split_path):
+            raise BundleError(f"output_dir: {output_path} holds another data set than phantoms: choose another folder.")
         # First of all, so that a run which is stopped half-way does not leave the old split to the new volumes.
         split_path.unlink()
         _remove_volumes(output_path)
@@ -199,6 +201,15 @@ def _is_unfinished(output_path: Path) -> bool:
         if not unfinished_split and not (path in folders and path.is_dir()):
             return False
     return all(_is_volume(path) for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+
+def _is_phantom_split(split_path: Path) -> bool:
+    try:
+        content = json.loads(split_path.read_text(encoding="utf-8"))
+        cases = [case for value in content.values() if isinstance(value, list) for case in value]
+        return all(is_phantom_case(case) for case in cases)
+    except (ValueError, AttributeError, TypeError):
+        return False
 
 
 def _remove_volumes(output_path: Path) -> None:

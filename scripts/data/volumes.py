@@ -24,7 +24,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..errors import BundleError
+from ..errors import BundleError, root_cause
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
@@ -194,7 +194,7 @@ class ReadableVolumes(IterableDataset):
         except Exception as error:
             with self._num_failed.get_lock():
                 self._num_failed.value += 1
-            _logger.error("%s cannot be segmented: %s", item["image"], _root_cause(error))
+            _logger.error("%s cannot be segmented: %s", item["image"], root_cause(error))
             return None
         return volume
 
@@ -273,10 +273,3 @@ def segment_volumes(
     evaluator.state.epoch_length = None
     evaluator.run()
     volumes.finish()
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a case: its name, what its files are called, and its label map."""
+"""The files of a case: what they are called, how its label map is written, and how volumes are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import nibabel as nib
+import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImage
@@ -74,6 +75,28 @@ def label_map_path(folder: str | os.PathLike[str], case: str) -> Path:
     return Path(folder) / f"{case_file_name(case)}{_SUFFIX}"
 
 
+def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
+    """Read a volume.
+
+    Args:
+        path: NIfTI file.
+        name: what to call it in the message.
+
+    Returns:
+        the volume with its voxels in memory, in the type of their scaled values.
+
+    Raises:
+        BundleError: when it cannot be read.
+    """
+    try:
+        volume: Any = nib.load(path)
+        voxels = np.asanyarray(volume.dataobj)
+        return nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=voxels.dtype)
+    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BundleError(f"{name} {path} cannot be read as NIfTI: {reason}".strip()) from error
+
+
 class SaveLabelMapd(MapTransform):
     """Write label maps under the names of their cases, however the files of the data set are called.
 
@@ -86,7 +109,7 @@ class SaveLabelMapd(MapTransform):
         super().__init__(keys)
         self.output_dir = Path(output_dir)
         self._save = SaveImage(
-            output_ext=_SUFFIX, output_dtype=torch.uint8, resample=False, separate_folder=False, print_log=False
+            output_ext=_SUFFIX, output_dtype=np.uint8, resample=False, separate_folder=False, print_log=False
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

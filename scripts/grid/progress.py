@@ -35,7 +35,7 @@ class GridProgress:
 
     def __init__(self, grid: Grid, cells: Sequence[Cell], *, console: Console | None = None) -> None:
         self.cells = cells
-        self._console = console or Console()
+        self._console = console or Console(emoji=False)
         self._iterations = {method: grid.iterations(method) for method in grid.methods}
         self._trained: dict[Cell, int] = {}
         self._paces: dict[Cell, float] = {}

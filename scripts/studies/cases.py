@@ -20,7 +20,7 @@ from nibabel.processing import resample_from_to
 from ..data.splits import load_cases
 from ..errors import BundleError
 from ..evaluation.case_report import write_text
-from ..evaluation.label_maps import case_file_name
+from ..evaluation.label_maps import case_file_name, read_nifti
 from ..evaluation.metrics import evaluate_case
 from ..predict import predict_volumes
 
@@ -151,25 +151,7 @@ def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
     Returns:
         the volume.
     """
-    return read_map(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
-
-
-def read_map(path: Path) -> nib.Nifti1Image:
-    """Open a volume that a workflow of this bundle wrote or a split lists.
-
-    Args:
-        path: NIfTI file.
-
-    Returns:
-        the volume.
-
-    Raises:
-        BundleError: when it cannot be read.
-    """
-    try:
-        return nib.Nifti1Image.from_image(nib.load(path))
-    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-        raise BundleError(f"{path} cannot be read as NIfTI: {' '.join(str(error).split())}") from error
+    return read_nifti(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
 
 
 def compare(prediction: nib.Nifti1Image, reference: nib.Nifti1Image, num_classes: int) -> list[dict[str, Any]]:

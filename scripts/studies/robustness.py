@@ -19,9 +19,10 @@ from nibabel.processing import resample_to_output
 
 from ..errors import BundleError
 from ..evaluation.case_report import mean_and_deviation, write_text
+from ..evaluation.label_maps import read_nifti
 from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
-from .cases import Case, claim_study, compare, label_array, read_map, segment, segmented, study_cases
+from .cases import Case, claim_study, compare, label_array, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -165,10 +166,10 @@ def _measure(
 ) -> pd.DataFrame:
     change = CHANGES[name][1]
     volumes = (
-        (case, change(read_map(case.image), np.random.RandomState([seed, index]))) for index, case in enumerate(cases)
+        (case, change(read_nifti(case.image), np.random.RandomState([seed, index]))) for index, case in enumerate(cases)
     )
     segment(volumes, folder, config_file, overrides)
-    pairs = [(segmented(folder, case), read_map(case.label)) for case in cases]
+    pairs = [(segmented(folder, case), read_nifti(case.label)) for case in cases]
     num_classes = 1 + max(int(label_array(volume).max()) for pair in pairs for volume in pair)
     return pd.DataFrame(
         {"case": case.name, **row} for case, pair in zip(cases, pairs) for row in compare(*pair, max(num_classes, 2))

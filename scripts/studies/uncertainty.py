@@ -18,8 +18,9 @@ from scipy import ndimage, stats
 
 from ..errors import BundleError
 from ..evaluation.case_report import write_text
+from ..evaluation.label_maps import read_nifti
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
-from .cases import Case, claim_study, compare, label_array, read_map, segment, segmented, study_cases
+from .cases import Case, claim_study, compare, label_array, segment, segmented, study_cases
 
 _NUM_BINS = 15
 
@@ -119,7 +120,7 @@ def study_uncertainty(
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     output = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
     maps = {"save_probabilities": True, "save_uncertainty": True}
-    segment(((case, read_map(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
+    segment(((case, read_nifti(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
     measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
     table = pd.DataFrame([row for row, _ in measured])
     bins = {name: _pool([each[name] for _, each in measured]) for name in ("all", "near")}
@@ -129,7 +130,7 @@ def study_uncertainty(
 
 
 def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:
-    reference, prediction = read_map(case.label), segmented(folder, case)
+    reference, prediction = read_nifti(case.label), segmented(folder, case)
     probabilities = np.moveaxis(segmented(folder, case, "probabilities").get_fdata(dtype=np.float32), -1, 0)
     disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32).squeeze()
     label, predicted = label_array(reference), label_array(prediction)

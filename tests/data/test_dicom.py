@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -161,6 +162,18 @@ def test_anonymized_series_are_read(stored, tmp_path):
     (series,) = find_series(tmp_path)
     assert (series.uid, series.number) == ("", 0)
     np.testing.assert_array_equal(read_series(series).voxels, stored.astype(int) - 1024)
+
+
+@pytest.mark.parametrize("value", ["A1", "1\\2", "  "])
+def test_a_series_number_that_is_none_counts_as_0(value, stored, tmp_path):
+    def edit(dataset, index):
+        dataset.add_new("SeriesNumber", "LO", value)
+
+    write_series(tmp_path, stored, edit=edit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (series,) = find_series(tmp_path)
+    assert series.number == 0
 
 
 def test_no_series(tmp_path):

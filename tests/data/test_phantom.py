@@ -157,6 +157,16 @@ def test_overwrite_leaves_no_old_case_and_no_foreign_file_behind(tmp_path):
     assert len(read_split(tmp_path / "split.json").all_cases()) == 4
 
 
+def test_overwrite_never_replaces_another_data_set(tmp_path):
+    split = {"version": 1, "name": "mine", "labeled": ["phantom_000"], "unlabeled": ["liver_1"]}
+    for content in (json.dumps(split), "[]", "no JSON"):
+        (tmp_path / "split.json").write_text(content)
+        with pytest.raises(BundleError, match="holds another data set than phantoms: choose another folder"):
+            generate_phantom_dataset(tmp_path, num_cases=4, size=32, overwrite=True)
+        assert (tmp_path / "split.json").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
+
+
 def test_wrong_argument_leaves_the_old_set_alone(tmp_path):
     generate_phantom_dataset(tmp_path, num_cases=4, size=32)
     with pytest.raises(BundleError, match="num_cases"):

@@ -292,6 +292,21 @@ def test_a_task_as_folder_or_tar(is_archive, tmp_path, prepare):
     assert [len(splits[0].cases(key)) for key in ("labeled", "unlabeled", "validation", "test")] == [2, 4, 2, 2]
 
 
+def test_another_archive_is_refused(tmp_path, prepare):
+    for task in ("Task02", "Task04"):
+        make_task(tmp_path / task / task, [f"{task}_{i}" for i in range(5)])
+        with tarfile.open(tmp_path / f"{task}.tar", "w") as tar:
+            tar.add(tmp_path / task / task, task)
+    assert prepare("decathlon", source="Task02.tar")[0] == 0
+    status, lines = prepare("decathlon", source="Task04.tar")[:2]
+    assert status == 1
+    assert "Task02.tar" in lines[-1]
+    assert "choose another folder" in lines[-1]
+    assert prepare("decathlon", source="Task02.tar")[0] == 0
+    # The same cases, unpacked by the user.
+    assert prepare("decathlon", source="Task02/Task02")[0] == 0
+
+
 def test_test_images_are_unlabeled(tmp_path, prepare):
     make_task(tmp_path / "source", [f"a{i}" for i in range(5)], test=["x", "y"])
     assert prepare("decathlon", "--test_images", "true")[0] == 1, "x and y are copies of a0 and a1"
@@ -408,6 +423,9 @@ def test_labeled_cases_by_name(tmp_path, prepare):
     assert sorted(splits[0].test + splits[1].test) == ["00", "02", "03", "05"]
     (tmp_path / "names.txt").write_text("00\n05\n")
     assert prepare("folder", "--labeled", tmp_path / "names.txt", "--num_folds", 2)[0] == 0
+    # Longer than any name of a file may be.
+    many = ",".join(f"patient-{number}" for number in range(100))
+    assert "labeled must name cases" in prepare("folder", "--labeled", many, "--num_folds", 2)[1][-1]
     assert read_split(tmp_path / "prepared/split.json").labeled == ("00", "05")
     assert "must not both be given" in prepare("folder", "--labeled", "00", "--num_labeled", 1)[1][-1]
 

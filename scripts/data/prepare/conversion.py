@@ -47,7 +47,7 @@ def convert_cases(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     # Threads do: unpacking, numpy and the decoders let go of the interpreter's lock, and no volume need be sent between
     # processes.
     with (

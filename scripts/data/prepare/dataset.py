@@ -113,11 +113,13 @@ def prepare_dataset(
     _check_source(source, output_dir, task=options.get("task"))
     defaults = {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
     settings = json.loads(json.dumps({"name": name, "spacing": spacing_mm, **defaults, **options}))
+    if source is not None and source.is_file():
+        settings["archive"] = f"{source.name}, {source.stat().st_size} bytes"
     _refuse_other_settings(output_dir, settings)
     if source is None:
         source = download(options["task"], output_dir)
     if source.is_file():
-        source = unpack(source, output_dir / _SOURCE_FOLDER)
+        source = unpack(source, output_dir / _SOURCE_FOLDER / source.name.split(".")[0])
     found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
     cases, repeated = _unique(found.cases)
     write_json(output_dir / _SETTINGS_FILE, settings)
@@ -168,6 +170,9 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
             present = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BundleError(f"{path} is not JSON ({error}).") from error
+        # A folder may be moved and its files be read from elsewhere; an archive is the same file wherever it lies.
+        if "archive" not in present or "archive" not in settings:
+            present, settings = ({**each, "archive": None} for each in (present, settings))
         if present != settings:
             raise BundleError(
                 f"output_dir {output_dir} was prepared with {json.dumps(present)}, now with {json.dumps(settings)}: "

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...errors import BundleError
-from ..label_maps import label_map_path
+from ..label_maps import label_map_path, read_nifti
 from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
 from .figures import Picture
 from .grid import Cell, Grid
@@ -147,9 +146,10 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
 
 def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
     files = grid.facts["cases"][case]
-    image, affine = _read_volume(files["image"])
-    maps = {"reference": _read_volume(files["label"])[0]}
-    maps.update({method: _read_volume(_label_files(cell)[case])[0] for method, cell in cells.items()})
+    volume = read_nifti(files["image"])
+    image, affine = np.asanyarray(volume.dataobj), volume.affine
+    paths = {"reference": files["label"], **{method: _label_files(cell)[case] for method, cell in cells.items()}}
+    maps = {name: np.asanyarray(read_nifti(path).dataobj) for name, path in paths.items()}
     for name, labels in maps.items():
         if labels.shape != image.shape:
             raise BundleError(f"the label map of {name} has shape {labels.shape}, its image {image.shape}.")
@@ -170,14 +170,6 @@ def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
         subtitle = f"Dice {100 * cells[name].case_means.loc[case, 'dice']:.1f} %" if name in cells else ""
         panels.append(_Panel(name, subtitle, view, surface))
     return panels
-
-
-def _read_volume(path: str | Path) -> tuple[npt.NDArray, npt.NDArray[np.float64]]:
-    try:
-        volume: Any = nib.load(path)
-        return np.asanyarray(volume.dataobj), volume.affine
-    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-        raise BundleError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _draw_outlines(axes: Axes, view: View) -> None:
