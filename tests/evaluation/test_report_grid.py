@@ -87,8 +87,12 @@ def test_a_grid_file_that_is_no_json_is_refused(make_cells):
 
 def test_a_grid_without_an_evaluated_cell_is_refused(make_cells):
     folder = make_cells({"a": CELL})
-    (folder / "cells/a/f_seed0/evaluation/metrics_cases.csv").unlink()
-    with pytest.raises(BundleError, match=r"no evaluated cell \(of 1\)"):
+    metrics = folder / "cells/a/f_seed0/evaluation/metrics_cases.csv"
+    metrics.write_text("case\n")
+    with pytest.raises(BundleError, match=r"no evaluated cell \(1 damaged\).*; a, f, seed 0: metrics_cases.csv: "):
+        write_report(folder)
+    metrics.unlink()
+    with pytest.raises(BundleError, match=r"no evaluated cell \(1 not evaluated\), .* yet\.$"):
         write_report(folder)
     assert not (folder / "report").exists()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,7 +220,12 @@ def read_grid(output_dir: str | Path) -> Grid:
         for seed in facts["seeds"]
     ]
     if not any(cell.status == "evaluated" for cell in cells):
-        raise BundleError(f"{folder} has no evaluated cell (of {len(cells)}): there is nothing to report on yet.")
+        states = ", ".join(f"{count} {status}" for status, count in Counter(cell.status for cell in cells).items())
+        reasons = [f"{cell.method}, {cell.split}, seed {cell.seed}: {cell.error}" for cell in cells if cell.error]
+        raise BundleError(
+            f"{folder} has no evaluated cell ({states}), so that there is nothing to report on yet"
+            + (f"; {reasons[0]}" if reasons else ".")
+        )
     upper_bounds = _upper_bounds(cells)
     methods = sorted(facts["methods"], key=lambda method: (method in upper_bounds, _rank(method)))
     cells.sort(key=lambda cell: methods.index(cell.method))
