@@ -660,6 +660,9 @@ def main(arguments: Any = None) -> None:
     except (BundleError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; crossval, prepare and robustness go on by the same command\n")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

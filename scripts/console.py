@@ -20,6 +20,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from .errors import BundleError
+from .files import check_path
 
 #: Arguments of ``python -m monai.bundle run`` itself.
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
@@ -48,6 +49,9 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     given = _arguments_of_run(arguments)
     if given is None:
         return
+    for name, value in given.items():
+        if name.endswith(("_dir", "_file", "_path")) and name != "config_file":
+            check_path(name, value)
     names = [name for name in given if name not in _RUN_ARGUMENTS]
     check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
 

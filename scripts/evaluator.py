@@ -22,15 +22,17 @@ def prepare_reference_batch(
 
     Args:
         batch: "image" (B, C, X, Y, Z) and "reference" (B, 1, X', Y', Z'), the label map on the grid of its file.
-        device: where to put the image.
+        device: where to put both.
         non_blocking: see ``torch.Tensor.to``.
         **kwargs: see ``torch.Tensor.to``.
 
     Returns:
-        the image on the device, and the reference or None.
+        the image, and the reference or None.
     """
     image = batch[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
-    return image, batch.get("reference")
+    reference = batch.get("reference")
+    # Metrics compare it with the prediction, which stays where the network is.
+    return image, None if reference is None else reference.to(device=device, non_blocking=non_blocking)
 
 
 class AutocastInferer(Inferer):

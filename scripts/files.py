@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there, written under a temporary name, then renamed; paths that keep their meaning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import BundleError
 
 #: The mask of a process is read by changing it, which two threads must not do at once.
 _UMASK_LOCK = threading.Lock()
@@ -52,3 +54,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_path(name: str, value: str) -> None:
+    """Refuse a path that MONAI would read as another one.
+
+    Args:
+        name: name of the argument.
+        value: a path, or an expression that begins with "$".
+
+    Raises:
+        BundleError: when it holds "#", by which configurations separate keys.
+    """
+    if "#" in value and not value.startswith("$"):
+        raise BundleError(f"{name} must be a path without #, which MONAI reads as ::, got {value}.")

@@ -32,6 +32,7 @@ from .data.dicom_seg import check_references, write_dicom_seg
 from .data.volumes import VOLUME_SUFFIXES, case_name
 from .errors import BundleError
 from .evaluation.metrics import foreground_names
+from .files import check_path
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _LOGGING_FILE = str(_CONFIGS / "logging.conf")
@@ -96,6 +97,8 @@ def predict_volumes(
         BundleError: when an argument is not allowed, and at the end when a volume could not be segmented.
     """
     path, output = Path(source), Path(output_dir)
+    for name, place in (("input", path), ("output_dir", output)):
+        check_path(name, str(place))
     given = dict(overrides or {})
     _check_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))

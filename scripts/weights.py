@@ -57,6 +57,22 @@ def describe_network(network: nn.Module) -> str:
     return f"{type(network).__name__} with dropout {', '.join(f'{value:g}' for value in probabilities or [0.0])}"
 
 
+def check_disagreement(network: nn.Module) -> None:
+    """Refuse a map of uncertainty from a network that has none.
+
+    Args:
+        network: the network of the inference.
+
+    Raises:
+        BundleError: when it is not two networks whose disagreement is asked for.
+    """
+    if not getattr(network, "with_disagreement", False):
+        raise BundleError(
+            f"save_uncertainty needs the two networks of DualNetwork, whose disagreement it shows: "
+            f"{type(network).__name__} gives class probabilities alone."
+        )
+
+
 def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> None:
     """Make sure that a file holds the weights of a network.
 

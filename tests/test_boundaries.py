@@ -34,7 +34,7 @@ ALLOWED = {
     "handlers": {"errors", "files", "evaluation", "parallel", "weights"},
     "settings": {"errors", "precision"},
     "grid": {"errors", "files", "data.splits"},
-    "predict": {"errors", "console", "data", "evaluation.metrics"},
+    "predict": {"errors", "console", "files", "data", "evaluation.metrics"},
     "studies": {"errors", "data.splits", "evaluation", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "weights"},

@@ -124,6 +124,11 @@ def test_a_list_of_configurations(config_file, overlay, separator):
         assert_accepted("--config_file", config_file, "--uses_boxes", "false")
 
 
+def test_a_path_that_would_be_read_as_another_is_refused(config_file):
+    with pytest.raises(BundleError, match=r"dataset_dir must be a path without #, .* got /data/run#1"):
+        assert_accepted("--config_file", config_file, "--dataset_dir", "/data/run#1")
+
+
 def test_a_value_is_no_override(config_file):
     assert_accepted("--config_file", config_file, "--iterations", "zzz", "yyy", "-1")
 

@@ -69,6 +69,45 @@ def test_orientation_of_a_file_does_not_move_its_label(weights, phantom_dir, tmp
     assert 0 < np.asanyarray(ras.dataobj).mean() < 1
 
 
+def test_what_is_seen_at_another_spacing_comes_back_to_its_place(tmp_path, make_workflow):
+    # A network that sees foreground where the intensity is above 0, and a ball whose intensity falls with the radius.
+    torch.save({"weight": torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1), "bias": torch.zeros(2)}, tmp_path / "model.pt")
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    affine = np.array([[0, 0, 2.5, 7], [-0.8, 0, 0, -3], [0, -1, 0, 40], [0, 0, 0, 1]], dtype=float)
+    assert "".join(nib.aff2axcodes(affine)) == "PIR"
+    places = np.stack(np.meshgrid(*map(np.arange, (50, 44, 20)), indexing="ij"), axis=-1)
+    distance = np.linalg.norm((places - (22, 25, 8)) * (0.8, 1.0, 2.5), axis=-1)
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image((14 - distance).astype(np.float32), affine), tmp_path / "in" / "ball.nii.gz")
+    segment(
+        make_workflow,
+        tmp_path / "model.pt",
+        tmp_path / "in",
+        tmp_path / "out",
+        **{"network_def": network, "normalize#_disabled_": True, "spacing": [1.7, 1.3, 1.5]},
+    )
+    label = nib.load(tmp_path / "out" / "ball_seg.nii.gz")
+    found, expected = np.asanyarray(label.dataobj) == 1, distance < 14
+    np.testing.assert_allclose(label.affine, affine, atol=1e-4)
+    dice = 2 * (found & expected).sum() / (found.sum() + expected.sum())
+    # The nearest voxel of the coarser grid would give less.
+    assert dice > 0.99
+
+
+def test_one_network_has_no_map_of_uncertainty(weights, phantom_dir, tmp_path, make_workflow):
+    network = {"_target_": "scripts.networks.single_network.SingleNetwork", "architecture": "vnet"}
+    with assert_refused("save_uncertainty needs the two networks of DualNetwork"):
+        segment(
+            make_workflow,
+            weights,
+            phantom_dir / "images",
+            tmp_path / "out",
+            network_def={**network, "in_channels": 1, "out_channels": 2},
+            save_uncertainty=True,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_largest_component_is_kept_by_option(weights, phantom_dir, tmp_path, make_workflow):
     file = phantom_dir / "images/phantom_001.nii.gz"
     segment(make_workflow, weights, file, tmp_path / "all")

@@ -21,9 +21,12 @@ from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.splits import write_boxes
 from scripts.trainer import NonFiniteLossError
 
+#: A learning rate that falls within the few iterations.
+STEPPED = {**SMALL, "lr_scheduler#step_size": 2}
+
 
 def run(make_workflow, phantom_dir, output_dir, *names, **overrides):
-    arguments = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(output_dir), **overrides}
+    arguments = {**STEPPED, "dataset_dir": str(phantom_dir), "output_dir": str(output_dir), **overrides}
     workflow = make_workflow("train", *names, **arguments)
     workflow.initialize()
     workflow.run()
@@ -48,7 +51,7 @@ def finished(phantom_dir, tmp_path_factory):
     workflow = ConfigWorkflow(
         config_file=str(ROOT / "configs/train.json"),
         logging_file=False,
-        **SMALL,
+        **STEPPED,
         dataset_dir=str(phantom_dir),
         output_dir=str(folder),
     )
@@ -67,7 +70,7 @@ def test_run_leaves_models_checkpoints_history_and_pictures(finished):
     for term in ("pseudo_label", "consistency", "uncertainty", "contrastive", "rectification"):
         assert history[f"loss_{term}"].notna().all()
         assert history[f"weight_{term}"].notna().all()
-    assert history["learning_rate"].tolist() == [0.01] * 4
+    assert history["learning_rate"].tolist() == pytest.approx([0.01, 0.01, 0.001, 0.001])
     assert pd.read_csv(finished / "validation.csv")["iteration"].tolist() == [2, 4]
     assert len(list((finished / "pictures").glob("validation_*.png"))) == 2
     assert (finished / "learning_curves.png").stat().st_size > 5000
@@ -111,10 +114,14 @@ def test_overwrite_keeps_what_no_run_wrote(tmp_path, make_workflow, phantom_dir)
     (folder / "notes.txt").write_text("mine")
     (folder / "pictures" / "holiday.png").write_text("mine")
     (folder / "checkpoints" / "checkpoint_00000099.pt").write_text("of the old run")
+    (folder / "evaluation" / "labels").mkdir(parents=True)
+    for name in ("metrics_cases.csv", "metrics_summary.md", "worst_1_a.png", "labels/a.nii.gz", "notes.txt"):
+        (folder / "evaluation" / name).write_text("of the old run, or mine")
     run(make_workflow, phantom_dir, folder, iterations=2, overwrite="true")
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "pictures" / "holiday.png").read_text() == "mine"
     assert not (folder / "checkpoints" / "checkpoint_00000099.pt").exists()
+    assert [path.name for path in (folder / "evaluation").rglob("*") if path.is_file()] == ["notes.txt"]
 
 
 def _shorten(folder, iteration):
@@ -136,6 +143,7 @@ def test_resumed_run_ends_with_the_same_bits(finished, tmp_path, make_workflow, 
     second = load(finished / "checkpoints" / "checkpoint_00000004.pt")
     assert first["best_metric"] == second["best_metric"]
     assert first["lr_scheduler"] == second["lr_scheduler"]
+    assert first["lr_scheduler"]["last_epoch"] == 4
     assert torch.equal(first["random"]["torch"], second["random"]["torch"])
     resumed, straight = (pd.read_csv(path / "history.csv") for path in (folder, finished))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), straight.drop(columns="seconds"))
@@ -344,6 +352,24 @@ def test_evaluation_compares_on_the_grid_of_the_files(finished, tmp_path, make_w
         again.run()
 
 
+def test_evaluation_of_no_test_case_is_refused(finished, tmp_path, make_workflow, phantom_dir):
+    split = json.loads((phantom_dir / "split.json").read_text())
+    content = {name: value for name, value in split.items() if name != "cases_hash"}
+    (tmp_path / "split.json").write_text(json.dumps({**content, "test": []}))
+    workflow = make_workflow(
+        "train",
+        "evaluate",
+        **SMALL,
+        dataset_dir=str(phantom_dir),
+        split_file=str(tmp_path / "split.json"),
+        ckpt_path=str(finished / "model_final.pt"),
+        evaluation_dir=str(tmp_path / "evaluation"),
+    )
+    with assert_refused(r"split\.json has no test case"):
+        workflow.initialize()
+        workflow.run()
+
+
 def test_evaluation_without_weights_is_refused(tmp_path, make_workflow, phantom_dir):
     workflow = make_workflow("train", "evaluate", dataset_dir=str(phantom_dir), output_dir=str(tmp_path))
     workflow.initialize()
@@ -423,6 +449,12 @@ def test_pancreas_protocol_on_ct_phantoms(tmp_path, make_workflow):
     workflow.run()
     image = workflow.train_dataset[0]["image"]
     assert image.shape == (1, 32, 32, 32)
+    # Weights that see foreground everywhere.
+    weights = load(tmp_path / "run" / "model_final.pt")
+    for name in ("vnet.classifier.bias", "resnet_vnet.classifier.bias"):
+        weights[name][1] += 1000
+    torch.save(weights, tmp_path / "foreground.pt")
+    overrides["ckpt_path"] = str(tmp_path / "foreground.pt")
     evaluation = make_workflow("train", "data_pancreas", "evaluate", **overrides)
     evaluation.initialize()
     evaluation.run()
@@ -437,6 +469,28 @@ def test_pancreas_protocol_on_ct_phantoms(tmp_path, make_workflow):
         :, max(0, x0 - margin) : x1 + margin, max(0, y0 - margin) : y1 + margin, max(0, z0 - margin) : z1 + margin
     ] = 0
     assert outside.sum() == 0
+    assert prediction[:, x0:x1, y0:y1, z0:z1].all()
+
+
+def test_validation_of_three_classes_by_hand(tmp_path, make_workflow):
+    split = generate_phantom_dataset(tmp_path / "data", num_cases=6, size=32, num_labeled=2, num_classes=3)
+    names = ["first", "second"]
+    options = {"iterations": 2, "num_classes": 3, "class_names": names, "split_file": str(split)}
+    workflow = run(make_workflow, tmp_path / "data", tmp_path / "run", **options)
+    (case,) = json.loads(split.read_text())["validation"]
+    prediction = workflow.evaluator.state.output[0]["pred"][0].numpy()
+    reference = np.asanyarray(nib.load(tmp_path / "data" / "labels" / f"{case}.nii.gz").dataobj)
+    expected = [
+        2
+        * ((prediction == label) & (reference == label)).sum()
+        / ((prediction == label).sum() + (reference == label).sum())
+        for label in (1, 2)
+    ]
+    assert max(expected) > 0
+    assert expected[0] != expected[1]
+    table = pd.read_csv(tmp_path / "run" / "validation.csv")
+    assert [table[f"dice_{name}"].item() for name in names] == pytest.approx(expected, abs=1e-6)
+    assert table["mean_dice"].item() == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_run_goes_on_with_another_number_of_processes(tmp_path, make_workflow, phantom_dir):

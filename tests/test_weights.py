@@ -13,7 +13,8 @@ from torch import nn
 
 from scripts.errors import BundleError
 from scripts.networks.dual_network import DualNetwork
-from scripts.weights import check_weights, place_network
+from scripts.networks.single_network import SingleNetwork
+from scripts.weights import check_disagreement, check_weights, place_network
 
 
 def make_network(num_classes=2):
@@ -46,6 +47,14 @@ def test_good_weights_pass_and_change_nothing(weights):
 def test_weights_of_another_precision_and_device_pass(tmp_path):
     torch.save(make_network().half().state_dict(), tmp_path / "half.pt")
     assert check_weights(str(tmp_path / "half.pt"), make_network()) is None
+
+
+def test_only_two_networks_disagree():
+    with torch.device("meta"):
+        check_disagreement(DualNetwork(with_disagreement=True))
+        for network in (DualNetwork(), SingleNetwork("vnet")):
+            with pytest.raises(BundleError, match=f"save_uncertainty needs the two .*: {type(network).__name__} gives"):
+                check_disagreement(network)
 
 
 def test_missing_file(tmp_path):

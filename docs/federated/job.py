@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def main() -> None:
             **own,
         }
         (output / f"{name}.json").write_text(json.dumps(overrides, indent=4) + "\n")
-        words = f"--bundle {BUNDLE} --files data_hippocampus --overrides {output / f'{name}.json'}"
+        overrides_file = shlex.quote(str(output / f"{name}.json"))
+        words = f"--bundle {shlex.quote(str(BUNDLE))} --files data_hippocampus --overrides {overrides_file}"
         sites[name] = {"train_args": words if own else f"{words} --evaluates"}
 
     recipe = FedAvgRecipe(

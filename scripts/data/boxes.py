@@ -15,6 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import Crop
 from monai.transforms.croppad.dictionary import Cropd
 
+from ..errors import BundleError
+
 
 class CropToBoxd(Cropd):
     """Crop volumes to the box of their case, widened by a margin; the box is in voxels of the file.
@@ -53,6 +55,11 @@ class CropToBoxd(Cropd):
             the dictionary with cropped volumes; their inverse is recorded.
         """
         result = dict(data)
+        if self.box_key not in result:
+            raise BundleError(
+                f"uses_boxes needs a {self.box_key} for each case, which cases that are given as pairs do not have: "
+                "crop the volumes beforehand and set uses_boxes to false and crop#_disabled_ to true."
+            )
         for key in self.key_iterator(result):
             volume: MetaTensor = result[key]
             start, stop = self._map(np.asarray(result[self.box_key], dtype=float), volume)

@@ -238,7 +238,8 @@ def load_cases(
 
     Raises:
         BundleError: When the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
-            of a list that the run uses is missing (all are named at once), or a box is.
+            of a list that the run uses is missing (all are named at once), or a box is, or the run uses the test list
+            and it is empty.
     """
     dataset_path, split_path = Path(dataset_dir).expanduser(), Path(split_file).expanduser()
     if phantom_dir is not None and dataset_path.resolve() == Path(phantom_dir).expanduser().resolve():
@@ -274,6 +275,8 @@ def load_cases(
             cases[list_name].append(entry)
     if outside:
         raise BundleError(f"dataset_dir: every file must lie in {dataset_path}, but these lead out: {_some(outside)}.")
+    if "test" in lists and not cases["test"]:
+        raise BundleError(f"split_file {split_path} has no test case.")
     if missing:
         raise BundleError(
             f"dataset_dir: {_files(len(missing))} of {split_path} not found in {dataset_path}: {_some(missing)}."

@@ -377,6 +377,8 @@ def define_grid(
     cases = {}
     for split_path in splits.values():
         split = read_split(split_path)
+        if not split.test:
+            raise BundleError(f"split_file {split_path} has no test case, so that no run could be evaluated.")
         for case in split.test:
             cases[case] = {"image": str(folder / split.image_path(case)), "label": str(folder / split.label_path(case))}
     return Grid(

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ..errors import BundleError
+from ..files import check_path
 from .definition import ROOT, Cell, Grid
 from .progress import GridProgress
 
@@ -169,6 +170,8 @@ def run_grid(
     """
     if launcher is not None and not any("{command}" in word for word in _words(launcher)):
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
+    for name, place in (("output_dir", output_dir), ("dataset_dir", grid.dataset_dir)):
+        check_path(name, str(place))
     grid.write(output_dir)
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]
@@ -183,7 +186,7 @@ def run_grid(
 def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> None:
     environment = {**_environment(), _PARENT: str(os.getpid())}
     # Several processes that all want all cores hinder each other badly.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
     waiting, running = list(pending), dict[Cell, subprocess.Popen]()
     try:
         while waiting or running:
@@ -206,6 +209,11 @@ def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> Non
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def _num_cores() -> int:
+    """Cores that this process may use: a queue or a container may give fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _forget_outcome(cell: Cell) -> None:

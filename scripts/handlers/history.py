@@ -183,7 +183,8 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
         new = [name for name in columns if name not in known]
         columns = known + new
         if new:
-            table = pd.read_csv(path).reindex(columns=columns)
+            # As texts, so that the numbers of the rows before stay as they are, digit by digit.
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=columns, fill_value="")
             with replacing(path) as temporary:
                 table.to_csv(temporary, index=False)
     with path.open("a", newline="") as stream:

@@ -34,6 +34,7 @@ _INFERENCE_KEYS = (
     "resample",
     "window",
     "normalize",
+    "largest_component",
 )
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
@@ -47,6 +48,10 @@ _RUN_FILES = (
     "learning_curves.png",
     "checkpoints/checkpoint_*.pt",
     "tensorboard/events.out.tfevents.*",
+    "evaluation/metrics_*.csv",
+    "evaluation/metrics_summary.md",
+    "evaluation/worst_*.png",
+    "evaluation/labels/*.nii.gz",
     "pictures/validation_*.png",
 )
 #: What a process killed in the middle of writing leaves, see :func:`scripts.files.replacing`.

@@ -70,6 +70,21 @@ def calibration_bins(probabilities: npt.NDArray, label: npt.NDArray[np.integer],
     return Bins(confidence_of, accuracy_of, voxels)
 
 
+def pool_bins(parts: Sequence[Bins]) -> Bins:
+    """Join the bins of several cases, as if all their voxels had been sorted at once.
+
+    Args:
+        parts: see :func:`calibration_bins`.
+
+    Returns:
+        bins of all voxels.
+    """
+    voxels = np.sum([part.voxels for part in parts], axis=0)
+    confidence = np.sum([part.confidence * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
+    accuracy = np.sum([part.accuracy * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
+    return Bins(confidence, accuracy, voxels)
+
+
 def expected_calibration_error(bins: Bins) -> float:
     """Mean distance of confidence and accuracy over all voxels.
 
@@ -123,7 +138,7 @@ def study_uncertainty(
     segment(((case, read_nifti(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
     measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
     table = pd.DataFrame([row for row, _ in measured])
-    bins = {name: _pool([each[name] for _, each in measured]) for name in ("all", "near")}
+    bins = {name: pool_bins([each[name] for _, each in measured]) for name in ("all", "near")}
     write_text(output / "uncertainty_cases.csv", table.to_csv(index=False))
     _draw(table, bins, output / "uncertainty.png")
     return write_text(output / "uncertainty.md", _summarize(table, bins, margin_mm))
@@ -148,13 +163,6 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
         row[f"auroc_entropy_{name}"] = area_under_curve(entropy[region], wrong[region])
     row["mean_disagreement"] = float(disagreement[regions["near"]].mean())
     return row, {name: calibration_bins(probabilities, label, region) for name, region in regions.items()}
-
-
-def _pool(parts: Sequence[Bins]) -> Bins:
-    voxels = np.sum([part.voxels for part in parts], axis=0)
-    confidence = np.sum([part.confidence * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
-    accuracy = np.sum([part.accuracy * part.voxels for part in parts], axis=0) / np.maximum(voxels, 1)
-    return Bins(confidence, accuracy, voxels)
 
 
 def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) -> str:

@@ -415,6 +415,17 @@ def test_a_table_keeps_patients_together(tmp_path, prepare):
     assert any("are in no list of the split (their patient is in the validation or the test list)" in x for x in lines)
 
 
+def test_a_split_that_fails_tells_of_the_cases_that_lack_for_it(tmp_path, prepare):
+    # Names of nnU-Net: no label is found for any image.
+    make_pairs(tmp_path / "source", [f"x{i}" for i in range(6)])
+    for path in (tmp_path / "source" / "images").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    status, lines = prepare("folder")[:2]
+    assert status == 1
+    assert any("labels/x0.nii.gz has no image" in line for line in lines)
+    assert "there are 0 groups" in lines[-1]
+
+
 def test_labeled_cases_by_name(tmp_path, prepare):
     make_pairs(tmp_path / "source", [f"{i:02d}" for i in range(6)])
     assert prepare("folder", "--labeled", "01,04", "--fold", "all", "--num_folds", 2)[0] == 0

@@ -132,6 +132,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"recipe": "cake"}, "recipe must be one of original, .*budget.*, got 'cake'"),
         ({"folds": [9]}, "split file .*hippocampus_fold9_16.json not found; the bundle has .*hippocampus_16"),
         ({"split_file": "x.json", "num_labeled": 8}, "exclude each other"),
+        ({"split_file": str(ROOT / "docs/federated/hospital_2.json")}, "hospital_2.json has no test case"),
         ({"overrides": {"iteratons": 5}}, "--iteratons is no argument of crossval"),
         ({"overrides": {"class_names": "organ"}}, "class_names must be a list of texts, .*, got 'organ'"),
         ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),

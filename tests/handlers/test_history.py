@@ -20,11 +20,11 @@ def row(iteration, loss="0.5"):
     return f"{iteration},1.25,0.01,{loss}\r\n"
 
 
-def resume(folder, iteration, loss=0.25):
+def resume(folder, iteration, loss=0.25, **terms):
     """Start at an iteration, as a resume does, and record the next one."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
     history = TrainingHistory(str(folder), optimizer)
-    state = SimpleNamespace(iteration=iteration, max_epochs=1, epoch_length=500, terms={"loss": loss})
+    state = SimpleNamespace(iteration=iteration, max_epochs=1, epoch_length=500, terms={"loss": loss, **terms})
     engine = SimpleNamespace(state=state)
     history._start(engine)
     state.iteration += 1
@@ -75,6 +75,17 @@ def test_numbers_of_the_kept_rows_stay_as_they_are(tmp_path):
     resume(tmp_path, 4)
     lines = (tmp_path / "history.csv").read_text().splitlines()
     assert [line.split(",")[-1] for line in lines] == ["loss", digits, "nan", "", "0.25"]
+    # A term that begins later, as that of a second stage, gets a column of its own.
+    resume(tmp_path, 5, loss_later=1.5)
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert [line.split(",")[3:] for line in lines] == [
+        ["loss", "loss_later"],
+        [digits, ""],
+        ["nan", ""],
+        ["", ""],
+        ["0.25", ""],
+        ["0.25", "1.5"],
+    ]
 
 
 def test_time_counts_on_after_a_resume(tmp_path):

@@ -18,6 +18,7 @@ from scripts.studies.uncertainty import (
     area_under_curve,
     calibration_bins,
     expected_calibration_error,
+    pool_bins,
     study_uncertainty,
 )
 
@@ -51,6 +52,20 @@ def test_calibration_by_hand():
     assert sorted(bins.voxels[bins.voxels > 0]) == [2, 4]
     assert sorted(bins.accuracy[bins.voxels > 0]) == pytest.approx([0.5, 0.75])
     assert expected_calibration_error(bins) == pytest.approx((4 * 0.15 + 2 * 0.1) / 6, abs=1e-6)
+
+
+def test_bins_of_several_cases_are_those_of_all_their_voxels():
+    generator = np.random.default_rng(0)
+    foreground = generator.random((300, 1, 1))
+    probabilities = np.stack([1 - foreground, foreground])
+    label = (generator.random((300, 1, 1)) < foreground**2).astype(int)
+    everywhere = np.ones((300, 1, 1), dtype=bool)
+    parts = [
+        calibration_bins(probabilities[:, part], label[part], everywhere[part])
+        for part in np.split(np.arange(300), [40])
+    ]
+    for pooled, whole in zip(pool_bins(parts), calibration_bins(probabilities, label, everywhere), strict=True):
+        np.testing.assert_allclose(pooled, whole, atol=1e-6)
 
 
 def test_perfect_calibration_has_no_error_and_no_voxel_has_none():

@@ -129,7 +129,11 @@ def prepare_dataset(
     if not there:
         headline = f"none of the {len(cases) or len(problems)} cases in {source} could be prepared"
         raise BundleError("\n".join([f"{headline}:", *(f"- {problem}" for problem in problems)]))
-    paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
+    try:
+        paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
+    except BundleError as error:
+        # Cases that could not be prepared are often the cause.
+        raise BundleError("\n".join([*(f"- {problem}" for problem in problems), str(error)])) from error
     return Prepared(
         cases={case.name: case.has_label for case in there},
         split_files=paths,

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights and checkpoints a run keeps, and what a checkpoint brings back."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.handlers.checkpoints import Checkpoints
+from scripts.handlers.run_directory import RunDirectory
+
+NAN = float("nan")
+
+
+class Training:
+    """A trainer that adds 1 to its only weight at each iteration, and an evaluator with metrics from a list."""
+
+    def __init__(self, folder, metrics, *, resume=False, **options):
+        self.network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.network.weight)
+        optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
+        self.evaluator = Engine(self._measure)
+        self.checkpoints = Checkpoints(
+            RunDirectory(str(folder), resume=resume),
+            self.network,
+            self.network,
+            optimizer,
+            scheduler,
+            evaluator=self.evaluator,
+            **options,
+        )
+        self.metrics = metrics
+        self.draws = []
+        self.trainer = Engine(self._iteration)
+        self.trainer.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.trainer.data_loader = SimpleNamespace(start_at=lambda iteration: None)
+        self.evaluator.state.key_metric_name = "dice"
+        self.checkpoints.attach(self.trainer)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._validate)
+        self.trainer.run(range(len(metrics)), max_epochs=1, epoch_length=len(metrics))
+
+    def _iteration(self, engine, batch):
+        with torch.no_grad():
+            self.network.weight += 1
+        self.draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
+
+    def _validate(self, engine):
+        self.evaluator.run([self.metrics[engine.state.iteration - 1]])
+
+    def _measure(self, engine, metric):
+        engine.state.metrics["dice"] = metric
+        engine.state.metric_details = {"dice": None if metric is None else torch.tensor([metric])}
+
+
+def weight_of(path):
+    return torch.load(path, weights_only=True)["weight"].item()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best"),
+    [([0.2, 0.5, NAN, 0.4], 2), ([0.5, 0.2, 0.5, 0.5], 1), ([0.1, 0.2, 0.3, 0.4], 4), ([NAN, None, 0.0, NAN], 3)],
+)
+def test_the_best_validated_weights_are_kept(tmp_path, metrics, best):
+    training = Training(tmp_path, metrics)
+    assert weight_of(tmp_path / "model.pt") == best
+    assert weight_of(tmp_path / "model_final.pt") == 4
+    assert training.checkpoints.best_iteration == best
+    assert training.checkpoints.best_metric == metrics[best - 1]
+
+
+def test_without_a_finite_metric_no_weights_are_the_best(tmp_path):
+    assert Training(tmp_path, [NAN, NAN]).checkpoints.best_metric is None
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(("later", "best"), [([0.3, 0.4], 2), ([0.6, 0.4], 3)])
+def test_a_resumed_run_beats_the_best_before_it_or_keeps_it(tmp_path, later, best):
+    Training(tmp_path, [0.2, 0.5], interval=1)
+    (tmp_path / "model_final.pt").unlink()
+    training = Training(tmp_path, [None, None, *later], resume=True, interval=1)
+    assert training.trainer.state.iteration == 4
+    assert weight_of(tmp_path / "model.pt") == best
+    assert training.checkpoints.best_iteration == best
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"interval": 1}, [4, 5]),
+        ({"interval": 1, "num_kept": 3}, [3, 4, 5]),
+        ({"interval": 2, "num_kept": 1}, [5]),
+        ({"interval": 100}, [5]),
+    ],
+)
+def test_the_newest_checkpoints_are_kept(tmp_path, options, kept):
+    Training(tmp_path, [0.1] * 5, **options)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        f"checkpoint_{iteration:08d}.pt" for iteration in kept
+    ]
+
+
+def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):
+    torch.manual_seed(1)
+    np.random.seed(2)
+    random.seed(3)
+    straight = Training(tmp_path / "straight", [0.1] * 4)
+    torch.manual_seed(1)
+    np.random.seed(2)
+    random.seed(3)
+    Training(tmp_path / "resumed", [0.1] * 2, interval=1)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(99)
+    resumed = Training(tmp_path / "resumed", [0.1] * 4, resume=True, interval=1)
+    assert resumed.draws == straight.draws[2:]
+    assert resumed.network.weight.item() == straight.network.weight.item() == 4
