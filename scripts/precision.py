@@ -39,7 +39,8 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
         raise BundleError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
     if precision == "auto":
         if device.type == "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            with torch.cuda.device(device):
+                return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
     if device.type == "cpu" and precision == "float16":
         raise BundleError("precision 'float16' needs a GPU; on a CPU choose 'auto', 'bfloat16' or 'float32'.")

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from conftest import SMALL, assert_refused
@@ -37,10 +39,19 @@ def test_auto_takes_float32_on_other_processors(capabilities, instructions):
         resolve_precision("bfloat16", "cpu")
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float16")])
-def test_auto_on_a_gpu(monkeypatch, supported, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert resolve_precision("auto", "cuda:0") == expected
+@pytest.mark.parametrize(("device", "expected"), [("cuda:0", "bfloat16"), ("cuda:1", "float16")])
+def test_auto_is_that_of_the_gpu_which_computes(monkeypatch, device, expected):
+    current = []
+
+    @contextlib.contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1].index == 0)
+    assert resolve_precision("auto", device) == expected
 
 
 def test_auto_on_any_other_device_is_float32(capabilities):

@@ -138,8 +138,8 @@ def run_benchmark(
         ratio = modes.set_index("mode").loc[DEFAULT, "ratio"]
         add(f"Inference of {len(cases)} volume(s)", modes, inference=f"{ratio:.1f}x")
     if "pools" in parts:
-        pools = pd.DataFrame(measure_pools(pool_sizes))
-        share = measure_waiting().waiting_share
+        pools = pd.DataFrame(measure_pools(pool_sizes, overrides={"device": device}))
+        share = measure_waiting(overrides={"device": device}).waiting_share
         facts |= {"pools": pools.to_dict("records"), "waiting_share": share}
         note = f"{share:.1%} of the time of a training from memory is not the step."
         add("Short trainings on pools of several sizes", pools, note, waiting=f"{share:.1%}")

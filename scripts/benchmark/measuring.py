@@ -91,7 +91,10 @@ def _run(function: Callable[[], Any]) -> Measured | str:
 
 def _peak_mebibytes() -> float:
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
+        peak = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        # A training on the CPU asks a GPU for the state of its generator, and for nothing else.
+        if peak:
+            return peak / 2**20
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux hands the peak of the process that started this one on to getrusage.

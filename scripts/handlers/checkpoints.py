@@ -145,7 +145,7 @@ class Checkpoints:
         if engine.state.iteration % self.interval:
             self._save(engine)
         if is_main_process():
-            _save_tensors(self.run_directory.path / "model_final.pt", self.network.state_dict())
+            _save_tensors(self.run_directory.path / "model_final.pt", _weights_on_cpu(self.network))
             self._logger.info(
                 "finished at iteration %d: %s", engine.state.iteration, self.run_directory.path / "model_final.pt"
             )
@@ -160,7 +160,7 @@ class Checkpoints:
             return
         self.best_metric, self.best_iteration = float(metric), self.iteration
         if is_main_process():
-            _save_tensors(self.run_directory.path / "model.pt", self.network.state_dict())
+            _save_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
     def _restore(self, engine: Any) -> None:
         content = self._newest_readable()
@@ -234,7 +234,15 @@ class PublishedWeights:
         if self.path.is_file():
             with replacing(self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")) as temporary:
                 shutil.copyfile(self.path, temporary)
-        _save_tensors(self.path, self.network.state_dict())
+        _save_tensors(self.path, _weights_on_cpu(self.network))
+
+
+def _weights_on_cpu(network: nn.Module) -> dict[str, Any]:
+    # MONAI's exports load a file of weights where it was saved: on a machine without that GPU they would fail.
+    state = network.state_dict()
+    for name in state:
+        state[name] = state[name].cpu()
+    return state
 
 
 def _save_tensors(path: Path, content: Any) -> None:

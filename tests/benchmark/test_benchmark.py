@@ -14,7 +14,7 @@ import torch
 from conftest import assert_refused
 
 from scripts.__main__ import main
-from scripts.benchmark import inference, step
+from scripts.benchmark import inference, measuring, step
 from scripts.benchmark.inference import DEFAULT, inference_modes, measure_inference
 from scripts.benchmark.measuring import Measured, measure_alone
 from scripts.networks.dual_network import DualNetwork
@@ -136,3 +136,14 @@ def test_weights_and_images_are_checked(phantom_dir, tmp_path):
         )
     with assert_refused("the images of the cases must have different file names"):
         measure_inference([cases[0], cases[0]], inference_configs(None), tmp_path, **options)
+
+
+@pytest.mark.parametrize(("peaks", "expected"), [({1: 2**20}, 1.0), ({0: 3 * 2**20, 1: 2**20}, 3.0)])
+def test_the_peak_is_that_of_the_gpu_in_use(peaks, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks.get(device, 0))
+    assert measuring._peak_mebibytes() == expected
+    peaks.clear()
+    # Nothing on any GPU: that of the process.
+    assert measuring._peak_mebibytes() > 50

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.handlers.checkpoints import Checkpoints
+from scripts.handlers.checkpoints import Checkpoints, PublishedWeights
 from scripts.handlers.run_directory import RunDirectory
 
 NAN = float("nan")
@@ -104,6 +105,24 @@ def test_the_newest_checkpoints_are_kept(tmp_path, options, kept):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         f"checkpoint_{iteration:08d}.pt" for iteration in kept
     ]
+
+
+def test_weights_are_saved_for_machines_without_the_device(tmp_path):
+    class OnAnotherDevice(torch.nn.Linear):
+        def state_dict(self, *arguments, **options):
+            state = super().state_dict(*arguments, **options)
+            # What cannot be written unless it is brought to the CPU first.
+            state["weight"] = mock.Mock(cpu=lambda weight=state["weight"]: weight)
+            return state
+
+    network = OnAnotherDevice(1, 1)
+    checkpoints = Checkpoints(RunDirectory(str(tmp_path)), network, network, None, None)
+    state = SimpleNamespace(iteration=0, key_metric_name="dice", metrics={"dice": 0.5}, metric_details={})
+    checkpoints._keep_best(SimpleNamespace(state=state))
+    checkpoints._finish(SimpleNamespace(state=state))
+    PublishedWeights(str(tmp_path / "published.pt"), network)._publish(None)
+    for name in ("model.pt", "model_final.pt", "published.pt"):
+        assert weight_of(tmp_path / name) == network.weight.item()
 
 
 def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):
