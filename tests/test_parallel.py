@@ -52,6 +52,9 @@ class TinyNetwork(nn.Module):
     def head(self, features):
         return self.classifier(features)
 
+    def head_without_dropout(self, features):
+        return self.head(features)
+
     def forward(self, image):
         return self.head(self.features(image))
 

@@ -36,6 +36,8 @@ class _View(NamedTuple):
     features: torch.Tensor
     logits: torch.Tensor
     num_labeled: int
+    #: What teaches on the unlabeled crops, (B_u, C, X, Y, Z); no gradient is taken of it.
+    teaching: torch.Tensor
 
     @property
     def labeled(self) -> torch.Tensor:
@@ -69,6 +71,8 @@ class DualNetworkMethod(Method):
         pseudo_label_source: whose prediction teaches: that of the other network ("cross"), its own ("self"), that of
             the network with the lower supervised loss for both ("winner"), or the union of both foregrounds for both
             ("union", two classes only).
+        pseudo_label_dropout: whether the predictions that teach on unlabeled crops, that is pseudo-labels and whether
+            they are reliable, are made with the dropout of the training; without it, of the same features.
         pseudo_label_weight: w_u.
         consistency: L_reg, Equations 5 and 6.
         consistency_region: on "all" crops or on the "unlabeled" ones.
@@ -100,6 +104,7 @@ class DualNetworkMethod(Method):
         reliability_combination: Combination = "own",
         pseudo_label: PseudoLabelLoss | None = None,
         pseudo_label_source: Source = "cross",
+        pseudo_label_dropout: bool = True,
         pseudo_label_weight: Weight | float = 1.0,
         consistency: ConsistencyLoss | None = None,
         consistency_region: Region = "all",
@@ -132,6 +137,7 @@ class DualNetworkMethod(Method):
         self.reliability_combination: Combination = reliability_combination
         self.pseudo_label = pseudo_label or PseudoLabelLoss()
         self.pseudo_label_source: Source = pseudo_label_source
+        self.pseudo_label_dropout = pseudo_label_dropout
         self.pseudo_label_weight = Weight.of(pseudo_label_weight)
         self.consistency = consistency or ConsistencyLoss()
         self.consistency_region: Region = consistency_region
@@ -190,7 +196,7 @@ class DualNetworkMethod(Method):
             )
         if has_unlabeled and (self.pseudo_label_weight or self.contrastive_weight):
             reliable = combine_reliability(
-                self.reliability(teacher.unlabeled), self.reliability(student.unlabeled), self.reliability_combination
+                self.reliability(teacher.teaching), self.reliability(student.teaching), self.reliability_combination
             )
             targets = self._targets(teacher, student, reliable, student_wins)
             if self.pseudo_label_weight:
@@ -205,10 +211,14 @@ class DualNetworkMethod(Method):
             raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
         return {"loss": total, **terms, **weights}
 
-    @staticmethod
-    def _view(subnetwork: Any, images: torch.Tensor, num_labeled: int) -> _View:
+    def _view(self, subnetwork: Any, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
-        return _View(features, subnetwork.head(features), num_labeled)
+        logits = subnetwork.head(features)
+        teaching = logits[num_labeled:]
+        if not self.pseudo_label_dropout:
+            with torch.no_grad():
+                teaching = subnetwork.head_without_dropout(features[num_labeled:])
+        return _View(features, logits, num_labeled, teaching)
 
     def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
         if self.roles != "winner" and self.pseudo_label_source != "winner" and self.contrastive_network != "loser":
@@ -232,8 +242,8 @@ class DualNetworkMethod(Method):
         self, teacher: _View, student: _View, reliable: tuple[torch.Tensor, torch.Tensor], student_wins: bool
     ) -> tuple[_Target, _Target]:
         """What the Teacher and the Student learn on the unlabeled crops: pseudo-labels, and where they count."""
-        of_teacher = (teacher.unlabeled.argmax(dim=1, keepdim=True), reliable[0])
-        of_student = (student.unlabeled.argmax(dim=1, keepdim=True), reliable[1])
+        of_teacher = (teacher.teaching.argmax(dim=1, keepdim=True), reliable[0])
+        of_student = (student.teaching.argmax(dim=1, keepdim=True), reliable[1])
         if self.pseudo_label_source == "cross":
             return of_student, of_teacher
         if self.pseudo_label_source == "self":
@@ -261,7 +271,7 @@ class DualNetworkMethod(Method):
         terms = []
         for learner in learners:
             view = views[learner]
-            classes = view.unlabeled.argmax(dim=1, keepdim=True)
+            classes = view.teaching.argmax(dim=1, keepdim=True)
             # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
             if self.pseudo_label_source in ("winner", "union"):
                 classes = torch.where(reliable[learner], targets[learner][0], classes)

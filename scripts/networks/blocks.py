@@ -344,6 +344,17 @@ class SegmentationNetwork(nn.Module):
         """
         return self.classifier(features, self.dropout(features))
 
+    def head_without_dropout(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute the logits from all channels of the features, in training too.
+
+        Args:
+            features: (B, 16, X, Y, Z) as given by :meth:`features`.
+
+        Returns:
+            logits: unnormalized scores, (B, out_channels, X, Y, Z).
+        """
+        return self.classifier(features, features.new_ones([features.shape[0], features.shape[1]]))
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Segment an image.
 

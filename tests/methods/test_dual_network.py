@@ -42,6 +42,7 @@ class TinyNetwork(nn.Module):
         # Wide enough that some predictions are confident and some are not.
         nn.init.normal_(self.classifier.weight, std=2.0, generator=torch.Generator().manual_seed(seed))
         self.dtype = torch.float32
+        self.drops = False
         self.batch_sizes = []
 
     def features(self, image):
@@ -49,6 +50,11 @@ class TinyNetwork(nn.Module):
         return self.convolution(image).relu()
 
     def head(self, features):
+        # Instead of a dropout: the first of the four channels is off.
+        channels = features.new_tensor([0 if self.drops else 1, 1, 1, 1])
+        return self.head_without_dropout(features * channels.view(4, 1, 1, 1))
+
+    def head_without_dropout(self, features):
         return self.classifier(features).to(self.dtype)
 
     def forward(self, image):
@@ -283,6 +289,32 @@ def test_prototypes_are_made_of_what_both_networks_learn(source, winner):
     assert torch.equal(given[reliable], learned[reliable])
     assert torch.equal(given[~reliable], classes[loser][~reliable])
     assert not torch.equal(learned[reliable], classes[loser][reliable])
+
+
+def test_pseudo_labels_may_be_made_without_dropout():
+    network, pseudo_label, contrastive = TinyPair(), Recording(PseudoLabelLoss()), Recording(make_contrastive())
+    network.vnet.drops = network.resnet_vnet.drops = True
+    options = {"pseudo_label": pseudo_label, "contrastive": contrastive, "contrastive_network": "both"}
+    method = only("pseudo_label", network, **options, pseudo_label_dropout=False, contrastive_weight=1.0)
+    batch = make_batch()
+    output = method(batch, 0)
+    features = [part.features(batch["unlabeled"]) for part in network.children()]
+    parts = list(zip(network.children(), features, strict=True))
+    whole = [part.head_without_dropout(maps).detach() for part, maps in parts]
+    dropped = [part.head(maps) for part, maps in parts]
+    classes = [logits.argmax(dim=1, keepdim=True) for logits in whole]
+    assert not any(torch.equal(a, b.argmax(dim=1, keepdim=True)) for a, b in zip(classes, dropped, strict=True))
+    reliable = [ReliabilityFilter()(logits) for logits in whole]
+    # Each network learns, with its dropout, what the other says without one.
+    for call, logits, target, mask in zip(
+        pseudo_label.arguments, dropped, reversed(classes), reversed(reliable), strict=True
+    ):
+        for given, wanted in zip(call[:3], (logits, target, mask), strict=True):
+            torch.testing.assert_close(given, wanted)
+    for call, maps, own, mask in zip(contrastive.arguments, features, classes, reliable, strict=True):
+        for given, wanted in zip(call[:3], (maps, own, mask), strict=True):
+            torch.testing.assert_close(given, wanted)
+    assert_trains(output["loss_pseudo_label"], network, vnet=True, resnet_vnet=True)
 
 
 def test_combinations_of_reliability_reach_the_losses():

@@ -140,6 +140,9 @@ def test_features_come_before_the_last_dropout(changeable, image, name):
         features = subnetwork.features(image)
         assert torch.equal(features, subnetwork.features(image))
         heads = [subnetwork.head(features) for _ in range(8)]
+        without = subnetwork.head_without_dropout(features)
+        assert torch.equal(without, subnetwork.head_without_dropout(features))
+        assert torch.equal(without, subnetwork.eval().head(features))
     assert any(not torch.equal(heads[0], head) for head in heads[1:])
 
 
