@@ -344,7 +344,9 @@ def unlabeled_pool(
     volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
     cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
     if not cases:
-        raise BundleError(f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none.")
+        raise BundleError(
+            f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none."
+        )
     return cases
 
 
