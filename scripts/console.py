@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
@@ -164,7 +165,7 @@ def describe_mistake(error: BaseException) -> str | None:
     """Put a mistake into one line, also one that MONAI wraps into other exceptions.
 
     A mistake is a :class:`BundleError`, a ValueError that an argument check of this bundle raised, a file or folder
-    that the system refuses, or an argument that a configured object does not take.
+    that the system refuses, an argument that a configured object does not take, or a device whose memory is not enough.
 
     Args:
         error: what was raised.
@@ -177,6 +178,12 @@ def describe_mistake(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return str(cause)
+        if isinstance(cause, torch.OutOfMemoryError):
+            return (
+                "the memory of the device is not enough: take a smaller patch_size or batch size, in inference another "
+                "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: go on by "
+                "--resume true, or --skip_existing true."
+            )
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}"
         if component is not None and isinstance(cause, (TypeError, ValueError)):

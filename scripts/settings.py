@@ -95,6 +95,7 @@ _CHECKS: dict[str, Check] = {
     "largest_component": _TRUTH,
     "whole_volume": _TRUTH,
     "skip_empty_windows": _TRUTH,
+    "skip_existing": _TRUTH,
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
         "a list of texts, one for each class without the background",

@@ -8,6 +8,7 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -201,6 +202,15 @@ def raise_here():
 
 def test_a_bundle_error_is_one_line(capsys):
     assert report(BundleError("ckpt_path x.pt does not exist."), capsys) == "error: ckpt_path x.pt does not exist.\n"
+
+
+def test_a_device_without_memory_is_one_line(capsys):
+    wrapped = RuntimeError("evaluator failed")
+    wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    line = report(wrapped, capsys)
+    assert line.startswith("error: the memory of the device is not enough: ")
+    assert "--skip_existing true" in line
+    assert line.count("\n") == 1
 
 
 def test_an_argument_check_of_the_bundle_is_one_line(capsys):

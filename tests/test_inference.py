@@ -192,6 +192,32 @@ def test_options_of_the_command_line_may_be_texts(weights, phantom_dir, tmp_path
         segment(make_workflow, weights, file, tmp_path, **options)
 
 
+def test_a_stopped_inference_goes_on_with_what_is_not_finished(weights, phantom_dir, tmp_path, make_workflow):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.nii.gz").write_bytes((phantom_dir / "images/phantom_001.nii.gz").read_bytes())
+    out = tmp_path / "out"
+    segment(make_workflow, weights, tmp_path / "in", out)
+    maps = [out / f"{name}_seg.nii.gz" for name in "abc"]
+    whole = maps[1].read_bytes()
+    # One is missing, one was being written.
+    maps[0].unlink()
+    maps[1].write_bytes(whole[: len(whole) // 2])
+    before = maps[2].stat().st_mtime_ns
+    with assert_refused("go on with the others by --skip_existing true"):
+        segment(make_workflow, weights, tmp_path / "in", out)
+    with assert_refused("overwrite and skip_existing exclude each other"):
+        segment(make_workflow, weights, tmp_path / "in", out, overwrite=True, skip_existing=True)
+    segment(make_workflow, weights, tmp_path / "in", out, skip_existing="true")
+    expected = np.asanyarray(nib.load(maps[2]).dataobj)
+    for path in maps[:2]:
+        assert np.array_equal(np.asanyarray(nib.load(path).dataobj), expected)
+    assert maps[2].stat().st_mtime_ns == before
+    # All are there: nothing is left to do.
+    segment(make_workflow, weights, tmp_path / "in", out, skip_existing=True)
+    assert maps[2].stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("load_pretrain", [False, "false"])
 def test_without_weights_no_file_of_them_is_asked_for(load_pretrain, phantom_dir, tmp_path, make_workflow):
     file = phantom_dir / "images/phantom_001.nii.gz"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import DataLoader
@@ -58,6 +59,7 @@ def check_volumes(
     save_probabilities: bool | str = False,
     save_uncertainty: bool | str = False,
     overwrite: bool | str = False,
+    skip_existing: bool | str = False,
 ) -> None:
     """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
 
@@ -72,13 +74,21 @@ def check_volumes(
         save_probabilities: whether ``<case>_probabilities`` will be written too.
         save_uncertainty: whether ``<case>_uncertainty`` will be written too.
         overwrite: replace maps that are there already.
+        skip_existing: leave out volumes whose maps are there already, see :func:`unfinished_volumes`.
 
     Raises:
         BundleError: when an option is not allowed, there is no volume, two volumes have one name, the output folder is
             that of the volumes, or a map would be overwritten.
     """
-    options = {"save_probabilities": save_probabilities, "save_uncertainty": save_uncertainty, "overwrite": overwrite}
+    options = {
+        "save_probabilities": save_probabilities,
+        "save_uncertainty": save_uncertainty,
+        "overwrite": overwrite,
+        "skip_existing": skip_existing,
+    }
     wanted = {name: _truth(name, value) for name, value in options.items()}
+    if wanted["overwrite"] and wanted["skip_existing"]:
+        raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
     postfixes = [output_postfix, *(name for name in _OTHER_MAPS if wanted[f"save_{name}"])]
     _check_names(output_postfix, output_ext)
 
@@ -111,11 +121,62 @@ def check_volumes(
     linked = [name for name in taken if (output / name).resolve() in volumes]
     if linked:
         raise BundleError(f"output_dir {output_dir}: {linked[0]} is a link to one of the volumes.")
-    if taken and not wanted["overwrite"]:
+    if taken and not wanted["overwrite"] and not wanted["skip_existing"]:
         raise BundleError(
             f"output_dir {output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-            "replace them by --overwrite true, or choose another --output_dir."
+            "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
+            "--output_dir."
         )
+
+
+def unfinished_volumes(
+    data: Sequence[Mapping[str, Any]],
+    output_dir: str,
+    *,
+    output_postfix: str = "seg",
+    output_ext: str = ".nii.gz",
+    save_probabilities: bool | str = False,
+    save_uncertainty: bool | str = False,
+    skip_existing: bool | str = False,
+) -> list[Mapping[str, Any]]:
+    """Leave out the volumes that an earlier run of the same inference has segmented.
+
+    Args:
+        data: dictionaries with the path of a volume under "image".
+        output_dir: see :func:`check_volumes`, as the next ones.
+        output_postfix: see there.
+        output_ext: see there.
+        save_probabilities: see there.
+        save_uncertainty: see there.
+        skip_existing: False keeps all.
+
+    Returns:
+        those of which a map is missing, or cannot be read, as one that was being written when the run stopped.
+    """
+    if not str2bool(skip_existing):
+        return list(data)
+    postfixes = [output_postfix, *(["probabilities"] * str2bool(save_probabilities))]
+    postfixes += ["uncertainty"] * str2bool(save_uncertainty)
+    unfinished = [
+        item
+        for item in data
+        if not all(
+            _is_readable(Path(output_dir) / f"{case_name(Path(item['image']))}_{postfix}{output_ext}")
+            for postfix in postfixes
+        )
+    ]
+    _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
+    return unfinished
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        volume: Any = nib.load(path)
+        np.asanyarray(volume.dataobj)
+    # A file that is missing or cut fails in many ways.
+    except Exception:
+        return False
+    return True
 
 
 def _check_names(output_postfix: Any, output_ext: Any) -> None:
@@ -265,6 +326,8 @@ def segment_volumes(
     Raises:
         BundleError: at the end, when at least one volume could not be segmented.
     """
+    if not data:
+        return
     volumes = ReadableVolumes(
         data, transform, in_channels=in_channels, trained_spacing=trained_spacing, trained_extent=trained_extent
     )

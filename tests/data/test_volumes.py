@@ -103,8 +103,8 @@ def test_label_maps_are_not_overwritten(tmp_path, overwrite):
     with pytest.raises(BundleError) as caught:
         list_volumes(folder, str(output), overwrite=overwrite)
     assert str(caught.value) == (
-        f"output_dir {output} already holds 2 of the files to write, such as b_seg.nii.gz: replace them by "
-        "--overwrite true, or choose another --output_dir."
+        f"output_dir {output} already holds 2 of the files to write, such as b_seg.nii.gz: go on with the others by "
+        "--skip_existing true, replace them by --overwrite true, or choose another --output_dir."
     )
     # Under another name nothing is lost.
     assert len(list_volumes(folder, str(output), output_postfix="new", overwrite=overwrite)) == 3
@@ -140,7 +140,7 @@ def test_every_file_to_write_is_looked_at(tmp_path, name, options):
     output.mkdir()
     (output / name).write_text("mine")
     assert len(list_volumes(folder, str(output))) == 1
-    with pytest.raises(BundleError, match=f"already holds 1 of the files to write, such as {name}: replace"):
+    with pytest.raises(BundleError, match=f"already holds 1 of the files to write, such as {name}: go on with"):
         list_volumes(folder, str(output), **options)
     assert len(list_volumes(folder, str(output), **options, overwrite=True)) == 1
 
