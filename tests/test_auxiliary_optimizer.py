@@ -149,7 +149,7 @@ def test_checkpoint_without_the_auxiliary_state_is_refused(trained, tmp_path, ma
 def test_run_is_not_resumed_with_another_auxiliary_optimizer(trained, make_workflow, phantom_dir):
     with assert_refused("auxiliary_optimizer was Adam .* is Adam "):
         resume(make_workflow, phantom_dir, trained[0], **{"auxiliary_optimizer#lr": 0.5})
-    with assert_refused("auxiliary_optimizer was Adam .* is NoneType"):
+    with assert_refused("auxiliary_optimizer was Adam .* is None"):
         resume(make_workflow, phantom_dir, trained[0], auxiliary_optimizer=None)
 
 

@@ -19,6 +19,7 @@ def crossval(tmp_path, monkeypatch, capsys):
     references = []
 
     def run(grid, folder, **kwargs):
+        grid.write(folder)
         cells = list(grid.cells(folder))
         for cell in cells:
             if cell.method != "luseg":

@@ -294,6 +294,8 @@ def test_cell_that_is_stopped_says_so(phantom_dir, tmp_path, quick, stand_in):
     def stop_when_it_runs():
         while cell.state().get("status") != "running":
             time.sleep(0.05)
+        # While a process is being started, Python may lose what a handler of signals raises.
+        time.sleep(1)
         os.kill(os.getpid(), signal.SIGALRM)
 
     signal.signal(signal.SIGALRM, stop)
