@@ -157,11 +157,11 @@ def test_folder_as_split_file(tmp_path):
 
 SHIPPED = {
     "hippocampus_16": [16, 132, 20, 40],
-    **{f"hippocampus_fold{fold}_16": [16, 150, 0, 42] for fold in (0, 1, 2)},
-    **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
+    "hippocampus_4": [4, 144, 20, 40],
     **{f"hippocampus_fold{fold}_16": [16, 150, 0, 42] for fold in range(3)},
     **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
     "left_atrium_dev_16": [16, 48, 0, 16],
+    "left_atrium_dev_4": [4, 60, 0, 16],
     **{f"left_atrium_fold{fold}_16": [16, 64, 0, 20] for fold in range(5)},
     **{f"left_atrium_fold{fold}_8": [8, 72, 0, 20] for fold in range(5)},
     **{f"pancreas_fold{fold}_12": [12, 50, 0, 20] for fold in (0, 1)},
@@ -242,6 +242,14 @@ def test_fewer_labels_are_a_part_of_the_more():
         assert more.labeled[:8] == fewer.labeled
         assert more.labeled[8:] + more.unlabeled == fewer.unlabeled
         assert more.test == fewer.test
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "left_atrium_dev"])
+def test_fewer_labels_of_the_same_split(name):
+    more, fewer = (read_split(SPLITS_DIR / f"{name}_{number}.json") for number in (16, 4))
+    assert more.labeled[:4] == fewer.labeled
+    assert set(more.labeled[4:] + more.unlabeled) == set(fewer.unlabeled)
+    assert (more.validation, more.test) == (fewer.validation, fewer.test)
 
 
 def test_development_split_holds_no_test_case_of_its_fold():
