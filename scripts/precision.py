@@ -20,7 +20,7 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
     """Choose the type in which autocast computes.
 
     A processor without bfloat16 instructions computes convolutions in that type some hundred times more slowly than
-    in float32, so that a run would seem to hang: that is refused.
+    in float32, so that a run would seem to hang: that is refused, as is a GPU that emulates the type.
 
     Args:
         precision: "float32" (no autocast), "bfloat16", "float16" (with gradient scaling, GPUs alone), or "auto" for
@@ -39,8 +39,7 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
         raise BundleError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
     if precision == "auto":
         if device.type == "cuda":
-            with torch.cuda.device(device):
-                return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            return "bfloat16" if _gpu_has_bfloat16(device) else "float16"
         return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
     if device.type == "cpu" and precision == "float16":
         raise BundleError("precision 'float16' needs a GPU; on a CPU choose 'auto', 'bfloat16' or 'float32'.")
@@ -49,7 +48,17 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
             "precision 'bfloat16' needs a processor with bfloat16 instructions, which "
             f"{torch.cpu.get_capabilities().get('cpu_name', 'this one')} lacks; choose 'auto' or 'float32'."
         )
+    if device.type == "cuda" and precision == "bfloat16" and not _gpu_has_bfloat16(device):
+        raise BundleError(
+            f"precision 'bfloat16' needs a GPU of the Ampere generation or later, which {device} is not; choose "
+            "'auto', 'float16' or 'float32'."
+        )
     return precision
+
+
+def _gpu_has_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bfloat16() -> bool:

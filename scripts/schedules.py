@@ -126,6 +126,11 @@ _RAMPS: dict[Ramp, Callable[[int, int], float]] = {
 }
 
 
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+
+
 class Weight:
     """The weight of a loss term over the run: ``final * ramp(step, length)``.
 
@@ -139,8 +144,7 @@ class Weight:
     """
 
     def __init__(self, final: float, ramp: Ramp = "constant", length: int = 0) -> None:
-        if not 0 <= final < math.inf:
-            raise ValueError(f"final must be at least 0 and finite, got {final!r}.")
+        _check_weight("final", final)
         if ramp not in _RAMPS:
             raise ValueError(f"ramp must be one of {', '.join(_RAMPS)}, got {ramp!r}.")
         if length < 0:
@@ -150,16 +154,23 @@ class Weight:
         self.length = length
 
     @classmethod
-    def of(cls, value: Weight | float) -> Weight:
+    def of(cls, value: Weight | float, name: str) -> Weight:
         """Accept a plain number as a constant weight.
 
         Args:
             value: a weight, or a number of at least 0.
+            name: the argument that it was given for, for the message.
 
         Returns:
             the weight.
+
+        Raises:
+            ValueError: when the number is negative or not finite.
         """
-        return value if isinstance(value, Weight) else cls(value)
+        if isinstance(value, Weight):
+            return value
+        _check_weight(name, value)
+        return cls(value)
 
     def __repr__(self) -> str:
         return f"Weight({self.final}, {self.ramp}, {self.length})"

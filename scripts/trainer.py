@@ -21,6 +21,9 @@ from .errors import BundleError
 from .parallel import mean_over_processes
 from .precision import Precision, resolve_precision
 
+#: Scale of the gradient below which it is not the range of float16 that makes it infinite.
+_LEAST_SCALE = 2.0**-14
+
 
 class NonFiniteLossError(BundleError):
     """A loss was infinite or not a number; names the iteration, the terms and the cases of the batch."""
@@ -146,14 +149,20 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         return output
 
     def _numbers(self, output: Mapping[str, Any]) -> dict[str, float]:
-        # One transfer for all numbers: each would be a synchronization of its own on a GPU. As means, they are of the
-        # whole batch, and a process whose numbers are finite stops with the one whose numbers are not.
-        numbers = [torch.as_tensor(value, device=self.state.device).detach().float() for value in output.values()]
-        return dict(zip(output, mean_over_processes(torch.stack(numbers)).tolist()))
+        # One transfer for all terms: each would be a synchronization of its own on a GPU. As means, they are of the
+        # whole batch, and a process whose terms are finite stops with the one whose terms are not. Weights are equal.
+        terms = {name: value.detach().float() for name, value in output.items() if isinstance(value, torch.Tensor)}
+        means = dict(zip(terms, mean_over_processes(torch.stack(list(terms.values()))).tolist(), strict=True))
+        return {name: means.get(name, value) for name, value in output.items()}
 
     def _backward(self, loss: torch.Tensor, optimizer: Optimizer, name: str) -> None:
         self.grad_scaler.scale(loss).backward()
-        if not self.grad_scaler.is_enabled():
+        if self.grad_scaler.is_enabled():
+            # An infinite gradient costs a step and halves the scale. Where no scale helps, every step is left out.
+            self.state.terms["gradient_scale"] = self.grad_scaler.get_scale()
+            if self.grad_scaler.get_scale() < _LEAST_SCALE:
+                self.state.terms[name] = math.nan
+        else:
             # A gradient can be infinite where the loss is not, and would be in the weights of the next checkpoint.
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

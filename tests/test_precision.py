@@ -52,6 +52,12 @@ def test_auto_is_that_of_the_gpu_which_computes(monkeypatch, device, expected):
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1].index == 0)
     assert resolve_precision("auto", device) == expected
+    assert resolve_precision("float16", device) == "float16"
+    if expected == "bfloat16":
+        assert resolve_precision("bfloat16", device) == "bfloat16"
+    else:
+        with assert_refused("precision 'bfloat16' needs a GPU of the Ampere generation or later, which cuda:1 is not"):
+            resolve_precision("bfloat16", device)
 
 
 def test_auto_on_any_other_device_is_float32(capabilities):

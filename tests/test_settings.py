@@ -49,6 +49,7 @@ from scripts.settings import check_settings
         ("val_overlap", 1.5),
         ("resume", "maybe"),
         ("channels_last", "yes"),
+        ("deterministic", "no"),
         ("class_names", "organ"),
     ],
 )

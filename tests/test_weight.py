@@ -67,10 +67,10 @@ def test_a_ramp_from_zero_is_switched_on():
 
 def test_of_takes_numbers_and_weights():
     weight = Weight(0.1, "sigmoid", 10)
-    assert Weight.of(weight) is weight
+    assert Weight.of(weight, "w") is weight
     for number in (3, 3.0):
-        assert Weight.of(number)(0) == Weight.of(number)(99) == 3.0
-    assert not Weight.of(0)
+        assert Weight.of(number, "w")(0) == Weight.of(number, "w")(99) == 3.0
+    assert not Weight.of(0, "w")
 
 
 def test_it_has_no_state():
@@ -98,7 +98,7 @@ def test_arguments_are_refused(arguments, message):
 
 
 def test_negative_number_and_step_are_refused():
-    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -1"):
-        Weight.of(-1)
+    with pytest.raises(ValueError, match=r"distance_weight must be at least 0.*, got -1"):
+        Weight.of(-1, "distance_weight")
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         Weight(1.0)(-1)

@@ -72,7 +72,7 @@ def check_dataset(
         num_classes: number of classes with the background; label values must be below. When None, the values must
             be 0, 1, 2, ... without a gap over all cases.
         lists: lists to check and to describe, all four when None; the files of the others are not read.
-        jobs: number of files read at the same time.
+        jobs: number of cases read at the same time.
 
     Returns:
         The problems and the summary.

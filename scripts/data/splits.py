@@ -211,8 +211,8 @@ def load_cases(
     split_file: str | Path,
     lists: Sequence[str] = ("labeled", "unlabeled", "validation"),
     phantom_dir: str | Path | None = None,
-    with_boxes: bool | str = False,
-    all_labeled: bool = False,
+    uses_boxes: bool | str = False,
+    all_labeled: bool | str = False,
     skip_unreadable: bool | str = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """List the files of a split's cases, as the dictionaries that MONAI's data sets take.
@@ -226,7 +226,7 @@ def load_cases(
         lists: the lists that the run uses; files of the other lists need not exist.
         phantom_dir: when ``dataset_dir`` is this very folder and holds no data yet, the default phantom data set is
             generated there first. A split of other cases never fills it.
-        with_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
+        uses_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
             data set's ``boxes.json``, see :func:`write_boxes`; a text like "true" is understood.
         all_labeled: train on the unlabeled cases with their labels too, which must be there: the upper bound that the
             literature reports. They join the labeled list, in the order of their ids; none stays unlabeled.
@@ -246,10 +246,10 @@ def load_cases(
         _fill_phantom_dir(dataset_path, split_path)
     _require_dataset_dir(dataset_path, split_path)
     split = read_split(split_path)
-    if all_labeled:
+    if str2bool(all_labeled):
         split = replace(split, labeled=tuple(sorted(split.labeled + split.unlabeled)), unlabeled=())
     used = sum((split.cases(list_name) for list_name in lists), ())
-    boxes = _read_boxes(dataset_path, split, cases=used) if str2bool(with_boxes) else {}
+    boxes = _read_boxes(dataset_path, split, cases=used) if str2bool(uses_boxes) else {}
     required = set(lists) - ({"labeled", "unlabeled"} if str2bool(skip_unreadable) else set())
     # Once and as texts: pools are large, and is_inside takes longer than all the rest.
     root = os.path.join(os.path.realpath(dataset_path), "")
@@ -517,17 +517,17 @@ def _read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[
     boxes_path = dataset_path / BOXES_FILE_NAME
     remedy = f"`python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}` writes it"
     if not boxes_path.is_file():
-        raise BundleError(f"with_boxes: {boxes_path} not found; {remedy}.")
-    boxes = _read_json(boxes_path, "with_boxes")
+        raise BundleError(f"uses_boxes: {boxes_path} not found; {remedy}.")
+    boxes = _read_json(boxes_path, "uses_boxes")
     if not isinstance(boxes, dict):
-        raise BundleError(f"with_boxes: {boxes_path} must be a JSON object of boxes, got {_kind(boxes)}; {remedy}.")
+        raise BundleError(f"uses_boxes: {boxes_path} must be a JSON object of boxes, got {_kind(boxes)}; {remedy}.")
     without = [case for case in cases if case not in boxes]
     if without:
-        raise BundleError(f"with_boxes: {boxes_path} has no box of {_some(without)}; {remedy}.")
+        raise BundleError(f"uses_boxes: {boxes_path} has no box of {_some(without)}; {remedy}.")
     broken = [case for case in cases if not _is_box(boxes[case])]
     if broken:
         raise BundleError(
-            f"with_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
+            f"uses_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
             f"but does not for {_some(broken)}; {remedy}."
         )
     return boxes

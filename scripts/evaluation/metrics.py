@@ -163,7 +163,7 @@ def _as_masks(prediction: npt.ArrayLike, reference: npt.ArrayLike) -> tuple[Mask
 def _as_spacing(spacing: Sequence[float], *, axes: int) -> npt.NDArray[np.float64]:
     values = np.asarray(spacing, dtype=np.float64)
     if values.shape != (axes,) or not np.all(np.isfinite(values)) or np.any(values <= 0):
-        raise BundleError(f"spacing must be {axes} positive numbers, one an axis, got {values.tolist()}.")
+        raise BundleError(f"spacing_mm must be {axes} positive numbers, one an axis, got {values.tolist()}.")
     return values
 
 

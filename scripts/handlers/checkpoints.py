@@ -183,7 +183,7 @@ class Checkpoints:
         self.iteration = engine.state.iteration = content["iteration"]
         engine.state.epoch = self.iteration // engine.state.epoch_length
         engine.data_loader.start_at(self.iteration)
-        _restore_random_state(content["random"])
+        _restore_random_state(content["random"], self.iteration)
         if not is_main_process():
             # The checkpoint is of the main process: the others must draw another dropout, and not that of their start.
             set_determinism(seed=torch.initial_seed() + self.iteration + process_rank())
@@ -263,10 +263,14 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def _restore_random_state(state: dict[str, Any], iteration: int) -> None:
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        else:
+            # With other cards it is not known which was which; the seed of the start would repeat the first draws.
+            torch.cuda.manual_seed_all(torch.initial_seed() + iteration)
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = state["python"]

@@ -216,6 +216,7 @@ class PrototypeContrastiveLoss(nn.Module):
         candidates = [((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1) for index in classes]
         own_counts = [[len(voxels) for voxels in candidates]]
         counts = gather_over_processes(torch.tensor(own_counts, dtype=torch.long, device=features.device))
+        counts = counts.cpu()
         totals, firsts = counts.sum(dim=0).tolist(), counts[: process_rank()].sum(dim=0).tolist()
         chosen, sizes = [], []
         for voxels, total, first in zip(candidates, totals, firsts, strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from monai.networks.utils import one_hot
+from monai.utils.misc import str2bool
 from torch import nn
 
 from ..parallel import mean_over_processes, sum_over_processes
@@ -68,12 +69,15 @@ class SupervisedLoss(nn.Module):
         ValueError: when a weight is negative.
     """
 
-    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0, *, squared: bool = True) -> None:
+    def __init__(
+        self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0, *, squared: bool | str = True
+    ) -> None:
         super().__init__()
         for name, weight in (("dice_weight", dice_weight), ("cross_entropy_weight", cross_entropy_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} must be at least 0, got {weight!r}.")
-        self.dice_weight, self.cross_entropy_weight, self.squared = dice_weight, cross_entropy_weight, squared
+        self.dice_weight, self.cross_entropy_weight = dice_weight, cross_entropy_weight
+        self.squared = str2bool(squared)
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Compare scores with the ground truth.

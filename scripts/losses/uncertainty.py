@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from monai.utils.misc import str2bool
 from torch import nn
 
 from .supervised import check_logits
@@ -35,7 +36,7 @@ class UncertaintyLoss(nn.Module):
         ValueError: when an option is not one of these.
     """
 
-    def __init__(self, target: Target = "soft", temperature: float = 0.5, detach_weight: bool = False) -> None:
+    def __init__(self, target: Target = "soft", temperature: float = 0.5, detach_weight: bool | str = False) -> None:
         super().__init__()
         if target not in get_args(Target):
             raise ValueError(f"target must be 'soft' or 'hard', got {target!r}.")
@@ -43,7 +44,7 @@ class UncertaintyLoss(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature!r}.")
         self.target = target
         self.temperature = temperature
-        self.detach_weight = detach_weight
+        self.detach_weight = str2bool(detach_weight)
 
     def forward(self, logits_student: torch.Tensor, logits_teacher: torch.Tensor) -> torch.Tensor:
         """Pull the student to the teacher.

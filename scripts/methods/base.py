@@ -11,6 +11,20 @@ import torch
 from torch import nn
 
 
+def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> dict[str, Any]:
+    """Add up the terms of a method, each times its weight.
+
+    Args:
+        terms: 0-dimensional terms by names that begin with "loss_".
+        weights: "weight_x" is the weight of "loss_x"; a term without one has weight 1.
+
+    Returns:
+        what :meth:`Method.forward` returns: "loss", the terms and the weights.
+    """
+    loss = sum(weights.get(name.replace("loss_", "weight_", 1), 1.0) * term for name, term in terms.items())
+    return {"loss": loss, **terms, **weights}
+
+
 class Method(nn.Module):
     """A training method: it holds the deployed network and computes one iteration's loss in its forward.
 
@@ -30,7 +44,7 @@ class Method(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute the loss of one batch.
 
         A method that trains something beside its networks, such as a discriminator, takes a third argument
@@ -50,6 +64,20 @@ class Method(nn.Module):
             NotImplementedError: always here; each method implements it.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward.")
+
+    @staticmethod
+    def all_crops(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Join the labeled and the unlabeled crops of a batch, labeled ones first.
+
+        One pass of both lets batch normalization see labeled and unlabeled crops alike.
+
+        Args:
+            batch: see :meth:`forward`.
+
+        Returns:
+            (B_l + B_u, C, X, Y, Z).
+        """
+        return torch.cat([batch[key] for key in ("image", "unlabeled") if key in batch])
 
     def after_step(self, step: int) -> None:
         """React to an optimization step, for example by moving a teacher's weights; by default nothing.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..networks.single_network import SingleNetwork
+from .base import weighted_sum
 from .copy_paste import CopyPasteMethod
 
 
@@ -39,4 +40,4 @@ class BidirectionalCopyPaste(CopyPasteMethod):
             f"loss_{name}": self.copy_paste(self.student(mixture.image), mixture.label, mixture.labeled)
             for name, mixture in self.mixtures(batch, step).items()
         }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        return weighted_sum(terms, {})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class CrossPseudoSupervision(Method):
@@ -30,26 +30,25 @@ class CrossPseudoSupervision(Method):
         pseudo_label_weight: w.
     """
 
+    network: DualNetwork
+
     def __init__(
         self, network: DualNetwork, *, supervised: SupervisedLoss, pseudo_label_weight: Weight | float = 0.1
     ) -> None:
         super().__init__(network)
-        self.network: DualNetwork = network
         self.supervised = supervised
-        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight, "pseudo_label_weight")
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]
         has_unlabeled = "unlabeled" in batch
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if has_unlabeled else batch["image"]
+        images = self.all_crops(batch)
         vnet, resnet_vnet = self.network.vnet(images), self.network.resnet_vnet(images)
         terms = {
             "loss_supervised_vnet": self.supervised(vnet[:num_labeled], label),
             "loss_supervised_resnet_vnet": self.supervised(resnet_vnet[:num_labeled], label),
         }
-        total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
         weights: dict[str, float] = {}
         if has_unlabeled and self.pseudo_label_weight:
             vnet, resnet_vnet = vnet[num_labeled:].float(), resnet_vnet[num_labeled:].float()
@@ -58,5 +57,4 @@ class CrossPseudoSupervision(Method):
                 resnet_vnet, vnet.argmax(dim=1)
             )
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
-            total = total + weights["weight_pseudo_label"] * terms["loss_pseudo_label"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)

@@ -13,7 +13,7 @@ from ..losses.signed_distance import SignedDistanceLoss, TaskConsistencyLoss
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_task_vnet import DualTaskVNet
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class DualTaskConsistency(Method):
@@ -32,6 +32,8 @@ class DualTaskConsistency(Method):
         consistency_weight: w.
     """
 
+    network: DualTaskVNet
+
     def __init__(
         self,
         network: DualTaskVNet,
@@ -42,28 +44,23 @@ class DualTaskConsistency(Method):
         consistency_weight: Weight | float = 1.0,
     ) -> None:
         super().__init__(network)
-        self.network: DualTaskVNet = network
         self.supervised = supervised
         self.distance = SignedDistanceLoss()
-        self.distance_weight = Weight.of(distance_weight)
+        self.distance_weight = Weight.of(distance_weight, "distance_weight")
         self.consistency = consistency or TaskConsistencyLoss()
-        self.consistency_weight = Weight.of(consistency_weight)
+        self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if "unlabeled" in batch else batch["image"]
+        images = self.all_crops(batch)
         logits, distance = self.network.logits_and_distance(images)
         terms = {"loss_supervised": self.supervised(logits[:num_labeled], label)}
         weights: dict[str, float] = {}
-        total = terms["loss_supervised"]
         if self.distance_weight:
             terms["loss_distance"] = self.distance(distance[:num_labeled], label)
             weights["weight_distance"] = self.distance_weight(step)
-            total = total + weights["weight_distance"] * terms["loss_distance"]
         if self.consistency_weight:
             terms["loss_consistency"] = self.consistency(logits, distance)
             weights["weight_consistency"] = self.consistency_weight(step)
-            total = total + weights["weight_consistency"] * terms["loss_consistency"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)

@@ -14,6 +14,7 @@ from ..losses.consistency import ConsistencyLoss
 from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
+from .base import weighted_sum
 from .copy_paste import CopyPasteMethod, Mixture
 from .teacher import TeacherMode
 
@@ -66,7 +67,7 @@ class DualCopyPaste(CopyPasteMethod):
             teacher_mode=teacher_mode,
         )
         self.consistency = consistency or ConsistencyLoss()
-        self.consistency_weight = Weight.of(consistency_weight)
+        self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
 
     @property
     def student(self) -> nn.Module:
@@ -95,13 +96,11 @@ class DualCopyPaste(CopyPasteMethod):
             f"loss_copy_paste_{name}": self._copy_paste(logits, mixtures)
             for name, logits in (("vnet", vnet), ("resnet_vnet", resnet_vnet))
         }
-        total = terms["loss_copy_paste_vnet"] + terms["loss_copy_paste_resnet_vnet"]
         weights: dict[str, float] = {}
         if self.consistency_weight:
             terms["loss_consistency"] = self.consistency(resnet_vnet, vnet)
             weights["weight_consistency"] = self.consistency_weight(step)
-            total = total + weights["weight_consistency"] * terms["loss_consistency"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
     def _copy_paste(self, logits: torch.Tensor, mixtures: Mapping[str, Mixture]) -> torch.Tensor:
         """Sum the loss over the mixtures: each has regions of its own size, and so a mean of its own."""

@@ -13,7 +13,7 @@ from ..losses.copy_paste import copy_paste_mask
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 from .teacher import MovingAverageTeacher
 
 
@@ -39,6 +39,8 @@ class DualMeanTeacher(Method):
         ValueError: when an option is outside its range.
     """
 
+    network: DualNetwork
+
     def __init__(
         self,
         network: DualNetwork,
@@ -51,31 +53,33 @@ class DualMeanTeacher(Method):
         super().__init__(network)
         if not 0 < box_fraction < 1:
             raise ValueError(f"box_fraction must be above 0 and below 1, got {box_fraction!r}.")
-        self.network: DualNetwork = network
         self.supervised = supervised
-        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight, "pseudo_label_weight")
         self.box_fraction = box_fraction
         self.teacher = MovingAverageTeacher(network, decay=decay, mode="evaluation")
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         images, label = batch["image"], batch["label"]
-        weights: dict[str, float] = {}
-        if "unlabeled" in batch and self.pseudo_label_weight:
+        has_unlabeled = "unlabeled" in batch and bool(self.pseudo_label_weight)
+        if has_unlabeled:
             mixture, pseudo_label = self._mix(batch["unlabeled"])
-            # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-            images = torch.cat((images, mixture))
+            images = self.all_crops({"image": images, "unlabeled": mixture})
+        (vnet, unlabeled_vnet), (resnet_vnet, unlabeled_resnet_vnet) = (
+            subnetwork(images).tensor_split([len(label)])
+            for subnetwork in (self.network.vnet, self.network.resnet_vnet)
+        )
+        terms = {
+            "loss_supervised_vnet": self.supervised(vnet, label),
+            "loss_supervised_resnet_vnet": self.supervised(resnet_vnet, label),
+        }
+        weights: dict[str, float] = {}
+        if has_unlabeled:
+            terms["loss_pseudo_label"] = self.supervised(unlabeled_vnet, pseudo_label) + self.supervised(
+                unlabeled_resnet_vnet, pseudo_label
+            )
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
-        terms: dict[str, torch.Tensor] = {}
-        total = images.new_zeros((), dtype=torch.float32)
-        for name, subnetwork in (("vnet", self.network.vnet), ("resnet_vnet", self.network.resnet_vnet)):
-            labeled, unlabeled = subnetwork(images).tensor_split([len(label)])
-            terms[f"loss_supervised_{name}"] = self.supervised(labeled, label)
-            total = total + terms[f"loss_supervised_{name}"]
-            if weights:
-                terms[f"loss_pseudo_label_{name}"] = self.supervised(unlabeled, pseudo_label)
-                total = total + weights["weight_pseudo_label"] * terms[f"loss_pseudo_label_{name}"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow both networks."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from monai.utils.misc import str2bool
 
 from ..losses.consistency import ConsistencyLoss
 from ..losses.contrastive import PrototypeContrastiveLoss
@@ -16,9 +17,10 @@ from ..losses.rectification import RectificationLoss
 from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability
 from ..losses.supervised import SupervisedLoss
 from ..losses.uncertainty import UncertaintyLoss
+from ..networks.blocks import SegmentationNetwork
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 Roles = Literal["fixed", "winner", "symmetric"]
 Source = Literal["cross", "self", "winner", "union"]
@@ -92,6 +94,7 @@ class DualNetworkMethod(Method):
     """
 
     needs_labels = False
+    network: DualNetwork
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class DualNetworkMethod(Method):
         reliability_combination: Combination = "own",
         pseudo_label: PseudoLabelLoss | None = None,
         pseudo_label_source: Source = "cross",
-        pseudo_label_dropout: bool = True,
+        pseudo_label_dropout: bool | str = True,
         pseudo_label_weight: Weight | float = 1.0,
         consistency: ConsistencyLoss | None = None,
         consistency_region: Region = "all",
@@ -132,22 +135,22 @@ class DualNetworkMethod(Method):
             raise ValueError("pseudo_label_source 'union' needs reliability_combination 'and' or 'or', got 'own'.")
         self.supervised = supervised
         self.rectification = rectification or RectificationLoss()
-        self.rectification_weight = Weight.of(rectification_weight)
+        self.rectification_weight = Weight.of(rectification_weight, "rectification_weight")
         self.reliability = reliability or ReliabilityFilter()
         self.reliability_combination: Combination = reliability_combination
         self.pseudo_label = pseudo_label or PseudoLabelLoss()
         self.pseudo_label_source: Source = pseudo_label_source
-        self.pseudo_label_dropout = pseudo_label_dropout
-        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.pseudo_label_dropout = str2bool(pseudo_label_dropout)
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight, "pseudo_label_weight")
         self.consistency = consistency or ConsistencyLoss()
         self.consistency_region: Region = consistency_region
-        self.consistency_weight = Weight.of(consistency_weight)
+        self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
         self.uncertainty = uncertainty or UncertaintyLoss()
         self.uncertainty_region: Region = uncertainty_region
-        self.uncertainty_weight = Weight.of(uncertainty_weight)
+        self.uncertainty_weight = Weight.of(uncertainty_weight, "uncertainty_weight")
         self.contrastive = contrastive
         self.contrastive_network: Learner = contrastive_network
-        self.contrastive_weight = Weight.of(contrastive_weight)
+        self.contrastive_weight = Weight.of(contrastive_weight, "contrastive_weight")
         if self.contrastive_weight and contrastive is None:
             raise ValueError("contrastive must be given unless contrastive_weight is 0.")
         self.roles: Roles = roles
@@ -160,58 +163,50 @@ class DualNetworkMethod(Method):
         """
         has_labels, has_unlabeled = "label" in batch, "unlabeled" in batch
         num_labeled = len(batch["label"]) if has_labels else 0
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat([batch[key] for key in ("image", "unlabeled") if key in batch])
+        images = self.all_crops(batch)
         teacher, student = (
             self._view(subnetwork, images, num_labeled) for subnetwork in (self.network.vnet, self.network.resnet_vnet)
         )
         terms: dict[str, torch.Tensor] = {}
         weights: dict[str, float] = {}
-        total = images.new_zeros((), dtype=torch.float32)
-
-        def add(name: str, weight: Weight, term: torch.Tensor) -> torch.Tensor:
-            terms[f"loss_{name}"] = term
-            weights[f"weight_{name}"] = weight(step)
-            return weight(step) * term
-
         if has_labels:
             label = batch["label"]
             terms["loss_supervised_vnet"] = self.supervised(teacher.labeled, label)
             terms["loss_supervised_resnet_vnet"] = self.supervised(student.labeled, label)
-            total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
         student_wins = self._student_wins(terms)
         if has_labels and self.rectification_weight:
-            rectification = self.rectification(teacher.labeled, student.labeled, label) + self.rectification(
-                student.labeled, teacher.labeled, label
-            )
-            total = total + add("rectification", self.rectification_weight, rectification)
+            terms["loss_rectification"] = self.rectification(
+                teacher.labeled, student.labeled, label
+            ) + self.rectification(student.labeled, teacher.labeled, label)
+            weights["weight_rectification"] = self.rectification_weight(step)
         if self.consistency_weight and (has_unlabeled or self.consistency_region == "all"):
-            consistency = self.consistency(
+            terms["loss_consistency"] = self.consistency(
                 student.region(self.consistency_region), teacher.region(self.consistency_region)
             )
-            total = total + add("consistency", self.consistency_weight, consistency)
+            weights["weight_consistency"] = self.consistency_weight(step)
         if self.uncertainty_weight and (has_unlabeled or self.uncertainty_region == "all"):
-            total = total + add(
-                "uncertainty", self.uncertainty_weight, self._uncertainty(teacher, student, student_wins)
-            )
+            terms["loss_uncertainty"] = self._uncertainty(teacher, student, student_wins)
+            weights["weight_uncertainty"] = self.uncertainty_weight(step)
         if has_unlabeled and (self.pseudo_label_weight or self.contrastive_weight):
             reliable = combine_reliability(
                 self.reliability(teacher.teaching), self.reliability(student.teaching), self.reliability_combination
             )
             targets = self._targets(teacher, student, reliable, student_wins)
             if self.pseudo_label_weight:
-                pseudo_label = self.pseudo_label(teacher.unlabeled, *targets[0]) + self.pseudo_label(
+                terms["loss_pseudo_label"] = self.pseudo_label(teacher.unlabeled, *targets[0]) + self.pseudo_label(
                     student.unlabeled, *targets[1]
                 )
-                total = total + add("pseudo_label", self.pseudo_label_weight, pseudo_label)
+                weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
             if self.contrastive_weight:
-                contrastive = self._contrastive((teacher, student), reliable, targets, student_wins, batch.get("label"))
-                total = total + add("contrastive", self.contrastive_weight, contrastive)
+                terms["loss_contrastive"] = self._contrastive(
+                    (teacher, student), reliable, targets, student_wins, batch.get("label")
+                )
+                weights["weight_contrastive"] = self.contrastive_weight(step)
         if not terms:
             raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
-    def _view(self, subnetwork: Any, images: torch.Tensor, num_labeled: int) -> _View:
+    def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
         logits = subnetwork.head(features)
         teaching = logits[num_labeled:]

@@ -15,7 +15,7 @@ from ..losses.sharpening import check_temperature, sharpen
 from ..losses.supervised import SupervisedLoss
 from ..networks.multi_decoder_vnet import MultiDecoderVNet
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class MutualConsistency(Method):
@@ -37,6 +37,8 @@ class MutualConsistency(Method):
         ValueError: when the temperature is outside its range.
     """
 
+    network: MultiDecoderVNet
+
     def __init__(
         self,
         network: MultiDecoderVNet,
@@ -47,29 +49,25 @@ class MutualConsistency(Method):
     ) -> None:
         super().__init__(network)
         check_temperature(temperature)
-        self.network: MultiDecoderVNet = network
         self.supervised = supervised
         self.consistency = SoftmaxMSELoss()
-        self.consistency_weight = Weight.of(consistency_weight)
+        self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
         self.temperature = temperature
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if "unlabeled" in batch else batch["image"]
+        images = self.all_crops(batch)
         logits = self.network.all_logits(images)
         terms = {
             f"loss_supervised_decoder_{number}": self.supervised(scores[:num_labeled], label)
             for number, scores in enumerate(logits, start=1)
         }
-        total = torch.stack(list(terms.values())).sum()
         weights: dict[str, float] = {}
         if self.consistency_weight:
             terms["loss_consistency"] = self._consistency(logits)
             weights["weight_consistency"] = self.consistency_weight(step)
-            total = total + weights["weight_consistency"] * terms["loss_consistency"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
     def _consistency(self, logits: list[torch.Tensor]) -> torch.Tensor:
         # The targets keep their gradient, as in the public code: both sides of a pair move towards each other.

@@ -15,7 +15,7 @@ from ..losses.sharpening import check_temperature, sharpen
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class MutualCorrection(Method):
@@ -42,6 +42,8 @@ class MutualCorrection(Method):
         ValueError: when the temperature is outside its range.
     """
 
+    network: DualNetwork
+
     def __init__(
         self,
         network: DualNetwork,
@@ -54,12 +56,11 @@ class MutualCorrection(Method):
     ) -> None:
         super().__init__(network)
         check_temperature(temperature)
-        self.network: DualNetwork = network
         self.supervised = supervised
         self.rectification = rectification or RectificationLoss(threshold=0.0)
-        self.rectification_weight = Weight.of(rectification_weight)
+        self.rectification_weight = Weight.of(rectification_weight, "rectification_weight")
         self.pseudo_label = SoftmaxMSELoss()
-        self.pseudo_label_weight = Weight.of(pseudo_label_weight)
+        self.pseudo_label_weight = Weight.of(pseudo_label_weight, "pseudo_label_weight")
         self.temperature = temperature
         self.dice = SupervisedLoss(cross_entropy_weight=0.0)
 
@@ -67,8 +68,7 @@ class MutualCorrection(Method):
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]
         has_unlabeled = "unlabeled" in batch
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if has_unlabeled else batch["image"]
+        images = self.all_crops(batch)
         (vnet, unlabeled_vnet), (resnet_vnet, unlabeled_resnet_vnet) = (
             logits.tensor_split([num_labeled])
             for logits in (self.network.vnet(images), self.network.resnet_vnet(images))
@@ -77,14 +77,12 @@ class MutualCorrection(Method):
             "loss_supervised_vnet": self.supervised(vnet, label),
             "loss_supervised_resnet_vnet": self.supervised(resnet_vnet, label),
         }
-        total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
         weights: dict[str, float] = {}
         if self.rectification_weight:
             terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label) + self.rectification(
                 resnet_vnet, vnet, label
             )
             weights["weight_rectification"] = self.rectification_weight(step)
-            total = total + weights["weight_rectification"] * terms["loss_rectification"]
         if has_unlabeled and self.pseudo_label_weight:
             with torch.no_grad():
                 resnet_vnet_wins = bool(self.dice(resnet_vnet, label) <= self.dice(vnet, label))
@@ -94,5 +92,4 @@ class MutualCorrection(Method):
                 target = sharpen(winner.float().softmax(dim=1), self.temperature)
             terms["loss_pseudo_label"] = self.pseudo_label(loser, target)
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
-            total = total + weights["weight_pseudo_label"] * terms["loss_pseudo_label"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)

@@ -13,7 +13,7 @@ from ..losses.mean_squared_error import SoftmaxMSELoss
 from ..losses.supervised import SupervisedLoss
 from ..networks.single_network import SingleNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 from .teacher import MovingAverageTeacher
 
 
@@ -39,6 +39,8 @@ class MeanTeacher(Method):
         ValueError: when an option is outside its range.
     """
 
+    network: SingleNetwork
+
     def __init__(
         self,
         network: SingleNetwork,
@@ -53,10 +55,9 @@ class MeanTeacher(Method):
         for name, value in (("noise_std", noise_std), ("noise_limit", noise_limit)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value!r}.")
-        self.network: SingleNetwork = network
         self.supervised = supervised
         self.consistency = SoftmaxMSELoss()
-        self.consistency_weight = Weight.of(consistency_weight)
+        self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
         self.teacher = MovingAverageTeacher(network, decay=decay)
         self.noise_std = noise_std
         self.noise_limit = noise_limit
@@ -65,18 +66,15 @@ class MeanTeacher(Method):
         """Compute both terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         num_labeled = batch["image"].shape[0]
         has_unlabeled = "unlabeled" in batch
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if has_unlabeled else batch["image"]
+        images = self.all_crops(batch)
         labeled, unlabeled = self.network.backbone(images).tensor_split([num_labeled])
         terms = {"loss_supervised": self.supervised(labeled, batch["label"])}
-        total = terms["loss_supervised"]
         weights: dict[str, float] = {}
         if has_unlabeled and self.consistency_weight:
             target, mask = self._ask_teacher(batch["unlabeled"]), self._mask(batch["unlabeled"], step)
             terms["loss_consistency"] = self.consistency(unlabeled, target, mask)
             weights["weight_consistency"] = self.consistency_weight(step)
-            total = total + weights["weight_consistency"] * terms["loss_consistency"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow the network."""

@@ -17,7 +17,7 @@ from ..losses.supervised import SupervisedLoss
 from ..networks.discriminator import Discriminator
 from ..networks.dual_task_vnet import DualTaskVNet
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 _UNLABELED, _LABELED = 0, 1
 
@@ -40,6 +40,8 @@ class SASSNet(Method):
         adversarial_weight: w.
     """
 
+    network: DualTaskVNet
+
     def __init__(
         self,
         network: DualTaskVNet,
@@ -50,12 +52,11 @@ class SASSNet(Method):
         adversarial_weight: Weight | float = 0.01,
     ) -> None:
         super().__init__(network)
-        self.network: DualTaskVNet = network
         self.discriminator = discriminator
         self.supervised = supervised
         self.distance = SignedDistanceLoss()
-        self.distance_weight = Weight.of(distance_weight)
-        self.adversarial_weight = Weight.of(adversarial_weight)
+        self.distance_weight = Weight.of(distance_weight, "distance_weight")
+        self.adversarial_weight = Weight.of(adversarial_weight, "adversarial_weight")
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """List what the optimizer moves, see :meth:`scripts.methods.base.Method.trainable_parameters`."""
@@ -64,23 +65,19 @@ class SASSNet(Method):
     def forward(self, batch: Mapping[str, torch.Tensor], step: int, auxiliary: bool = False) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]
-        # One joint pass: batch normalization then sees labeled and unlabeled crops alike.
-        images = torch.cat((batch["image"], batch["unlabeled"])) if "unlabeled" in batch else batch["image"]
+        images = self.all_crops(batch)
         if auxiliary:
             return self._discriminate(images, num_labeled)
         logits, distance = self.network.logits_and_distance(images)
         terms = {"loss_supervised": self.supervised(logits[:num_labeled], label)}
         weights: dict[str, float] = {}
-        total = terms["loss_supervised"]
         if self.distance_weight:
             terms["loss_distance"] = self.distance(distance[:num_labeled], label)
             weights["weight_distance"] = self.distance_weight(step)
-            total = total + weights["weight_distance"] * terms["loss_distance"]
         if self.adversarial_weight and "unlabeled" in batch:
             terms["loss_adversarial"] = self._deceive(distance[num_labeled:], batch["unlabeled"])
             weights["weight_adversarial"] = self.adversarial_weight(step)
-            total = total + weights["weight_adversarial"] * terms["loss_adversarial"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)
 
     def _deceive(self, distance: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         # The discriminator is the judge here and learns nothing: it has no dropout and its weights are constants.

@@ -13,6 +13,7 @@ from torch import nn
 from ..losses.copy_paste import CopyPasteLoss, DistanceCorrectionLoss, EntropyCorrectionLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
+from .base import weighted_sum
 from .copy_paste import CopyPasteMethod
 
 
@@ -63,9 +64,9 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
             decay=decay,
         )
         self.distance = distance or DistanceCorrectionLoss()
-        self.distance_weight = Weight.of(distance_weight)
+        self.distance_weight = Weight.of(distance_weight, "distance_weight")
         self.entropy = entropy or EntropyCorrectionLoss()
-        self.entropy_weight = Weight.of(entropy_weight)
+        self.entropy_weight = Weight.of(entropy_weight, "entropy_weight")
 
     @property
     def student(self) -> nn.Module:
@@ -85,9 +86,8 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
             for student, logits in students.items():
                 terms[f"loss_{name}_{student}"] = self.copy_paste(logits, label, labeled)
                 predictions.append((logits, label, labeled, first != second))
-        total = torch.stack(list(terms.values())).sum()
         if "pretrain" in mixtures:
-            return {"loss": total, **terms}
+            return weighted_sum(terms, weights)
         for name, correction, weight in (
             ("distance", self.distance, self.distance_weight),
             ("entropy", self.entropy, self.entropy_weight),
@@ -95,5 +95,4 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
             if weight:
                 terms[f"loss_{name}"] = torch.stack([correction(*prediction) for prediction in predictions]).sum()
                 weights[f"weight_{name}"] = weight(step)
-                total = total + weights[f"weight_{name}"] * terms[f"loss_{name}"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)

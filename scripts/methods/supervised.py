@@ -13,7 +13,7 @@ from ..losses.rectification import RectificationLoss
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class SupervisedDualNetwork(Method):
@@ -29,6 +29,8 @@ class SupervisedDualNetwork(Method):
         rectification_weight: its weight; 0 leaves the two networks without any tie.
     """
 
+    network: DualNetwork
+
     def __init__(
         self,
         network: DualNetwork,
@@ -38,10 +40,9 @@ class SupervisedDualNetwork(Method):
         rectification_weight: Weight | float = 0.0,
     ) -> None:
         super().__init__(network)
-        self.network: DualNetwork = network
         self.supervised = supervised
         self.rectification = rectification or RectificationLoss()
-        self.rectification_weight = Weight.of(rectification_weight)
+        self.rectification_weight = Weight.of(rectification_weight, "rectification_weight")
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute both supervised losses, see :meth:`scripts.methods.base.Method.forward`."""
@@ -51,12 +52,10 @@ class SupervisedDualNetwork(Method):
             "loss_supervised_vnet": self.supervised(vnet, label),
             "loss_supervised_resnet_vnet": self.supervised(resnet_vnet, label),
         }
-        total = terms["loss_supervised_vnet"] + terms["loss_supervised_resnet_vnet"]
         weights: dict[str, float] = {}
         if self.rectification_weight:
             terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label) + self.rectification(
                 resnet_vnet, vnet, label
             )
             weights["weight_rectification"] = self.rectification_weight(step)
-            total = total + weights["weight_rectification"] * terms["loss_rectification"]
-        return {"loss": total, **terms, **weights}
+        return weighted_sum(terms, weights)

@@ -11,7 +11,7 @@ import torch
 
 from ..losses.supervised import SupervisedLoss
 from ..networks.single_network import SingleNetwork
-from .base import Method
+from .base import Method, weighted_sum
 
 
 class SupervisedNetwork(Method):
@@ -25,12 +25,14 @@ class SupervisedNetwork(Method):
         supervised: cross-entropy and Dice.
     """
 
+    network: SingleNetwork
+
     def __init__(self, network: SingleNetwork, *, supervised: SupervisedLoss) -> None:
         super().__init__(network)
-        self.network: SingleNetwork = network
         self.supervised = supervised
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute the supervised loss, see :meth:`scripts.methods.base.Method.forward`."""
-        loss = self.supervised(self.network.backbone(batch["image"]), batch["label"])
-        return {"loss": loss, "loss_supervised": loss}
+        return weighted_sum(
+            {"loss_supervised": self.supervised(self.network.backbone(batch["image"]), batch["label"])}, {}
+        )

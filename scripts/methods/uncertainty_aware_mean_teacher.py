@@ -67,7 +67,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
             raise ValueError(f"threshold must be from 0 to 1, got {threshold!r}.")
         self.num_passes = num_passes
         self.threshold = threshold
-        self.threshold_rise = Weight.of(threshold_rise)
+        self.threshold_rise = Weight.of(threshold_rise, "threshold_rise")
 
     @torch.no_grad()
     def _mask(self, image: torch.Tensor, step: int) -> torch.Tensor:

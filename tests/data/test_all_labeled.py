@@ -81,7 +81,7 @@ def test_evaluation_needs_the_test_list_alone(dataset):
 def test_boxes_come_with_every_labeled_case(tmp_path):
     split_path = generate_phantom_dataset(tmp_path, num_cases=4, size=32, num_labeled=1)
     write_boxes(tmp_path, split_path)
-    cases = load(tmp_path, all_labeled=True, with_boxes=True)
+    cases = load(tmp_path, all_labeled=True, uses_boxes=True)
     assert len(cases["labeled"]) >= 2
     assert all(entry.keys() == {"image", "label", "case", "box"} for entry in cases["labeled"])
 

@@ -413,19 +413,19 @@ def test_boxes_hold_the_foreground(dataset, tmp_path):
         "f": [[2, 3, 5], [4, 4, 8]],
     }
     assert json.loads((dataset / "boxes.json").read_text()) == expected
-    cases = load_cases(dataset, split_path, lists=["labeled", "test"], with_boxes=True)
+    cases = load_cases(dataset, split_path, lists=["labeled", "test"], uses_boxes=True)
     assert [entry["box"] for name in ("labeled", "test") for entry in cases[name]] == [
         expected[case] for case in ("a", "e", "f")
     ]
     with pytest.raises(BundleError, match=r"has no box of c; `python -m scripts boxes --dataset_dir .* --split_file"):
-        load_cases(dataset, split_path, with_boxes=True)
+        load_cases(dataset, split_path, uses_boxes=True)
     assert "box" not in load_cases(dataset, split_path)["labeled"][0]
 
 
 def test_box_adds_no_label_to_an_unlabeled_case(tmp_path):
     split_path = generate_phantom_dataset(tmp_path, num_cases=4, size=32)
     write_boxes(tmp_path, split_path)
-    (entry,) = load_cases(tmp_path, split_path, with_boxes=True)["unlabeled"]
+    (entry,) = load_cases(tmp_path, split_path, uses_boxes=True)["unlabeled"]
     assert set(entry) == {"unlabeled", "case", "box"}
 
 
@@ -468,7 +468,7 @@ def test_boxes_need_labels(dataset, tmp_path):
     ("text", "message"),
     [
         (None, r"boxes\.json not found; `python -m scripts boxes"),
-        ("{", "with_boxes: .* is not JSON"),
+        ("{", "uses_boxes: .* is not JSON"),
         ("[]", "must be a JSON object of boxes, got a list"),
         ("{}", "has no box of a;"),
         ('{"a": [[0, 0, 0], [1, 1]]}', r"must hold \[\[x0, y0, z0\], \[x1, y1, z1\]\] .* not for a;"),
@@ -483,7 +483,7 @@ def test_broken_boxes_file(text, message, dataset, tmp_path):
     if text is not None:
         (dataset / "boxes.json").write_text(text)
     with pytest.raises(BundleError, match=message):
-        load_cases(dataset, write_split_text(tmp_path), lists=["labeled"], with_boxes=True)
+        load_cases(dataset, write_split_text(tmp_path), lists=["labeled"], uses_boxes=True)
 
 
 # --- the unlabeled pool -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.handlers.checkpoints import Checkpoints, PublishedWeights
+from scripts.handlers.checkpoints import Checkpoints, PublishedWeights, _random_state, _restore_random_state
 from scripts.handlers.run_directory import RunDirectory
 
 NAN = float("nan")
@@ -139,3 +139,18 @@ def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):
     resumed = Training(tmp_path / "resumed", [0.1] * 4, resume=True, interval=1)
     assert resumed.draws == straight.draws[2:]
     assert resumed.network.weight.item() == straight.network.weight.item() == 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "restored"), [(2, [("set_rng_state_all", ["a", "b"])]), (1, [("manual_seed_all", 47)])]
+)
+def test_generators_of_gpus_go_on_or_start_anew(monkeypatch, saved, restored):
+    state = {**_random_state(), "cuda": ["a", "b"][:saved]}
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "initial_seed", lambda: 7)
+    for name in ("set_rng_state_all", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda value, name=name: calls.append((name, value)))
+    _restore_random_state(state, iteration=40)
+    assert calls == restored

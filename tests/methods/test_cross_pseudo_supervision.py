@@ -207,7 +207,7 @@ def test_degenerate_batches(kind):
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -0\.1"):
+    with pytest.raises(ValueError, match=r"pseudo_label_weight must be at least 0.*, got -0\.1"):
         make_method(TinyPair(), pseudo_label_weight=-0.1)
 
 

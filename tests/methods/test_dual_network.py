@@ -726,7 +726,7 @@ def test_equal_networks(variant):
         ({"contrastive_network": "vnet"}, "contrastive_network must be one of student, loser, both, got 'vnet'"),
         ({"pseudo_label_source": "union"}, "'union' needs reliability_combination 'and' or 'or', got 'own'"),
         ({"contrastive": None}, "contrastive must be given unless contrastive_weight is 0"),
-        ({"consistency_weight": -1.0}, r"final must be at least 0.*, got -1\.0"),
+        ({"consistency_weight": -1.0}, r"consistency_weight must be at least 0.*, got -1\.0"),
     ],
 )
 def test_options_are_refused(options, message):

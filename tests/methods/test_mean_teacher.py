@@ -249,7 +249,7 @@ def test_degenerate_batches(kind):
         ({"noise_std": -0.1}, r"noise_std must be at least 0, got -0\.1"),
         ({"noise_limit": math.nan}, "noise_limit must be at least 0, got nan"),
         ({"decay": 1.0}, r"decay must be at least 0 and below 1, got 1\.0"),
-        ({"consistency_weight": -1.0}, r"final must be at least 0.*, got -1\.0"),
+        ({"consistency_weight": -1.0}, r"consistency_weight must be at least 0.*, got -1\.0"),
     ],
 )
 def test_options_are_refused(options, message):

@@ -232,7 +232,7 @@ def test_options_are_told():
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -0\.5"):
+    with pytest.raises(ValueError, match=r"adversarial_weight must be at least 0.*, got -0\.5"):
         make_method(adversarial_weight=-0.5)
 
 

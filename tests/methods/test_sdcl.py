@@ -155,7 +155,7 @@ def test_degenerate_batches(kind, step):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -0\.5"):
+    with pytest.raises(ValueError, match=r"distance_weight must be at least 0.*, got -0\.5"):
         make_method(distance_weight=-0.5)
     with pytest.raises(ValueError, match="pretrain_iterations must be at least 0, got -1"):
         make_method(pretrain_iterations=-1)

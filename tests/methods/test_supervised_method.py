@@ -143,7 +143,7 @@ def test_degenerate_batches(kind, rectification_weight):
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ValueError, match=r"final must be at least 0.*, got -0\.5"):
+    with pytest.raises(ValueError, match=r"rectification_weight must be at least 0.*, got -0\.5"):
         SupervisedDualNetwork(TinyPair(), supervised=SupervisedLoss(), rectification_weight=-0.5)
 
 

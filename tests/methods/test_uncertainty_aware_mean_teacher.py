@@ -231,7 +231,7 @@ def test_degenerate_batches(kind):
         ({"threshold": -0.1}, r"threshold must be from 0 to 1, got -0\.1"),
         ({"threshold": 1.1}, r"threshold must be from 0 to 1, got 1\.1"),
         ({"threshold": math.nan}, "threshold must be from 0 to 1, got nan"),
-        ({"threshold_rise": -0.25}, r"final must be at least 0.*, got -0\.25"),
+        ({"threshold_rise": -0.25}, r"threshold_rise must be at least 0.*, got -0\.25"),
         ({"noise_std": -0.1}, r"noise_std must be at least 0, got -0\.1"),
         ({"decay": 1.0}, r"decay must be at least 0 and below 1, got 1\.0"),
     ],

@@ -93,7 +93,7 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
         values = {column: (line[column] or "").strip() for column in _COLUMNS}
         if not values["image"] or None in line:
             problems.append(
-                f"{table.name}, line {number}: must have an image, a label and a group, the latter may be empty."
+                f"{table.name}, line {number}: needs an image; label and group may be empty."
             )
             continue
         paths = [Path(values[key]) for key in ("image", "label")]

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""An iteration in float16, as on a GPU without bfloat16, here on the CPU: the gradient is scaled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_refused
+
+from scripts.methods.base import Method, weighted_sum
+from scripts.trainer import NonFiniteLossError, SemiSupervisedTrainer
+
+
+class Loader:
+    """The same labeled crop again and again."""
+
+    def start_at(self, iteration):
+        pass
+
+    def __iter__(self):
+        while True:
+            yield {"image": torch.ones(1, 1, 32, 1, 1), "label": torch.ones(1, 1, 32, 1, 1)}
+
+
+class Steep(Method):
+    """A loss of 0 whose gradient is a number of choice for each iteration."""
+
+    def __init__(self, network, slopes):
+        super().__init__(network)
+        self.slopes = slopes
+
+    def forward(self, batch, step):
+        zero = self.network.weight.sum() - self.network.weight.detach().sum()
+        zero.register_hook(lambda gradient: gradient * self.slopes[step])
+        return weighted_sum({"loss_steep": zero * 1.0}, {})
+
+
+@pytest.fixture
+def train(monkeypatch):
+    monkeypatch.setattr("scripts.trainer.resolve_precision", lambda precision, device: precision)
+
+    def train(slopes, precision="float16"):
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        trainer = SemiSupervisedTrainer(
+            "cpu",
+            1,
+            Loader(),
+            network,
+            Steep(network, slopes),
+            optimizer,
+            precision=precision,
+            epoch_length=len(slopes),
+        )
+        trainer.weights = []
+        trainer.add_event_handler("ITERATION_COMPLETED", lambda: trainer.weights.append(network.weight.item()))
+        trainer.run()
+        return trainer
+
+    return train
+
+
+def test_the_step_is_that_without_a_scale(train):
+    slopes = [0.5, 2.0**-20, -0.25]
+    trainer = train(slopes)
+    assert trainer.dtype == torch.float16
+    assert trainer.state.terms["gradient_scale"] == 2.0**16
+    assert trainer.weights == train(slopes, "float32").weights == [-0.5, -0.5 - 2.0**-20, -0.25 - 2.0**-20]
+
+
+def test_an_infinite_gradient_costs_a_step_and_half_of_the_scale(train):
+    trainer = train([0.5, float("inf"), 0.25])
+    assert trainer.weights == [-0.5, -0.5, -0.75]
+    assert trainer.grad_scaler.get_scale() == 2.0**15
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_the_run(train):
+    with assert_refused(r"iteration 32: gradient_norm = nan on unnamed cases", NonFiniteLossError):
+        train([float("nan")] * 100)
