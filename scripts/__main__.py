@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from .benchmark.benchmark import run_benchmark
+from .console import check_arguments
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
 from .data.prepare.conversion import image_path, label_path
 from .data.prepare.dataset import SplitSettings, prepare_dataset
 from .data.splits import write_boxes
 from .errors import BundleError
-from .evaluation.label_maps import read_nifti
 from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
+from .nifti import read_nifti
 from .package import write_package
 from .predict import inference_configs, predict_volumes
 from .studies.cases import study_cases
@@ -222,7 +224,9 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
     _console.print(escape(str(path)))
 
 
-def picture(image: str, prediction: str, output: str, reference: str | None = None, num_slices: int = 1) -> None:
+def picture(
+    image: str, prediction: str, output: str, reference: str | None = None, num_slices: int = 1, overwrite: bool = False
+) -> None:
     """Draw a case: image, reference, prediction, and where the two differ.
 
     Args:
@@ -231,6 +235,7 @@ def picture(image: str, prediction: str, output: str, reference: str | None = No
         output: PNG file to write, its name ends in .png.
         reference: NIfTI file of its reference label map, if there is one.
         num_slices: slices in each of the three planes.
+        overwrite: replace a picture that is there.
     """
     volumes = {"image": _text("image", image), "prediction": _text("prediction", prediction)}
     if reference is not None:
@@ -241,6 +246,8 @@ def picture(image: str, prediction: str, output: str, reference: str | None = No
             raise BundleError(f"output must be another file than {name}, got {output} for both.")
     if target.suffix.lower() != ".png":
         raise BundleError(f"output must end in .png, got {output}.")
+    if target.exists() and not _truth("overwrite", overwrite):
+        raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = _whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
     voxels = {name: np.asanyarray(volume.dataobj) for name, volume in loaded.items()}
@@ -602,7 +609,11 @@ def _whole_numbers(name: str, value: Any) -> list[int]:
 
 def _case_names(name: str, value: Any) -> list[str]:
     if isinstance(value, str) and os.path.isfile(value):
-        return [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = Path(value).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
+        return [line.strip() for line in lines if line.strip()]
     # Names of digits alone have become numbers.
     values = value if isinstance(value, (list, tuple)) else [value]
     texts = [str(item) if type(item) is int else item for item in values]
@@ -635,27 +646,28 @@ def main(arguments: Any = None) -> None:
     Args:
         arguments: the words of the command line, by default those of this process.
     """
+    commands: dict[str, Callable[..., Any]] = {
+        "phantom": phantom,
+        "check": check,
+        "prepare": prepare,
+        "boxes": boxes,
+        "picture": picture,
+        "predict": predict,
+        "extract": extract,
+        "package": package,
+        "crossval": crossval,
+        "cell": cell,
+        "report": report,
+        "robustness": robustness,
+        "uncertainty": uncertainty,
+        "benchmark": benchmark,
+    }
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        fire.Fire(
-            {
-                "phantom": phantom,
-                "check": check,
-                "prepare": prepare,
-                "boxes": boxes,
-                "picture": picture,
-                "predict": predict,
-                "extract": extract,
-                "package": package,
-                "crossval": crossval,
-                "cell": cell,
-                "report": report,
-                "robustness": robustness,
-                "uncertainty": uncertainty,
-                "benchmark": benchmark,
-            },
-            command=arguments,
-            name="python -m scripts",
-        )
+        # Fire runs a command with the arguments that it knows, and complains of the others afterwards.
+        if words and words[0] in commands:
+            check_arguments(words[0], commands[words[0]], words[1:])
+        fire.Fire(commands, command=words, name="python -m scripts")
     # An OSError names the file and the reason: a folder that cannot be made, a full disk.
     except (BundleError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

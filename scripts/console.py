@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +102,39 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+
+
+def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]) -> None:
+    """Refuse arguments of a command of Fire that it does not have.
+
+    Args:
+        name: name of the command.
+        command: its function; one that takes any keyword checks them itself.
+        words: the command line behind the name.
+
+    Raises:
+        BundleError: for the first argument that the function does not have, or a value without a name too many.
+    """
+    parameters = inspect.signature(command).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    words = list(words)[: words.index("--") if "--" in words else None]
+    positional, is_value = 0, False
+    for word in words:
+        if not _FLAG.match(word):
+            positional += not is_value
+            is_value = False
+            continue
+        flag, equals, _ = word.lstrip("-").partition("=")
+        flag = flag.replace("-", "_")
+        known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help"}
+        if flag not in known and not (len(flag) == 1 and any(parameter.startswith(flag) for parameter in parameters)):
+            similar = difflib.get_close_matches(flag, parameters, n=1)
+            hint = f" Did you mean --{similar[0]}?" if similar else f" It takes {', '.join(parameters)}."
+            raise BundleError(f"--{flag} is no argument of {name}.{hint}")
+        is_value = not equals
+    if positional > len(parameters):
+        raise BundleError(f"{name} takes {', '.join(parameters)}, got {positional} values without a name.")
 
 
 def _is_known(place: Any, path: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can mend, and the words for it: one line, without a traceback."""
+"""The one exception for mistakes that a user can mend, and what errors of libraries say, in one line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ class BundleError(ValueError):
 
 
 def root_cause(error: BaseException) -> str:
-    """Word what an error that libraries have wrapped was at first.
+    """Find what an error that libraries have wrapped was at first.
 
     Args:
         error: what was raised.
 
     Returns:
-        the first line of the first error, or the name of its class where it says nothing.
+        the first line of the innermost error, or the name of its class where it says nothing.
     """
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Join the lines of an error.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        its text in one line, or the name of its class where it says nothing.
+    """
+    return " ".join(str(error).split()) or type(error).__name__

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import BundleError
 
@@ -54,6 +56,38 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file in one step.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        text: its content.
+
+    Returns:
+        the path.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, default: Callable[[Any], Any] | None = None) -> Path:
+    """Write a JSON file in one step.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        content: what JSON can hold.
+        default: makes what JSON can hold of anything else.
+
+    Returns:
+        the path.
+
+    Raises:
+        TypeError: when the content holds something else and there is no default; an older file stays.
+    """
+    return write_text(path, json.dumps(content, indent=4, default=default) + "\n")
 
 
 def check_path(name: str, value: str) -> None:

@@ -30,7 +30,8 @@ from .console import check_overrides, describe_mistake, silence_codec_warning
 from .data.dicom import DicomSeries, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
 from .data.volumes import VOLUME_SUFFIXES, case_name
-from .errors import BundleError
+from .errors import BundleError, one_line
+from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import check_path
 
@@ -100,7 +101,7 @@ def predict_volumes(
     for name, place in (("input", path), ("output_dir", output)):
         check_path(name, str(place))
     given = dict(overrides or {})
-    _check_configuration(config_file, given, model)
+    check_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))
     _check_places(path, output, series)
     if not series and dicom_seg:
@@ -236,7 +237,7 @@ class _SegWriter:
             # Headers break the rules of DICOM in as many ways as there are scanners.
             except Exception as error:
                 self.num_failed += 1
-                _logger.error("the DICOM SEG of %s cannot be written: %s", name, " ".join(str(error).split()))
+                _logger.error("the DICOM SEG of %s cannot be written: %s", name, one_line(error))
 
 
 # --- what was given ---------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSer
         words = list(series.folder.relative_to(root).parts) or [root.resolve().name]
         if series_in[series.folder] > 1:
             is_unique = same_number[series.folder, series.number] == 1
-            words.append(str(series.number) if is_unique else series.uid or "without_uid")
+            words.append(str(series.number) if is_unique else case_file_name(series.uid or "without_uid"))
         name = "_".join(words)
         if name in named:
             raise BundleError(
@@ -288,7 +289,17 @@ def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -
         )
 
 
-def _check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None) -> None:
+def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None) -> None:
+    """Make sure that the files of a configuration and of its weights are there, and that it has the keys to override.
+
+    Args:
+        config_file: the files.
+        overrides: values by key.
+        model: file of an exported network, if it takes the place of network and weights.
+
+    Raises:
+        BundleError: for the first file that is missing, or key that must not be given.
+    """
     for file in config_file:
         if not Path(file).is_file():
             raise BundleError(f"config_file must name files that exist, got {file}.")

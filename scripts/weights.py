@@ -93,6 +93,11 @@ def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> 
         raise BundleError(f"{name} {path} cannot be read as a file of weights; it may be damaged.") from error
     expected = network.state_dict()
     is_state = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    if isinstance(state, dict) and "method" in state and "iteration" in state:
+        raise BundleError(
+            f"{name} {path} is a checkpoint, from which a run goes on by --resume true: name the model_final.pt or "
+            "model.pt of its run."
+        )
     if not is_state or state.keys() != expected.keys():
         raise BundleError(f"{name} {path} holds the weights of another network than the configured one.")
     for key, value in expected.items():
@@ -101,6 +106,8 @@ def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> 
                 f"{name} {path} does not fit: {key} has shape {list(state[key].shape)}, the configured network "
                 f"needs {list(value.shape)}; check num_classes and in_channels."
             )
+        if not state[key].isfinite().all():
+            raise BundleError(f"{name} {path} holds values that are not finite, in {key}.")
 
 
 def place_network(

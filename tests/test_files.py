@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from scripts.console import describe_mistake
-from scripts.files import replacing
+from scripts.files import replacing, write_json
 
 
 def test_a_file_is_written_with_its_folder(tmp_path):
@@ -134,3 +135,15 @@ def test_two_writers_do_not_meet(tmp_path):
     # The outer block ends last.
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "folder" / "file.json"
+    assert write_json(path, {"a": "ü"}) == path
+    assert path.read_bytes() == b'{\n    "a": "\\u00fc"\n}\n'
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": "ü"}
+    assert [item.name for item in path.parent.iterdir()] == ["file.json"]
+    write_json(path, {"a": tmp_path}, default=str)
+    assert json.loads(path.read_text()) == {"a": str(tmp_path)}

@@ -165,6 +165,15 @@ def test_picture(name, volumes, tmp_path, capsys):
     assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_picture_is_replaced_on_demand_only(volumes, tmp_path, fails):
+    target = tmp_path / "a.png"
+    target.write_text("mine")
+    assert fails("picture", *volumes, "--output", target).startswith(f"output {target} is there already: ")
+    assert target.read_text() == "mine"
+    main(["picture", *volumes, "--output", str(target), "--overwrite", "true"])
+    assert target.read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.nii.gz", "png", ".png"])
 def test_a_picture_ends_in_png(name, volumes, tmp_path, fails):
     (tmp_path / name).write_text("mine")
@@ -225,3 +234,26 @@ def test_what_is_not_understood_is_no_success(words):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_case", "6"], "--num_case is no argument of phantom. Did you mean --num_cases?"),
+        (["--num-case=6"], "--num_case is no argument of phantom. Did you mean --num_cases?"),
+        (["--zebra"], "--zebra is no argument of phantom. It takes output_dir, "),
+        (["a"] * 20, "phantom takes output_dir, "),
+    ],
+)
+def test_a_command_does_nothing_before_its_arguments_are_known(words, message, tmp_path, fails):
+    target = tmp_path / "data"
+    main(["phantom", "--output_dir", str(target), "--num_cases", "4", "--size", "32"])
+    before = {path: path.read_bytes() for path in target.rglob("*.*")}
+    assert fails("phantom", "--output_dir", target, "--overwrite", "true", *words).startswith(message)
+    assert {path: path.read_bytes() for path in target.rglob("*.*")} == before
+
+
+def test_arguments_may_be_written_as_fire_reads_them(tmp_path):
+    target = tmp_path / "data"
+    main(["phantom", str(target), "-num-cases=4", "--size", "32", "--nooverwrite", "--", "--separator=+"])
+    assert len(list((target / "images").iterdir())) == 4

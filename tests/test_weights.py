@@ -115,6 +115,20 @@ def test_another_network(weights, state):
         check_weights(str(weights), make_network())
 
 
+def test_weights_that_are_not_finite(weights):
+    state = make_network().state_dict()
+    state["2.bias"][1] = float("nan")
+    torch.save(state, weights)
+    with pytest.raises(BundleError, match=r"ckpt_path .*model\.pt holds values that are not finite, in 2\.bias"):
+        check_weights(str(weights), make_network())
+
+
+def test_a_checkpoint_in_the_place_of_weights(weights):
+    torch.save({"format": 2, "iteration": 4, "method": make_network().state_dict()}, weights)
+    with pytest.raises(BundleError, match=r"is a checkpoint, .* name the model_final\.pt or model\.pt of its run"):
+        check_weights(str(weights), make_network())
+
+
 def test_values_that_are_no_tensors(weights):
     torch.save(dict.fromkeys(make_network().state_dict(), 1.0), weights)
     with pytest.raises(BundleError, match=r"model\.pt"):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from ..console import describe_mistake
 from ..errors import BundleError
-from ..evaluation.case_report import write_text
+from ..files import write_json, write_text
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
@@ -115,7 +114,7 @@ def run_benchmark(
         show(texts[-1])
         summary.update(figures)
         line = _in_one_line(summary)
-        write_text(output / _REPORT, json.dumps({**facts, "summary": line}, indent=4) + "\n")
+        write_json(output / _REPORT, {**facts, "summary": line})
         write_text(output / "benchmark.md", "\n".join(["# Benchmark\n", header, *texts, line + "\n"]))
 
     for name, value in facts["machine"].items():

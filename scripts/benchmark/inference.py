@@ -17,8 +17,8 @@ from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 
 from ..errors import BundleError
-from ..evaluation.label_maps import read_nifti
 from ..export import extract_network
+from ..nifti import read_nifti
 from ..studies.cases import Case, compare, label_array
 from ..weights import check_weights
 from .measuring import measure_alone

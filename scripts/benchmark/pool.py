@@ -17,9 +17,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
 
-from ..data.phantom import generate_phantom_dataset, write_json
+from ..data.phantom import generate_phantom_dataset
 from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
 from ..errors import BundleError
+from ..files import write_json
 from .measuring import measure_alone
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -62,10 +62,19 @@ class CropToBoxd(Cropd):
             )
         for key in self.key_iterator(result):
             volume: MetaTensor = result[key]
+            self._check_box(result, volume)
             start, stop = self._map(np.asarray(result[self.box_key], dtype=float), volume)
             slices = Crop.compute_slices(roi_start=start.tolist(), roi_end=stop.tolist())
             result[key] = self.cropper(volume, slices=slices)
         return result
+
+    def _check_box(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> None:
+        stop, size = data[self.box_key][1], [int(length) for length in volume.meta["spatial_shape"]]
+        if any(end > length for end, length in zip(stop, size, strict=False)):
+            raise BundleError(
+                f"the box of {data.get('case', 'a case')} ends at voxel {list(stop)}, but its volume has {size}: "
+                "boxes.json is of another version of the data; write it anew by python -m scripts boxes."
+            )
 
     def _map(self, box: np.ndarray, volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
         original = np.asarray(volume.meta["original_affine"], dtype=float)

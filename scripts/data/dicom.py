@@ -21,7 +21,8 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
-from ..errors import BundleError
+from ..errors import BundleError, one_line
+from ..nifti import make_nifti
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _HEADER_TAGS = ["SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "Rows"]
@@ -32,7 +33,6 @@ _SAME = 1e-4
 _UNEVEN = 0.1
 #: How far a slice may be shifted sideways, in pixels.
 _SHIFTED = 0.5
-_MILLIMETER = 2
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,7 @@ class DicomVolume:
         Returns:
             The image, its affine in both the qform and the sform.
         """
-        image = nib.Nifti1Image(self.voxels, self.affine)
-        image.header.set_xyzt_units(_MILLIMETER)
-        image.set_qform(self.affine, code="scanner")
-        image.set_sform(self.affine, code="scanner")
-        return image
+        return make_nifti(self.voxels, self.affine)
 
 
 def find_series(folder: str | Path) -> list[DicomSeries]:
@@ -243,7 +239,7 @@ def _read_slice(series: DicomSeries, path: Path) -> tuple[Dataset, npt.NDArray[A
         raise
     # Damaged files make pydicom and the decoders raise errors of many unrelated classes.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise _refusal(series, f"{path.name} cannot be read, the file may be truncated or damaged: {reason}") from error
     return dataset, values.T
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import BundleError
+from ..errors import BundleError, one_line
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
 _AFFINE_TOLERANCE = 1e-3
@@ -142,9 +142,11 @@ def _load(
         file: Any = nibabel.load(path)
         voxels = np.asanyarray(file.dataobj)
         affine = np.asarray(file.affine, dtype=np.float64)
+        if voxels.dtype.kind not in "biuf":
+            raise ValueError(f"its voxels must be numbers, got {voxels.dtype}")
         finite = bool(np.isfinite(voxels).all())
     except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         findings.problems.append(f"{start} cannot be read ({type(error).__name__}: {reason})")
         return None
     if voxels.ndim == 4 and voxels.shape[-1] == 1:
@@ -155,6 +157,9 @@ def _load(
     if not finite:
         count = int(np.count_nonzero(~np.isfinite(voxels)))
         findings.problems.append(f"{start} has {count} non-finite value{'s' * (count != 1)}")
+        return None
+    if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
+        findings.problems.append(f"{start} must have an affine that can be inverted, got {affine.tolist()}")
         return None
     return voxels, affine
 

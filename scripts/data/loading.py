@@ -83,6 +83,8 @@ class LoadCased(MapTransform):
             raise BundleError(f"{path} must have {channels} channel(s), got {volume.shape[0]}.")
         if not torch.isfinite(volume).all():
             raise BundleError(f"{path} holds values that are not finite.")
+        if not volume.affine.isfinite().all():
+            raise BundleError(f"{path} has an affine that is not finite.")
 
     def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:
         if label.shape[1:] != image.shape[1:]:

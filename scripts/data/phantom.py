@@ -28,7 +28,8 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ..errors import BundleError
-from ..files import replacing
+from ..files import write_json
+from ..nifti import write_nifti
 
 FloatArray = NDArray[np.float32]
 Vector = tuple[float, float, float]
@@ -123,8 +124,8 @@ def generate_phantom_dataset(
     cases = [f"phantom_{index:03d}" for index in range(num_cases)]
     for index, case in enumerate(tqdm(cases, desc="phantom", unit="case", disable=None)):
         image, label = _generate_case(index, shape=shape, modality=modality, num_classes=num_classes, seed=seed)
-        _save(image, output_path / _IMAGE_PATTERN.format(case=case))
-        _save(label, output_path / _LABEL_PATTERN.format(case=case))
+        write_nifti(image, output_path / _IMAGE_PATTERN.format(case=case))
+        write_nifti(label, output_path / _LABEL_PATTERN.format(case=case))
 
     split: dict[str, Any] = {
         "version": 1,
@@ -167,23 +168,6 @@ def ensure_phantom_dataset(output_dir: str | Path) -> bool:
 def is_phantom_case(case: str) -> bool:
     """Tell whether a case id is one that :func:`generate_phantom_dataset` gives."""
     return _CASE_NAME.fullmatch(case) is not None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step: a reader finds the old file or the new one, never half of it.
-
-    Args:
-        path: file to write; its folder is made if missing.
-        content: what JSON can hold.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="ascii")
-
-
-def _save(image: nibabel.Nifti1Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        # Not by nibabel.save, which tells the format by the end of the name. Without a time the bytes repeat.
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _volume_folders(output_path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case, write_json
+from ..files import write_json
+from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
 from .volumes import VOLUME_SUFFIXES
 
 LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
@@ -453,6 +455,8 @@ def _list_problems(lists: dict[str, list[str]]) -> list[str]:
                 continue
             if _leads_out(case):
                 problems.append(f"{list_name}: case id must stay in dataset_dir (relative, without '..'), got {case!r}")
+            elif posixpath.normpath(case) != case:
+                problems.append(f"{list_name}: case id must be {posixpath.normpath(case)!r}, got {case!r}")
             if count > 1:
                 problems.append(f"{list_name} has case {case!r} {count} times")
             if case in first_list:

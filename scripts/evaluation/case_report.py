@@ -23,7 +23,7 @@ from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_numpy
 
 from ..errors import BundleError
-from ..files import replacing
+from ..files import write_text
 from .label_maps import case_file_name, case_name
 from .metrics import METRIC_NAMES, evaluate_case, foreground_names
 from .pictures import View, draw_views, select_views
@@ -408,18 +408,3 @@ def plural(noun: str, count: int) -> str:
         the singular for 1, else the plural.
     """
     return noun if count == 1 else f"{noun}s"
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file; it takes the place of an older one in one step.
-
-    Args:
-        path: the file.
-        text: its content.
-
-    Returns:
-        the path.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-    return path

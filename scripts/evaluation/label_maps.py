@@ -1,24 +1,24 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a case: what they are called, how its label map is written, and how volumes are read."""
+"""The files of a case: what they are called, and how its label map is written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SaveImage
+from monai.transforms import MapTransform
 from monai.utils import CommonKeys
 
 from ..errors import BundleError
+from ..nifti import write_volume
 
 CASE_KEY = "case"
 _SUFFIX = ".nii.gz"
@@ -75,26 +75,25 @@ def label_map_path(folder: str | os.PathLike[str], case: str) -> Path:
     return Path(folder) / f"{case_file_name(case)}{_SUFFIX}"
 
 
-def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
-    """Read a volume.
+def check_labels_dir(labels_dir: str | None, cases: Callable[[], Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Make sure that no label map takes the place of a file of the data set.
 
     Args:
-        path: NIfTI file.
-        name: what to call it in the message.
-
-    Returns:
-        the volume with its voxels in memory, in the type of their scaled values.
+        labels_dir: folder where label maps will be written; None where none will be.
+        cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.splits.load_cases`;
+            called unless labels_dir is None.
 
     Raises:
-        BundleError: when it cannot be read.
+        BundleError: when a map of one of these cases would replace an image or a label.
     """
-    try:
-        volume: Any = nib.load(path)
-        voxels = np.asanyarray(volume.dataobj)
-        return nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=voxels.dtype)
-    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BundleError(f"{name} {path} cannot be read as NIfTI: {reason}".strip()) from error
+    if labels_dir is None:
+        return
+    items = [item for entries in cases().values() for item in entries]
+    files = {os.path.realpath(item[key]) for item in items for key in ("image", "label", "unlabeled") if key in item}
+    for item in items:
+        path = label_map_path(labels_dir, str(item.get(CASE_KEY, "")))
+        if os.path.realpath(path) in files:
+            raise BundleError(f"labels_dir {labels_dir}: a label map would replace {path}, a file of the data set.")
 
 
 class SaveLabelMapd(MapTransform):
@@ -108,9 +107,6 @@ class SaveLabelMapd(MapTransform):
     def __init__(self, keys: KeysCollection, output_dir: str | os.PathLike[str]) -> None:
         super().__init__(keys)
         self.output_dir = Path(output_dir)
-        self._save = SaveImage(
-            output_ext=_SUFFIX, output_dtype=np.uint8, resample=False, separate_folder=False, print_log=False
-        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the maps of a case.
@@ -123,7 +119,6 @@ class SaveLabelMapd(MapTransform):
         """
         result = dict(data)
         path = label_map_path(self.output_dir, case_name(result))
-        path.parent.mkdir(parents=True, exist_ok=True)
         for key in self.key_iterator(result):
-            self._save(result[key], filename=str(path).removesuffix(_SUFFIX))
+            write_volume(result[key], path, np.uint8)
         return result

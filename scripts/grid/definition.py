@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import re
@@ -17,9 +18,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from ..console import check_overrides
 from ..data.splits import read_split
 from ..errors import BundleError
-from ..files import replacing
+from ..files import write_json
+from ..settings import check_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -32,7 +35,17 @@ ORIGINAL_RECIPE = "original"
 GRID_FILE = "grid.json"
 CELL_FILE = "cell.json"
 #: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
-OWN_KEYS = ("seed", "dataset_dir", "split_file", "output_dir", "evaluation_dir", "ckpt_path", "resume", "overwrite")
+OWN_KEYS = (
+    "seed",
+    "dataset_dir",
+    "split_file",
+    "output_dir",
+    "evaluation_dir",
+    "labels_dir",
+    "ckpt_path",
+    "resume",
+    "overwrite",
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,7 @@ class Cell:
         earlier = self.state()
         if "seconds" in earlier:
             state = {"seconds": earlier["seconds"], **state}
-        with replacing(self.path / CELL_FILE) as temporary:
-            temporary.write_text(json.dumps(state, indent=4) + "\n", encoding="utf-8")
+        write_json(self.path / CELL_FILE, state)
 
     def beat(self) -> None:
         """Give a sign of life: a new time of change of ``cell.json``, whose content stays."""
@@ -243,8 +255,7 @@ class Grid:
             BundleError: see :meth:`joined`.
         """
         content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
-        with replacing(Path(output_dir) / GRID_FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(Path(output_dir) / GRID_FILE, content)
 
     def _merge(self, new: Grid, path: Path) -> Grid:
         for name in ("data", "recipe", "dataset_dir", "overrides"):
@@ -356,16 +367,11 @@ def define_grid(
                 "seeds, dataset_dir, split_file and output_dir."
             )
     config = ConfigParser()
-    config.read_config([str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")])
-    unknown = [name for name in overrides or {} if name.partition("#")[0] not in config.get()]
-    if unknown:
-        raise BundleError(f"--{unknown[0]} is no argument of crossval and no key of configs/train.json.")
+    config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
+    config.read_config(config_file)
+    check_overrides(overrides or {}, config_file, arguments=inspect.signature(define_grid).parameters)
     class_names = (overrides or {}).get("class_names", config["class_names"])
-    if not isinstance(class_names, (list, tuple)) or not all(isinstance(name, str) for name in class_names):
-        raise BundleError(f"class_names must be a list of texts, such as \"['organ']\", got {class_names!r}.")
-    iterations = (overrides or {}).get("iterations", 1)
-    if type(iterations) is not int or iterations < 1:
-        raise BundleError(f"iterations must be a whole number of at least 1, got {iterations!r}.")
+    check_settings(class_names=class_names, iterations=(overrides or {}).get("iterations", config["iterations"]))
     try:
         # As grid.json will give them back: tuples of the command line become lists.
         shared = json.loads(json.dumps(overrides or {}))

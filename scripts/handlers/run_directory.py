@@ -18,7 +18,7 @@ from typing import Any
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..files import replacing
+from ..files import write_json
 from ..parallel import process_rank
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,13 @@ _RUN_FILES = (
 #: What a process killed in the middle of writing leaves, see :func:`scripts.files.replacing`.
 _LEFTOVERS = ("checkpoints/.checkpoint_*.pt", ".model*.pt")
 #: A run with one of these holds work that could be lost.
-_RESULTS = ("history.csv", "model*.pt", "checkpoints/checkpoint_*.pt")
+_RESULTS = (
+    "history.csv",
+    "model*.pt",
+    "checkpoints/checkpoint_*.pt",
+    "evaluation/metrics_*.csv",
+    "evaluation/labels/*.nii.gz",
+)
 
 
 def is_main_process() -> bool:
@@ -131,6 +137,11 @@ class RunDirectory:
             )
         if self.resume and not is_run:
             raise BundleError(f"resume is true, but output_dir {self.path} holds no run: drop --resume.")
+        if self.resume and (self.path / "model_final.pt").is_file() and not self.checkpoints():
+            raise BundleError(
+                f"the run in {self.path} is finished and its checkpoints are gone, so that nothing can go on: drop "
+                "--resume and choose another --output_dir, with --initial_weights for its weights."
+            )
         if self.resume:
             self._refuse_other_settings()
 
@@ -176,15 +187,12 @@ class RunDirectory:
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **_package_versions()},
         }
-        with replacing(self.path / _FACTS_FILE) as temporary:
-            temporary.write_text(json.dumps(facts, indent=4, default=str) + "\n")
+        write_json(self.path / _FACTS_FILE, facts, default=str)
         configuration = self.configuration()
         if configuration is not None:
-            with replacing(self.path / _CONFIGURATION_FILE) as temporary:
-                temporary.write_text(json.dumps(configuration, indent=4) + "\n")
+            write_json(self.path / _CONFIGURATION_FILE, configuration)
             inference = _inference_overlay(configuration, self.path.resolve() / "model_final.pt")
-            with replacing(self.path / _INFERENCE_FILE) as temporary:
-                temporary.write_text(json.dumps(inference, indent=4) + "\n")
+            write_json(self.path / _INFERENCE_FILE, inference)
 
 
 def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from nibabel.processing import resample_from_to
 
 from ..data.splits import load_cases
 from ..errors import BundleError
-from ..evaluation.case_report import write_text
-from ..evaluation.label_maps import case_file_name, read_nifti
+from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
-from ..predict import predict_volumes
+from ..files import write_json
+from ..nifti import read_nifti
+from ..predict import check_configuration, predict_volumes
 
 _STUDY_FILE = "study.json"
 #: Keys of the configuration that a study sets itself.
@@ -84,6 +85,7 @@ def claim_study(
     for name in overrides:
         if name in _OWN_KEYS:
             raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
+    check_configuration(config_file, overrides)
     parser = ConfigParser()
     parser.read_config(list(config_file))
     parser.update(dict(overrides))
@@ -110,7 +112,7 @@ def claim_study(
     elif folder.is_dir() and any(folder.iterdir()):
         raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
     else:
-        write_text(file, json.dumps(content, indent=4) + "\n")
+        write_json(file, content)
     return folder
 
 

@@ -18,10 +18,11 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 
 from ..errors import BundleError
-from ..evaluation.case_report import mean_and_deviation, write_text
-from ..evaluation.label_maps import read_nifti
+from ..evaluation.case_report import mean_and_deviation
 from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
+from ..files import write_text
+from ..nifti import read_nifti
 from .cases import Case, claim_study, compare, label_array, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]

@@ -17,9 +17,9 @@ from monai.metrics import calibration_binning
 from scipy import ndimage, stats
 
 from ..errors import BundleError
-from ..evaluation.case_report import write_text
-from ..evaluation.label_maps import read_nifti
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
+from ..files import write_text
+from ..nifti import read_nifti
 from .cases import Case, claim_study, compare, label_array, segment, segmented, study_cases
 
 _NUM_BINS = 15

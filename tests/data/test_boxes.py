@@ -164,3 +164,16 @@ def test_another_name_of_the_box(tmp_path):
 def test_a_negative_margin_is_refused():
     with pytest.raises(ValueError, match="margin must be at least 0 voxels, got -1"):
         crop(-1)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_box_that_leaves_the_volume_is_refused(tmp_path, axis):
+    box = [list(corner) for corner in BOX]
+    box[1][axis] = SHAPE[axis] + 1
+    case = {**make_case(tmp_path), "box": box, "case": "a_case"}
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        load(case, crop(25))
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert str(error).startswith(f"the box of a_case ends at voxel {box[1]}, but its volume has {list(SHAPE)}: ")

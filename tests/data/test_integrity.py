@@ -308,3 +308,25 @@ def test_only_the_chosen_lists_are_read_each_file_once_and_described(clean, monk
         ["unlabeled", "2", "2"],
         ["test", "1", "1"],
     ]
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_affine_that_cannot_be_inverted(folder, value):
+    def spoil(affine):
+        affine[0, 0] = value
+        return affine
+
+    path = folder / "images" / f"{UNLABELED}.nii.gz"
+    file = nibabel.load(path)
+    volume = nibabel.Nifti1Image(np.asarray(file.dataobj), None)
+    volume.header["sform_code"] = 1
+    volume.header["srow_x"], volume.header["srow_y"], volume.header["srow_z"] = spoil(np.eye(4))[:3]
+    nibabel.save(volume, path)
+    (problem,) = check(folder)
+    assert problem.startswith(f"{UNLABELED}: image images/{UNLABELED}.nii.gz must have an affine that can be inverted")
+
+
+def test_complex_voxels(folder):
+    change(folder, "images", UNLABELED, lambda voxels: voxels.astype(np.complex64))
+    (problem,) = check(folder)
+    assert "cannot be read (ValueError: its voxels must be numbers, got complex64)" in problem

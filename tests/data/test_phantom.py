@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.data.phantom import ensure_phantom_dataset, generate_phantom_dataset, is_phantom_case, write_json
+from scripts.data.phantom import ensure_phantom_dataset, generate_phantom_dataset, is_phantom_case
 from scripts.data.splits import read_split
 from scripts.errors import BundleError
 
@@ -243,13 +243,3 @@ def test_phantom_names():
     assert is_phantom_case("phantom_1000")
     assert not is_phantom_case("phantom_0")
     assert not is_phantom_case("la_phantom_000")
-
-
-def test_json_is_replaced_in_one_step(tmp_path):
-    path = tmp_path / "folder" / "file.json"
-    write_json(path, {"a": "ü"})
-    assert path.read_bytes() == b'{\n    "a": "\\u00fc"\n}\n'
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": "ü"}
-    assert [item.name for item in path.parent.iterdir()] == ["file.json"]

@@ -244,6 +244,12 @@ def test_fewer_labels_are_a_part_of_the_more():
         assert more.test == fewer.test
 
 
+@pytest.mark.parametrize("case", ["./a", "x/./a", "x//a", "a/"])
+def test_one_case_has_one_name(tmp_path, case):
+    with pytest.raises(BundleError, match=f"test: case id must be '.*', got {case!r}"):
+        read_split(write_split_text(tmp_path, test=[case]))
+
+
 @pytest.mark.parametrize("name", ["hippocampus", "left_atrium_dev"])
 def test_fewer_labels_of_the_same_split(name):
     more, fewer = (read_split(SPLITS_DIR / f"{name}_{number}.json") for number in (16, 4))

@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import assert_refused
 from monai.data import MetaTensor
 
-from scripts.evaluation.label_maps import SaveLabelMapd, case_file_name, label_map_path
+from scripts.evaluation.label_maps import SaveLabelMapd, case_file_name, check_labels_dir, label_map_path
 
 
 def make_item(case, value, affine):
@@ -49,3 +50,19 @@ def test_a_safe_name_stays(case):
 def test_any_other_name_becomes_one_of_its_own(case, pattern):
     assert re.fullmatch(pattern, case_file_name(case))
     assert case_file_name(case) != case_file_name(case + " ")
+
+
+@pytest.mark.parametrize("key", ["image", "label", "unlabeled"])
+def test_label_maps_take_no_place_of_a_file_of_the_data_set(tmp_path, key):
+    def cases():
+        return {"test": [{"case": "a", key: str(tmp_path / "data" / "a.nii.gz")}], "labeled": []}
+
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for folder in (tmp_path / "data", tmp_path / "maps" / ".." / "data", tmp_path / "link"):
+        with assert_refused(r"labels_dir .*: a label map would replace .*a\.nii\.gz, a file of the data set"):
+            check_labels_dir(str(folder), cases)
+    check_labels_dir(str(tmp_path / "maps"), cases)
+
+
+def test_without_label_maps_no_case_is_looked_up():
+    check_labels_dir(None, lambda: pytest.fail("cases were looked up"))

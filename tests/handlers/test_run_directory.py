@@ -86,3 +86,25 @@ def test_what_the_beginning_of_a_run_did_not_record_is_not_compared(tmp_path):
     RunDirectory(str(tmp_path), resume=True, settings={"seed": 1, "network": "new"}).claim()
     with pytest.raises(BundleError, match="seed was 1, is 2"):
         RunDirectory(str(tmp_path), resume=True, settings={"seed": 2, "network": "new"}).claim()
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
+    RunDirectory(str(tmp_path)).begin()
+    (tmp_path / "history.csv").write_text("iteration\n1\n")
+    RunDirectory(str(tmp_path), resume=True).claim()
+    (tmp_path / "model_final.pt").write_text("weights")
+    with pytest.raises(BundleError, match="is finished and its checkpoints are gone"):
+        RunDirectory(str(tmp_path), resume=True).claim()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint_00000001.pt").write_text("checkpoint")
+    RunDirectory(str(tmp_path), resume=True).claim()
+
+
+@pytest.mark.parametrize("name", ["evaluation/metrics_cases.csv", "evaluation/labels/a.nii.gz"])
+def test_an_evaluation_alone_is_not_lost(tmp_path, name):
+    RunDirectory(str(tmp_path)).begin()
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BundleError, match="already holds a run"):
+        RunDirectory(str(tmp_path)).begin()
+    assert (tmp_path / name).read_text() == "mine"

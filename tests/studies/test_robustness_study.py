@@ -168,6 +168,17 @@ def test_files_of_the_user_are_left_alone(phantom_dir, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["none.csv"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"patch_sizee": 5}, "--patch_sizee is no key"), ({"ckpt_path": "none.pt"}, "ckpt_path none.pt does not exist")],
+)
+def test_a_mistake_claims_no_folder(overrides, message, phantom_dir, tmp_path):
+    arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
+    with assert_refused(message):
+        study_robustness(*arguments, overrides=overrides)
+    assert not (tmp_path / "study").exists()
+
+
 def test_mistakes_cost_one_line(phantom_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(

@@ -13,8 +13,8 @@ import nibabel as nib
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...errors import BundleError
-from ...files import replacing
+from ...errors import BundleError, one_line
+from ...nifti import write_nifti
 from ..splits import IMAGE_PATTERN, LABEL_PATTERN, is_inside
 from .reading import SourceCase, resample
 
@@ -99,18 +99,12 @@ def _convert(case: SourceCase, output_dir: Path, spacing_mm: Sequence[float] | N
     except BundleError:
         raise
     except Exception as error:  # what no reader foresaw must not stop the other cases either
-        raise BundleError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise BundleError(one_line(error)) from error
     targets = {image_path(output_dir, case.name): volumes.image}
     if volumes.label is not None:
         targets[label_path(output_dir, case.name)] = volumes.label
     for path, volume in targets.items():
         if not is_inside(path, output_dir):
             raise BundleError(f"{path} leads out of {output_dir}.")
-        _write(volume, path)
+        write_nifti(volume, path)
     return volumes.note
-
-
-def _write(volume: nib.Nifti1Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        # Not by nibabel.save, which tells the format by the end of the name. Without a time the bytes repeat.
-        temporary.write_bytes(gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0))

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from ...errors import BundleError
-from ..phantom import write_json
+from ...files import write_json
 from ..splits import LIST_NAMES, is_inside, write_split
 from .archive import unpack
 from .conversion import convert_cases, is_done, label_path

@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import BundleError
+from ...errors import BundleError, one_line
+from ...nifti import make_nifti
 from .reading import (
     Source,
     SourceCase,
     Volumes,
-    make_nifti,
     on_grid,
     read_image,
     read_label,
@@ -94,7 +94,7 @@ def _read_h5(path: Path, *, source: Path) -> Volumes:
         with h5py.File(path) as file:
             voxels, classes = (np.asarray(file[name]) for name in ("image", "label"))
     except Exception as error:  # a truncated file makes the library raise errors of several classes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise BundleError(f"{path} cannot be read, the file may be truncated: {reason}") from error
     if voxels.ndim != 3:
         raise BundleError(f"{path} must hold a 3D image, got shape {voxels.shape}.")

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation, find_objects
 
 from ...errors import BundleError
+from ...nifti import make_nifti
 from ..dicom import read_series
 from .decathlon import DESCRIPTION_FILE, find_listed, task_folder
-from .reading import Source, SourceCase, Volumes, make_nifti, on_grid, read_image, require_inside, to_classes, walk
+from .reading import Source, SourceCase, Volumes, on_grid, read_image, require_inside, to_classes, walk
 
 Tumor = Literal["merge", "keep"]
 #: Taken back by the archive in 2020: both show the scan of case 2.

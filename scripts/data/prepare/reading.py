@@ -18,13 +18,13 @@ import numpy.typing as npt
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from ...errors import BundleError
+from ...errors import BundleError, one_line
+from ...nifti import make_nifti
 from ..dicom import read_series
 from ..splits import is_inside
 
 _AFFINE_TOLERANCE = 1e-3
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd")
-_MILLIMETER = 2
 #: Space of an NRRD file, and what its axes must be multiplied by to point to the right, the front and the top.
 _NRRD_SPACES = {
     "left-posterior-superior": (-1.0, -1.0, 1.0),
@@ -222,15 +222,6 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
     return make_nifti(np.asanyarray(turned.dataobj), image.affine)
 
 
-def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib.Nifti1Image:
-    """Put voxels and geometry into a NIfTI image, the affine in both the qform and the sform."""
-    image = nib.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units(_MILLIMETER)
-    image.set_qform(affine, code="scanner")
-    image.set_sform(affine, code="scanner")
-    return image
-
-
 def resample(volumes: Volumes, spacing_mm: Sequence[float]) -> Volumes:
     """Bring a case to another spacing: the image linearly, the label to the nearest neighbor, as the training does.
 
@@ -268,7 +259,7 @@ def _read_file(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     except FileNotFoundError:
         raise BundleError(f"{path} not found.") from None
     except Exception as error:  # broken files make the readers raise errors of a dozen unrelated classes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise BundleError(f"{path} cannot be read, the file may be truncated: {reason}") from error
 
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...errors import BundleError
-from ..label_maps import label_map_path, read_nifti
+from ...nifti import read_nifti
+from ..label_maps import label_map_path
 from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
 from .figures import Picture
 from .grid import Cell, Grid

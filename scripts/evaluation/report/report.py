@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from ...errors import BundleError
-from ..case_report import plural, write_text
+from ...files import write_text
+from ..case_report import plural
 from .documents import latex, markdown
 from .figures import boxes_picture, curves_pictures
 from .gallery import gallery

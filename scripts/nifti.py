@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""NIfTI volumes: made from voxels and geometry, read with one clear error, written whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from monai.config import KeysCollection
+from monai.data import ImageWriter, MetaTensor, NibabelWriter
+from monai.transforms import SaveImaged
+
+from .errors import BundleError, one_line
+from .files import replacing
+
+#: The code of NIfTI for millimeters.
+_MILLIMETER = 2
+
+
+def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib.Nifti1Image:
+    """Put voxels and geometry into a NIfTI image.
+
+    Args:
+        voxels: (X, Y, Z).
+        affine: voxel indices to mm, 4x4.
+
+    Returns:
+        the image, its affine in both the qform and the sform.
+    """
+    volume = nib.Nifti1Image(voxels, affine)
+    volume.header.set_xyzt_units(_MILLIMETER)
+    volume.set_qform(affine, code="scanner")
+    volume.set_sform(affine, code="scanner")
+    return volume
+
+
+def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
+    """Read a volume.
+
+    Args:
+        path: NIfTI file.
+        name: what to call it in the message.
+
+    Returns:
+        the volume with its voxels in memory, in the type of their scaled values.
+
+    Raises:
+        BundleError: when it cannot be read, or holds colors or complex numbers.
+    """
+    try:
+        volume: Any = nib.load(path)
+        voxels = np.asanyarray(volume.dataobj)
+        if voxels.dtype.kind not in "biuf":
+            raise ValueError(f"its voxels must be numbers, got {voxels.dtype}")
+        return nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=voxels.dtype)
+    except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
+        raise BundleError(f"{name} {path} cannot be read as NIfTI: {one_line(error)}".strip()) from error
+
+
+def write_nifti(volume: nib.Nifti1Image, path: str | os.PathLike[str]) -> None:
+    """Write a volume in one step: a reader finds the old file or the new one, never half of it.
+
+    Args:
+        volume: the volume; equal volumes give equal bytes.
+        path: file that ends in ``.nii.gz`` or ``.nii``; its folder is made when it is missing.
+
+    Raises:
+        OSError: when it cannot be written; names the file.
+    """
+    with replacing(path) as temporary:
+        # Not by nibabel.save, which tells the format by the end of the name. Without a time the bytes repeat.
+        content = volume.to_bytes()
+        if os.fspath(path).endswith(".gz"):
+            content = gzip.compress(content, compresslevel=1, mtime=0)
+        temporary.write_bytes(content)
+
+
+def write_volume(volume: MetaTensor, path: str | os.PathLike[str], dtype: type) -> None:
+    """Write a volume of the pipeline in the geometry of its file.
+
+    Args:
+        volume: (1, X, Y, Z) with its affine.
+        path: see :func:`write_nifti`.
+        dtype: type of the voxels in the file.
+
+    Raises:
+        OSError: when it cannot be written; names the file.
+    """
+    writer = _WholeFileWriter(output_dtype=dtype)
+    writer.set_data_array(volume, channel_dim=0, squeeze_end_dims=False)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(path)
+
+
+class _WholeFileWriter(NibabelWriter):
+    def write(self, filename: Any, verbose: bool = False, **obj_kwargs: Any) -> None:
+        ImageWriter.write(self, filename, verbose=verbose)
+        # The channel is the last axis by now. MONAI would drop axes of the volume of size 1 with it.
+        voxels = self.data_obj[..., 0]
+        write_nifti(self.create_backend_obj(voxels, affine=self.affine, dtype=self.output_dtype), filename)
+
+
+class SaveImageWholed(SaveImaged):
+    """MONAI's ``SaveImaged`` with files that are whole or not there, for volumes of any size, and one clear error.
+
+    Args:
+        keys: keys of the volumes, (1, X, Y, Z).
+        **kwargs: see ``monai.transforms.SaveImaged``.
+    """
+
+    def __init__(self, keys: KeysCollection, **kwargs: Any) -> None:
+        super().__init__(keys, writer=_WholeFileWriter, squeeze_end_dims=False, **kwargs)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the volumes of a case.
+
+        Args:
+            data: dictionary of the case.
+
+        Returns:
+            the same.
+
+        Raises:
+            BundleError: when a file cannot be written; says why.
+        """
+        try:
+            result: dict[Hashable, Any] = super().__call__(data)
+        # MONAI puts the error of its writer, traceback and all, into the text of another one.
+        except RuntimeError as error:
+            raise BundleError(f"a map cannot be written: {str(error).strip().splitlines()[-1]}") from None
+        return result

@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes are written whole or not at all, in the geometry of their files, and read with one clear error."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused
+from monai.data import MetaTensor
+
+from scripts.nifti import SaveImageWholed, make_nifti, read_nifti, write_nifti
+
+AFFINE = np.diag([-2.0, 3.0, 4.0, 1.0])
+
+
+def make_item(shape):
+    meta = {"filename_or_obj": "/data/scan.nii.gz", "original_affine": AFFINE, "spatial_shape": np.asarray(shape)}
+    voxels = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    return {"pred": MetaTensor(voxels, affine=torch.tensor(AFFINE), meta=meta)}
+
+
+def make_transform(folder, **options):
+    return SaveImageWholed(
+        "pred", output_dir=str(folder), output_postfix="seg", separate_folder=False, resample=False, **options
+    )
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 4, 1), (1, 1, 1)])
+def test_a_map_has_the_shape_and_the_geometry_of_its_file(tmp_path, shape, suffix):
+    item = make_item(shape)
+    assert make_transform(tmp_path, output_ext=suffix, output_dtype=np.uint8)(item).keys() == item.keys()
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"scan_seg{suffix}"
+    volume = nib.load(path)
+    assert volume.shape == shape
+    assert volume.get_data_dtype() == np.uint8
+    assert np.array_equal(volume.affine, AFFINE)
+    assert np.array_equal(np.asarray(volume.dataobj).ravel(), np.arange(np.prod(shape)))
+
+
+def test_a_map_that_cannot_be_written_costs_one_line_and_no_file(tmp_path, monkeypatch):
+    def fail(volume):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_bytes", fail)
+    with assert_refused(r"^a map cannot be written: .*No space left on device: '.*scan_seg\.nii\.gz'$"):
+        make_transform(tmp_path, output_ext=".nii.gz")(make_item((3, 4, 5)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_named(tmp_path):
+    (tmp_path / "scan_seg.nii.gz").mkdir()
+    with assert_refused(r"^a map cannot be written: .*scan_seg\.nii\.gz"):
+        make_transform(tmp_path, output_ext=".nii.gz")(make_item((3, 4, 5)))
+
+
+def test_what_is_written_is_read(tmp_path):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    for name in ("a.nii.gz", "folder/a.nii"):
+        write_nifti(make_nifti(voxels, AFFINE), tmp_path / name)
+        volume = read_nifti(tmp_path / name)
+        assert np.array_equal(np.asanyarray(volume.dataobj), voxels)
+        assert np.array_equal(volume.affine, AFFINE)
+        assert [volume.header[code] for code in ("qform_code", "sform_code", "xyzt_units")] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
+def test_colors_and_complex_numbers_are_refused(tmp_path, dtype):
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), dtype=np.dtype(dtype)), AFFINE), tmp_path / "a.nii.gz")
+    with assert_refused(r"^image .*a\.nii\.gz cannot be read as NIfTI: its voxels must be numbers, got "):
+        read_nifti(tmp_path / "a.nii.gz", "image")
