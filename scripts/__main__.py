@@ -29,6 +29,7 @@ from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
+from .files import ROOT
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .nifti import read_nifti
@@ -38,7 +39,7 @@ from .studies.cases import study_cases
 from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
 
-_PHANTOM_DIR = Path(__file__).resolve().parents[1] / "data" / "phantom"
+_PHANTOM_DIR = ROOT / "data" / "phantom"
 _console = Console(emoji=False, highlight=False, soft_wrap=True)
 
 
@@ -97,8 +98,8 @@ def check(
     report = check_dataset(
         folder,
         str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file),
-        num_classes=None if num_classes is None else _whole_number("num_classes", num_classes, at_least=2),
-        lists=None if lists is None else _texts("lists", lists),
+        num_classes=_optional(_whole_number, "num_classes", num_classes, at_least=2),
+        lists=_optional(_texts, "lists", lists),
         jobs=_whole_number("jobs", jobs, at_least=1),
     )
     for problem in report.problems:
@@ -161,8 +162,8 @@ def prepare(
     folder = Path(_text("output_dir", output_dir))
     splits = SplitSettings(
         fold=fold if fold is None or fold == "all" else _whole_number("fold", fold, at_least=0),
-        num_folds=None if num_folds is None else _whole_number("num_folds", num_folds, at_least=2),
-        num_labeled=None if num_labeled is None else _whole_number("num_labeled", num_labeled, at_least=1),
+        num_folds=_optional(_whole_number, "num_folds", num_folds, at_least=2),
+        num_labeled=_optional(_whole_number, "num_labeled", num_labeled, at_least=1),
         labeled=() if labeled is None else _case_names("labeled", labeled),
         num_validation=_whole_number("num_validation", num_validation, at_least=0),
         seed=_whole_number("seed", seed, at_least=0),
@@ -290,7 +291,7 @@ def predict(
     if data is not None and config_file is not None:
         raise BundleError("data names a configuration file as config_file does: give one of the two.")
     if config_file is None:
-        files = inference_configs(None if data is None else _text("data", data))
+        files = inference_configs(_optional(_text, "data", data))
     else:
         files = _texts("config_file", config_file)
     predict_volumes(
@@ -298,9 +299,9 @@ def predict(
         _text("output_dir", output_dir),
         files,
         overrides=overrides,
-        model=None if model is None else _text("model", model),
+        model=_optional(_text, "model", model),
         dicom_seg=_truth("dicom_seg", dicom_seg),
-        class_names=None if class_names is None else _texts("class_names", class_names),
+        class_names=_optional(_texts, "class_names", class_names),
         overwrite=_truth("overwrite", overwrite),
     )
     _console.print(escape(output_dir))
@@ -348,12 +349,12 @@ def crossval(
     grid = define_grid(
         _text("data", data),
         method_names() if chosen == ["all"] else chosen,
-        folds=None if folds is None else _whole_numbers("folds", folds),
+        folds=_optional(_whole_numbers, "folds", folds),
         seeds=_whole_numbers("seeds", seeds),
         recipe=_text("recipe", recipe),
-        dataset_dir=None if dataset_dir is None else _text("dataset_dir", dataset_dir),
-        split_file=None if split_file is None else _text("split_file", split_file),
-        num_labeled=None if num_labeled is None else _whole_number("num_labeled", num_labeled, at_least=1),
+        dataset_dir=_optional(_text, "dataset_dir", dataset_dir),
+        split_file=_optional(_text, "split_file", split_file),
+        num_labeled=_optional(_whole_number, "num_labeled", num_labeled, at_least=1),
         overrides=overrides,
     )
     folder = _text("output_dir", output_dir)
@@ -364,7 +365,7 @@ def crossval(
         grid,
         folder,
         jobs=_whole_number("jobs", jobs, at_least=1),
-        launcher=None if launcher is None else _text("launcher", launcher),
+        launcher=_optional(_text, "launcher", launcher),
         relaunch=_truth("relaunch", relaunch),
         console=_console,
     )
@@ -429,10 +430,10 @@ def robustness(
         _text("dataset_dir", dataset_dir),
         _text("split_file", split_file),
         _text("output_dir", output_dir),
-        inference_configs(None if data is None else _text("data", data)),
+        inference_configs(_optional(_text, "data", data)),
         overrides=overrides,
-        changes=None if changes is None else _texts("changes", changes),
-        num_cases=None if num_cases is None else _whole_number("num_cases", num_cases, at_least=1),
+        changes=_optional(_texts, "changes", changes),
+        num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
         seed=_whole_number("seed", seed, at_least=0),
     )
     _console.print(escape(path.read_text(encoding="utf-8")))
@@ -460,9 +461,9 @@ def uncertainty(
         _text("dataset_dir", dataset_dir),
         _text("split_file", split_file),
         _text("output_dir", output_dir),
-        inference_configs(None if data is None else _text("data", data)),
+        inference_configs(_optional(_text, "data", data)),
         overrides=overrides,
-        num_cases=None if num_cases is None else _whole_number("num_cases", num_cases, at_least=1),
+        num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
     )
     _console.print(escape(path.read_text(encoding="utf-8")))
 
@@ -509,14 +510,14 @@ def benchmark(
     line = run_benchmark(
         _text("output_dir", output_dir),
         cases,
-        inference_configs(None if data is None else _text("data", data)),
+        inference_configs(_optional(_text, "data", data)),
         parts=_texts("parts", parts),
         patch_size=_sizes("patch_size", patch_size),
         strides=_sizes("strides", strides),
         num_steps=_whole_number("num_steps", num_steps, at_least=1),
         pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
-        ckpt_path=None if ckpt_path is None else _text("ckpt_path", ckpt_path),
-        device=None if device is None else _text("device", device),
+        ckpt_path=_optional(_text, "ckpt_path", ckpt_path),
+        device=_optional(_text, "device", device),
         overwrite=_truth("overwrite", overwrite),
         show=lambda text: _console.print(escape(text)),
     )
@@ -549,11 +550,11 @@ def package(
     paths = write_package(
         _text("task", task),
         _text("output_dir", output_dir),
-        weights=None if weights is None else _text("weights", weights),
+        weights=_optional(_text, "weights", weights),
         without_weights=_truth("without_weights", without_weights),
-        data=None if data is None else _text("data", data),
+        data=_optional(_text, "data", data),
         triton=_truth("triton", triton),
-        large_files_url=None if large_files_url is None else _text("large_files_url", large_files_url),
+        large_files_url=_optional(_text, "large_files_url", large_files_url),
         overwrite=_truth("overwrite", overwrite),
     )
     for path in paths:
@@ -631,6 +632,10 @@ def _spacing(value: Any) -> list[float]:
     if len(numbers) != 3 or not all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
         raise BundleError(f"spacing must be one or three sizes above 0 mm, got {value!r}.")
     return [float(number) for number in numbers]
+
+
+def _optional(check: Callable[..., Any], name: str, value: Any, **limits: int) -> Any:
+    return None if value is None else check(name, value, **limits)
 
 
 def _truth(name: str, value: Any) -> bool:

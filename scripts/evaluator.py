@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from .precision import Precision, Resolved, resolve_precision
+from .precision import Precision, ResolvedPrecision, resolve_precision
 
 
 def prepare_reference_batch(
@@ -43,7 +43,7 @@ class AutocastInferer(Inferer):
         precision: "float32" (no autocast), "bfloat16" or "float16".
     """
 
-    def __init__(self, inferer: Inferer, precision: Resolved) -> None:
+    def __init__(self, inferer: Inferer, precision: ResolvedPrecision) -> None:
         super().__init__()
         self.inferer = inferer
         self.dtype: torch.dtype = getattr(torch, precision)

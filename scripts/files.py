@@ -15,6 +15,9 @@ from typing import Any
 
 from .errors import BundleError
 
+#: The folder of the bundle, and that of its configurations.
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 #: The mask of a process is read by changing it, which two threads must not do at once.
 _UMASK_LOCK = threading.Lock()
 

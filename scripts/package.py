@@ -19,14 +19,13 @@ from monai.bundle import ConfigParser
 
 from .errors import BundleError
 from .export import write_triton_model
+from .files import CONFIGS, ROOT
 from .weights import check_weights, read_tensors
 
-_ROOT = Path(__file__).resolve().parents[1]
-_CONFIGS = _ROOT / "configs"
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
 TASKS = {"left_atrium": "left_atrium_small", "pancreas": "pancreas", "hippocampus": "hippocampus"}
 #: Configurations that are the same for every task, beside the methods and the recipes.
-_SHARED_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf", "method_*.json", "recipe_*.json")
+_SHAREDCONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf", "method_*.json", "recipe_*.json")
 _MODALITIES = {"MR": "mri", "CT": "ct"}
 #: The Model Zoo takes no file above this size in a pull request.
 _LARGE_FILE_BYTES = 25 * 10**6
@@ -65,7 +64,7 @@ def write_package(
     """
     if task not in TASKS:
         raise BundleError(f"task must be {_one_of(TASKS)}, got {task!r}.")
-    overlays = sorted(path.stem.removeprefix("data_") for path in _CONFIGS.glob(f"data_{task}*.json"))
+    overlays = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob(f"data_{task}*.json"))
     data = TASKS[task] if data is None else data
     if data not in overlays:
         raise BundleError(f"data must be {_one_of(overlays)} for the task {task}, got {data!r}.")
@@ -112,8 +111,8 @@ def _weights_of(data: str, weights: str | Path | None, *, without_weights: bool)
             raise BundleError("weights and without_weights must not both be given.")
         return None
     if weights is None:
-        overlay = ConfigParser.load_config_file(_CONFIGS / f"data_{data}.json")
-        source = Path(ConfigParser({**overlay, "bundle_root": str(_ROOT)}).get_parsed_content("ckpt_path"))
+        overlay = ConfigParser.load_config_file(CONFIGS / f"data_{data}.json")
+        source = Path(ConfigParser({**overlay, "bundle_root": str(ROOT)}).get_parsed_content("ckpt_path"))
     else:
         source = Path(weights)
     if not source.is_file():
@@ -125,20 +124,20 @@ def _weights_of(data: str, weights: str | Path | None, *, without_weights: bool)
 
 def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     """Merge the overlays of a task into train.json, inference.json and metadata.json, which then stand alone."""
-    overlay_file = _CONFIGS / f"data_{data}.json"
+    overlay_file = CONFIGS / f"data_{data}.json"
     overlay = ConfigParser.load_config_file(overlay_file)
-    train = ConfigParser.load_config_files([_CONFIGS / "train.json", overlay_file])
+    train = ConfigParser.load_config_files([CONFIGS / "train.json", overlay_file])
     # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
     for key in ("ckpt_path", "trained_spacing", "trained_extent"):
         train.pop(key, None)
     overlay.pop("ckpt_path", None)
-    inference = ConfigParser.load_config_file(_CONFIGS / "inference.json")
+    inference = ConfigParser.load_config_file(CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
     # Those of inference.json belong to the weights of this repository.
     inference |= {key: overlay.get(key) for key in ("trained_spacing", "trained_extent")}
     # Training takes the folder of a data set, inference that of its volumes.
     inference["dataset_dir"] = f"{overlay['dataset_dir']} + '/images'"
-    metadata = ConfigParser.load_config_files([_CONFIGS / "metadata.json", _CONFIGS / f"metadata_{task}.json"])
+    metadata = ConfigParser.load_config_files([CONFIGS / "metadata.json", CONFIGS / f"metadata_{task}.json"])
     _describe_classes(metadata, train["class_names"], train["patch_size"])
     return {"train": train, "inference": inference, "metadata": metadata, f"data_{data}": overlay}
 
@@ -165,13 +164,13 @@ def _bundle_name(task: str, metadata: Mapping[str, Any]) -> str:
 def _write_folder(folder: Path, task: str, configs: Mapping[str, dict[str, Any]]) -> None:
     for part in ("configs/splits", "docs", "models"):
         (folder / part).mkdir(parents=True)
-    for pattern in (*_SHARED_CONFIGS, f"data_{task}*.json", f"splits/{task}_*.json"):
-        for path in sorted(_CONFIGS.glob(pattern)):
-            shutil.copyfile(path, folder / "configs" / path.relative_to(_CONFIGS))
+    for pattern in (*_SHAREDCONFIGS, f"data_{task}*.json", f"splits/{task}_*.json"):
+        for path in sorted(CONFIGS.glob(pattern)):
+            shutil.copyfile(path, folder / "configs" / path.relative_to(CONFIGS))
     for name, content in configs.items():
         (folder / f"configs/{name}.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    shutil.copytree(_ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(_ROOT / "LICENSE", folder / "LICENSE")
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "docs/README.md").write_text(_readme(task, configs), encoding="utf-8")
     (folder / "docs/data_license.txt").write_text(_data_license(configs["metadata"]), encoding="utf-8")
 
@@ -187,19 +186,19 @@ def _readme(task: str, configs: Mapping[str, dict[str, Any]]) -> str:
         "iterations": train["iterations"],
         "classes": _list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]),
         "num_classes": train["num_classes"],
-        "weights": (_ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if figures else "",
+        "weights": (ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if figures else "",
         "performance": "\n".join(f"- {metric}: {value}" for metric, value in figures.items())
         or "No figure has been measured with the weights of this version.",
         "references": "\n\n".join(f"[{i}] {text}" for i, text in enumerate(metadata["references"], start=1)),
     }
-    pages = [_ROOT / f"docs/packages/{name}.md" for name in (task, "usage")]
+    pages = [ROOT / f"docs/packages/{name}.md" for name in (task, "usage")]
     return Template("\n".join(page.read_text(encoding="utf-8") for page in pages)).substitute(facts)
 
 
 def _data_license(metadata: Mapping[str, Any]) -> str:
     """Take the section of docs/data_license.txt that names the source of the task, and of its weights if it has any."""
     separator = re.compile(r"^(?=/\*+/$)", re.MULTILINE)
-    head, *sections = separator.split((_ROOT / "docs/data_license.txt").read_text(encoding="utf-8"))
+    head, *sections = separator.split((ROOT / "docs/data_license.txt").read_text(encoding="utf-8"))
     url = metadata["data_source"].split()[-1]
     (section,) = [section for section in sections if url in section]
     # The line of the repository's own weights: here they have another path, or are others.

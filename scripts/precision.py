@@ -11,12 +11,12 @@ import torch
 from .errors import BundleError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Resolved = Literal["float32", "bfloat16", "float16"]
+ResolvedPrecision = Literal["float32", "bfloat16", "float16"]
 #: Names under which ``torch.cpu.get_capabilities`` tells of bfloat16 instructions, of x86 and of ARM processors.
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
-def resolve_precision(precision: Precision, device: str | torch.device) -> Resolved:
+def resolve_precision(precision: Precision, device: str | torch.device) -> ResolvedPrecision:
     """Choose the type in which autocast computes.
 
     A processor without bfloat16 instructions computes convolutions in that type some hundred times more slowly than

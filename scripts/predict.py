@@ -33,10 +33,9 @@ from .data.volumes import VOLUME_SUFFIXES, case_name
 from .errors import BundleError, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
-from .files import check_path
+from .files import CONFIGS, check_path
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-_LOGGING_FILE = str(_CONFIGS / "logging.conf")
+_LOGGING_FILE = str(CONFIGS / "logging.conf")
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
 #: Arguments of the command, which a misspelled override may have meant.
 _ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
@@ -55,12 +54,12 @@ def inference_configs(data: str | None = None) -> list[str]:
     Raises:
         BundleError: when there is no such overlay.
     """
-    files = [_CONFIGS / "inference.json"]
+    files = [CONFIGS / "inference.json"]
     if data is not None:
-        known = sorted(path.stem.removeprefix("data_") for path in _CONFIGS.glob("data_*.json"))
+        known = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob("data_*.json"))
         if data not in known:
             raise BundleError(f"data must be {', '.join(known[:-1])} or {known[-1]}, got {data!r}.")
-        files.append(_CONFIGS / f"data_{data}.json")
+        files.append(CONFIGS / f"data_{data}.json")
     return [str(path) for path in files]
 
 
@@ -120,11 +119,11 @@ def predict_volumes(
         with _mistakes_in_one_line():
             workflow = ConfigWorkflow(
                 config_file=list(config_file),
-                meta_file=str(_CONFIGS / "metadata.json"),
+                meta_file=str(CONFIGS / "metadata.json"),
                 logging_file=logging_file,
                 workflow_type="infer",
                 # A volume may take minutes, so its windows have a progress bar with the time left.
-                **{"bundle_root": str(_CONFIGS.parent), "inferer#progress": sys.stderr.isatty(), **given},
+                **{"bundle_root": str(CONFIGS.parent), "inferer#progress": sys.stderr.isatty(), **given},
                 dataset_dir=str(folder),
                 output_dir=str(output),
                 overwrite=overwrite,

@@ -38,7 +38,7 @@ ALLOWED = {
     "predict": {"errors", "console", "files", "data", "evaluation.label_maps", "evaluation.metrics"},
     "studies": {"errors", "data.splits", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "files", "weights"},
-    "package": {"errors", "export", "weights"},
+    "package": {"errors", "export", "files", "weights"},
     "benchmark": {
         "errors",
         "console",
@@ -58,6 +58,7 @@ ALLOWED = {
         "data",
         "evaluation",
         "export",
+        "files",
         "grid",
         "nifti",
         "package",

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from ..console import describe_mistake
 from ..errors import BundleError
-from ..files import write_json, write_text
+from ..files import CONFIGS, write_json, write_text
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
@@ -46,7 +46,7 @@ _FORMS = {
 #: The figures that count, in their order.
 _SUMMARY = ("step", "inference", "memory", "waiting")
 _REPORT = "benchmark.json"
-_TRAINING = str(Path(__file__).resolve().parents[2] / "configs" / "train.json")
+_TRAINING = str(CONFIGS / "train.json")
 
 
 def run_benchmark(

@@ -19,7 +19,7 @@ from monai.inferers import Inferer
 from ..errors import BundleError
 from ..export import extract_network
 from ..nifti import read_nifti
-from ..studies.cases import Case, compare, label_array
+from ..studies.cases import Case, label_array, measure_on_reference
 from ..weights import check_weights
 from .measuring import measure_alone
 
@@ -139,7 +139,7 @@ def _accuracy(
     dice = [
         row["dice"]
         for label, case in zip(maps, cases, strict=True)
-        for row in compare(label, read_nifti(case.label), num_classes)
+        for row in measure_on_reference(label, read_nifti(case.label), num_classes)
     ]
     equal = [label_array(a) == label_array(b) for a, b in zip(maps, baseline, strict=True)]
     return {

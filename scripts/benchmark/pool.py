@@ -20,10 +20,9 @@ from monai.engines.utils import IterationEvents
 from ..data.phantom import generate_phantom_dataset
 from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
 from ..errors import BundleError
-from ..files import write_json
+from ..files import CONFIGS, ROOT, write_json
 from .measuring import measure_alone
 
-_ROOT = Path(__file__).resolve().parents[2]
 _NUM_VOLUMES = 8
 #: A tenth of the cases of a pool are labeled, at least one.
 SMALLEST_POOL = 10
@@ -183,10 +182,10 @@ def _train(overlays: list[str], iterations: int, options: dict[str, Any], starte
     intervals = dict.fromkeys(("iterations", "val_interval", "checkpoint_interval", "log_interval"), iterations)
     with TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
-            config_file=[str(_ROOT / "configs" / f"{name}.json") for name in ("train", *overlays)],
+            config_file=[str(CONFIGS / f"{name}.json") for name in ("train", *overlays)],
             workflow_type="train",
             logging_file=False,
-            bundle_root=str(_ROOT),
+            bundle_root=str(ROOT),
             **{"output_dir": f"{folder}/run", **intervals, **options},
         )
         workflow.initialize()

@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy import ndimage
 
 from ..errors import BundleError
 from ..files import replacing
@@ -271,15 +273,14 @@ def learning_curves(
 
 def surroundings(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
     """The box of the foreground, wider by half its size on each side; the whole volume where there is none."""
-    box = []
-    for axis, size in enumerate(foreground.shape):
-        occupied = np.flatnonzero(foreground.any(axis=tuple(other for other in range(3) if other != axis)))
-        if occupied.size == 0:
-            return tuple(slice(0, length) for length in foreground.shape)
-        start, stop = int(occupied[0]), int(occupied[-1]) + 1
-        margin = max(16, (stop - start) // 2)
-        box.append(slice(max(0, start - margin), min(size, stop + margin)))
-    return tuple(box)
+    boxes = ndimage.find_objects(foreground.astype(np.uint8))
+    if not boxes:
+        return tuple(slice(0, size) for size in foreground.shape)
+    margins = (max(16, (extent.stop - extent.start) // 2) for extent in boxes[0])
+    return tuple(
+        slice(max(0, extent.start - margin), min(size, extent.stop + margin))
+        for extent, margin, size in zip(boxes[0], margins, foreground.shape, strict=True)
+    )
 
 
 def _slice_indices(guide: npt.NDArray[np.bool_], *, axis: int, count: int) -> list[int]:
@@ -369,9 +370,8 @@ def outline(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str, width: float
 def _fill(axes: Axes, mask: npt.NDArray[np.bool_], *, color: str) -> None:
     if not mask.any():
         return
-    red, green, blue = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
     layer = np.zeros((*mask.shape, 4), dtype=np.float32)
-    layer[mask] = (red, green, blue, 0.75)
+    layer[mask] = to_rgba(color, alpha=0.75)
     axes.imshow(layer, origin="lower", aspect=axes.get_aspect(), interpolation="nearest")
 
 

@@ -21,11 +21,9 @@ from monai.bundle import ConfigParser
 from ..console import check_overrides
 from ..data.splits import read_split
 from ..errors import BundleError
-from ..files import write_json
+from ..files import CONFIGS, write_json
 from ..settings import check_settings
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 #: The method that train.json itself holds.
 DEFAULT_METHOD = "dual_network"
 #: Name of the split that the data overlay itself names.

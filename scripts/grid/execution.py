@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ..errors import BundleError
-from ..files import check_path
-from .definition import ROOT, Cell, Grid
+from ..files import ROOT, check_path
+from .definition import Cell, Grid
 from .progress import GridProgress
 
 _LOG_FILE, _LAUNCHER_LOG_FILE = "cell.log", "launcher.log"

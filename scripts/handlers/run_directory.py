@@ -18,10 +18,9 @@ from typing import Any
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..files import write_json
+from ..files import CONFIGS, ROOT, write_json
 from ..parallel import process_rank
 
-_ROOT = Path(__file__).resolve().parents[2]
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
@@ -199,7 +198,7 @@ def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str
     """Put together what ``configs/inference.json`` must know of a training to use its weights."""
     overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
     network = configuration["network_def"]
-    default = json.loads((_ROOT / "configs" / "inference.json").read_text())["network_def"]
+    default = json.loads((CONFIGS / "inference.json").read_text())["network_def"]
     if network["_target_"] == default["_target_"]:
         # Not the whole object: inference has an option of its own, for the map of uncertainty.
         overlay |= {f"network_def#{name}": value for name, value in network.items()}
@@ -213,7 +212,7 @@ def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str
 
 def _package_versions() -> dict[str, str | None]:
     """Find the versions of the packages that the bundle requires; None for one that is not installed."""
-    metadata = json.loads((_ROOT / "configs" / "metadata.json").read_text())
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
     versions: dict[str, str | None] = {}
     for name in ("torch", "monai", "numpy", *metadata["required_packages_version"]):
         try:
@@ -227,11 +226,11 @@ def _commit() -> str | None:
     """Tell the git commit of the bundle, "-dirty" behind it where files were changed; None outside of a checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(("git", "-C", str(_ROOT), *words), capture_output=True, text=True, check=True).stdout
+        return subprocess.run(("git", "-C", str(ROOT), *words), capture_output=True, text=True, check=True).stdout
 
     try:
         # The bundle may lie in the repository of something else.
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != _ROOT:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
             return None
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
     except (OSError, subprocess.CalledProcessError):

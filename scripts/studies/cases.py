@@ -154,7 +154,9 @@ def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
     return read_nifti(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
 
 
-def compare(prediction: nib.Nifti1Image, reference: nib.Nifti1Image, num_classes: int) -> list[dict[str, Any]]:
+def measure_on_reference(
+    prediction: nib.Nifti1Image, reference: nib.Nifti1Image, num_classes: int
+) -> list[dict[str, Any]]:
     """Bring a label map back to the grid of the reference and measure it there.
 
     Args:

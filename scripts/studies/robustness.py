@@ -23,7 +23,7 @@ from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, compare, label_array, segment, segmented, study_cases
+from .cases import Case, claim_study, label_array, measure_on_reference, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -173,7 +173,9 @@ def _measure(
     pairs = [(segmented(folder, case), read_nifti(case.label)) for case in cases]
     num_classes = 1 + max(int(label_array(volume).max()) for pair in pairs for volume in pair)
     return pd.DataFrame(
-        {"case": case.name, **row} for case, pair in zip(cases, pairs) for row in compare(*pair, max(num_classes, 2))
+        {"case": case.name, **row}
+        for case, pair in zip(cases, pairs)
+        for row in measure_on_reference(*pair, max(num_classes, 2))
     )
 
 

@@ -18,7 +18,7 @@ from scripts.__main__ import main
 from scripts.data.splits import hash_cases
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
-from scripts.studies.cases import compare
+from scripts.studies.cases import measure_on_reference
 from scripts.studies.robustness import CHANGES, study_robustness
 
 QUICK = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
@@ -83,9 +83,9 @@ def test_label_maps_come_back_to_the_grid_of_the_reference(name):
     other = changed(name, label)
     if name == "field_of_view":
         assert other.shape == (24, 20, 16)
-    assert compare(other, label, 2)[0]["dice"] == 1.0
+    assert measure_on_reference(other, label, 2)[0]["dice"] == 1.0
     shifted = nib.Nifti1Image(np.roll(voxels, 3, axis=0), label.affine)
-    assert compare(changed(name, shifted), label, 2)[0]["dice"] == pytest.approx(0.4)
+    assert measure_on_reference(changed(name, shifted), label, 2)[0]["dice"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("codes", ["LAS", "PIR"])

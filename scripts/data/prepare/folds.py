@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import BundleError
+from ...files import CONFIGS
 from ..splits import LIST_NAMES, Split, read_split
 
-_SPLITS_DIR = Path(__file__).resolve().parents[3] / "configs" / "splits"
+_SPLITS_DIR = CONFIGS / "splits"
 _DEFAULT_SHARE = 0.2
 
 

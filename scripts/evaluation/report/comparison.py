@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .grid import Grid
+from .grid import GridResults
 
 #: Metrics of which more is better; of the others, all distances, less is.
 HIGHER_IS_BETTER = ("dice", "jaccard")
 
 
-def compare(grid: Grid, reference: str, metric: str) -> pd.DataFrame:
+def compare(grid: GridResults, reference: str, metric: str) -> pd.DataFrame:
     """Test each method against the reference method by the Wilcoxon signed-rank test over cases.
 
     Only what both methods have counts, see :func:`paired_differences`. The p values are corrected for their number by
@@ -57,7 +57,7 @@ def compare(grid: Grid, reference: str, metric: str) -> pd.DataFrame:
     return table.assign(p_holm=table.groupby("upper_bound")["p"].transform(lambda p_values: holm(p_values.tolist())))
 
 
-def paired_differences(grid: Grid, method: str, reference: str, metric: str) -> pd.Series:
+def paired_differences(grid: GridResults, method: str, reference: str, metric: str) -> pd.Series:
     """Differences of a metric between two methods, for each case and class of the runs that both have.
 
     A distance counts where both found the class: a method that misses a difficult one must not gain from what the

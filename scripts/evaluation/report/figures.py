@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from ..case_report import HEADINGS
 from ..pictures import DOTS_PER_INCH, save_figure
 from .comparison import HIGHER_IS_BETTER
-from .grid import Grid
+from .grid import GridResults
 
 _CURVES_IN_A_ROW = 5
 _HIGHLIGHT, _PLAIN = "#D55E00", "#5B7083"
@@ -35,7 +35,7 @@ class Picture:
     caption: str
 
 
-def curves_pictures(grid: Grid, reference: str, folder: Path) -> list[Picture]:
+def curves_pictures(grid: GridResults, reference: str, folder: Path) -> list[Picture]:
     """Draw validation Dice and training loss over the iterations, averaged over runs: each method and the reference.
 
     Args:
@@ -100,7 +100,7 @@ def _draw_curves(table: pd.DataFrame, reference: str, *, label: str, marker: str
     return figure
 
 
-def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Picture:
+def boxes_picture(grid: GridResults, reference: str, metric: str, path: Path) -> Picture:
     """Draw the distribution of a metric over the cases, a box and the cases themselves for each method.
 
     Args:
@@ -140,7 +140,7 @@ def boxes_picture(grid: Grid, reference: str, metric: str, path: Path) -> Pictur
     return Picture(save_figure(figure, path), caption)
 
 
-def _curves(grid: Grid, file_name: str, column: str, *, factor: float = 1) -> pd.DataFrame:
+def _curves(grid: GridResults, file_name: str, column: str, *, factor: float = 1) -> pd.DataFrame:
     """One column a method, averaged over its runs, by iteration; methods without the table are left out."""
     curves = {}
     for method in grid.methods:
@@ -159,7 +159,7 @@ def _smooth(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[["iteration"]], smooth], axis=1)
 
 
-def _values_of_cases(grid: Grid, method: str, metric: str) -> np.ndarray:
+def _values_of_cases(grid: GridResults, method: str, metric: str) -> np.ndarray:
     means = pd.concat([cell.case_means[metric] for cell in grid.evaluated(method).values()])
     return means.groupby(level=0, sort=False).mean().dropna().to_numpy()
 

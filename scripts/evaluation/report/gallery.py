@@ -21,7 +21,7 @@ from ...nifti import read_nifti
 from ..label_maps import label_map_path
 from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
 from .figures import Picture
-from .grid import Cell, Grid
+from .grid import CellResult, GridResults
 from .surface import frame_of, surface_picture
 
 _PANELS_IN_A_ROW = 5
@@ -55,7 +55,7 @@ def typical_cases(dice: Mapping[str, float]) -> dict[str, str]:
     return chosen
 
 
-def gallery(grid: Grid, reference: str, folder: Path) -> tuple[list[Picture], list[str]]:
+def gallery(grid: GridResults, reference: str, folder: Path) -> tuple[list[Picture], list[str]]:
     """Draw the best, the median and the worst case of the reference method as all methods segmented it.
 
     The label maps are those that the evaluation has kept, ``<cell>/evaluation/labels/<case>.nii.gz``, of the first
@@ -85,7 +85,7 @@ def gallery(grid: Grid, reference: str, folder: Path) -> tuple[list[Picture], li
     return pictures, remarks
 
 
-def _common_cases(grid: Grid, reference: str) -> tuple[dict[str, Cell], list[str], list[str]]:
+def _common_cases(grid: GridResults, reference: str) -> tuple[dict[str, CellResult], list[str], list[str]]:
     """The cells of one split and seed with label maps, the cases that all of them have, and what is missing."""
     runs = [run for run, cell in grid.evaluated(reference).items() if _label_files(cell)]
     if not runs:
@@ -109,13 +109,13 @@ def _common_cases(grid: Grid, reference: str) -> tuple[dict[str, Cell], list[str
     return shown, cases, []
 
 
-def _label_files(cell: Cell) -> dict[str, Path]:
+def _label_files(cell: CellResult) -> dict[str, Path]:
     folder = cell.folder / "evaluation" / "labels"
     files = {case: label_map_path(folder, case) for case in cell.case_means.index}
     return {case: path for case, path in files.items() if path.is_file()}
 
 
-def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, path: Path) -> Picture:
+def _draw_case(grid: GridResults, cells: Mapping[str, CellResult], case: str, title: str, path: Path) -> Picture:
     panels = _panels(grid, cells, case)
     view = panels[0].view
     columns = min(_PANELS_IN_A_ROW, len(panels))
@@ -145,7 +145,7 @@ def _draw_case(grid: Grid, cells: Mapping[str, Cell], case: str, title: str, pat
     return Picture(save_figure(figure, path), caption)
 
 
-def _panels(grid: Grid, cells: Mapping[str, Cell], case: str) -> list[_Panel]:
+def _panels(grid: GridResults, cells: Mapping[str, CellResult], case: str) -> list[_Panel]:
     files = grid.facts["cases"][case]
     volume = read_nifti(files["image"])
     image, affine = np.asanyarray(volume.dataobj), volume.affine

@@ -54,7 +54,7 @@ _ORDER = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One run of the grid.
 
     Attributes:
@@ -135,7 +135,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridResults:
     """All cells of a grid of runs.
 
     Attributes:
@@ -152,10 +152,10 @@ class Grid:
     facts: Mapping[str, Any]
     methods: list[str]
     class_names: list[str]
-    cells: list[Cell]
+    cells: list[CellResult]
     upper_bounds: list[str]
 
-    def evaluated(self, method: str) -> dict[Run, Cell]:
+    def evaluated(self, method: str) -> dict[Run, CellResult]:
         """The evaluated cells of a method by split and seed.
 
         Args:
@@ -191,7 +191,7 @@ class Grid:
         return [method for method in self.evaluated_methods if is_complete(method)]
 
 
-def read_grid(output_dir: str | Path) -> Grid:
+def read_grid(output_dir: str | Path) -> GridResults:
     """Read the folder of a grid of runs.
 
     Args:
@@ -230,10 +230,10 @@ def read_grid(output_dir: str | Path) -> Grid:
     methods = sorted(facts["methods"], key=lambda method: (method in upper_bounds, _rank(method)))
     cells.sort(key=lambda cell: methods.index(cell.method))
     upper_bounds = [method for method in methods if method in upper_bounds]
-    return Grid(folder, facts, methods, facts["class_names"], cells, upper_bounds)
+    return GridResults(folder, facts, methods, facts["class_names"], cells, upper_bounds)
 
 
-def _upper_bounds(cells: Sequence[Cell]) -> list[str]:
+def _upper_bounds(cells: Sequence[CellResult]) -> list[str]:
     """Methods with a run that had labels of all training cases of its split, where other runs had fewer."""
     of_split: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for cell in cells:
@@ -252,20 +252,20 @@ def _rank(method: str) -> int:
     return _ORDER.index(method) if method in _ORDER else len(_ORDER)
 
 
-def _read_cell(folder: Path, method: str, split: str, seed: int, class_names: list[str]) -> Cell:
+def _read_cell(folder: Path, method: str, split: str, seed: int, class_names: list[str]) -> CellResult:
     if not folder.is_dir():
-        return Cell(method, split, seed, folder, "not run")
+        return CellResult(method, split, seed, folder, "not run")
     path = folder / "evaluation" / "metrics_cases.csv"
     if not path.is_file():
         outcome = _read_json(folder / "cell.json") or {}
         if outcome.get("status") != "failed":
-            return Cell(method, split, seed, folder, "not evaluated")
-        return Cell(method, split, seed, folder, "failed", " ".join(str(outcome.get("error")).split()))
+            return CellResult(method, split, seed, folder, "not evaluated")
+        return CellResult(method, split, seed, folder, "failed", " ".join(str(outcome.get("error")).split()))
     try:
         report = _read_cases(path, class_names)
     except (BundleError, ValueError) as error:
-        return Cell(method, split, seed, folder, "damaged", " ".join(f"{path.name}: {error}".split()))
-    return Cell(method, split, seed, folder, "evaluated", report=report)
+        return CellResult(method, split, seed, folder, "damaged", " ".join(f"{path.name}: {error}".split()))
+    return CellResult(method, split, seed, folder, "evaluated", report=report)
 
 
 def _read_cases(path: Path, class_names: list[str]) -> CaseReport:

@@ -16,7 +16,7 @@ from ..case_report import plural
 from .documents import latex, markdown
 from .figures import boxes_picture, curves_pictures
 from .gallery import gallery
-from .grid import Grid, read_grid
+from .grid import GridResults, read_grid
 from .page import page
 from .summary import SETTINGS_KEYS, settings_by_method
 from .tables import Table, make_tables
@@ -81,7 +81,7 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     return folder / "report.html"
 
 
-def _reference(grid: Grid, name: str | None) -> tuple[str, list[str]]:
+def _reference(grid: GridResults, name: str | None) -> tuple[str, list[str]]:
     """The reference method, and why it is not the one that was asked for."""
     methods = grid.competing_methods or grid.evaluated_methods
     default = _DEFAULT_REFERENCE if _DEFAULT_REFERENCE in methods else methods[0]
@@ -94,7 +94,7 @@ def _reference(grid: Grid, name: str | None) -> tuple[str, list[str]]:
     return name, []
 
 
-def _different_splits(grid: Grid) -> list[str]:
+def _different_splits(grid: GridResults) -> list[str]:
     """What to say of splits whose file had other cases in some of the runs."""
     methods: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in grid.cells:
@@ -118,7 +118,7 @@ def _long_form(tables: list[Table]) -> pd.DataFrame:
     return pd.concat([part.astype(object) for part in parts])[["table", *keys, "quantity", "value"]]
 
 
-def _facts(grid: Grid, reference: str) -> list[tuple[str, str]]:
+def _facts(grid: GridResults, reference: str) -> list[tuple[str, str]]:
     """What was compared, and on what: also the settings that all methods share."""
     evaluated = [cell for method in grid.methods for cell in grid.evaluated(method).values()]
     cases = {case for cell in evaluated for case in cell.case_means.index}

@@ -12,7 +12,7 @@ import pandas as pd
 from ...weights import DamagedFileError, read_tensors
 from ..case_report import MEAN_OVER_CLASSES
 from ..metrics import METRIC_NAMES
-from .grid import Cell, Grid
+from .grid import CellResult, GridResults
 
 SettingsKey = Literal["settings", "versions"]
 SETTINGS_KEYS: tuple[SettingsKey, ...] = ("settings", "versions")
@@ -20,7 +20,7 @@ _BESIDE_SETTINGS = ("initial_weights", "device", "commit")
 _COUNTS = ["cases", "found", "missed", "false_positive", "absent"]
 
 
-def spread_is_over_runs(grid: Grid) -> bool:
+def spread_is_over_runs(grid: GridResults) -> bool:
     """Whether deviations are taken over runs, or over the cases of a run since no method has two of them.
 
     Args:
@@ -32,7 +32,7 @@ def spread_is_over_runs(grid: Grid) -> bool:
     return any(len(grid.evaluated(method)) > 1 for method in grid.methods)
 
 
-def summarize(grid: Grid) -> pd.DataFrame:
+def summarize(grid: GridResults) -> pd.DataFrame:
     """Means and standard deviations of each method and class.
 
     The mean over the cases of each run comes first, then mean and standard deviation (``n - 1``) over the runs, as in
@@ -44,8 +44,8 @@ def summarize(grid: Grid) -> pd.DataFrame:
     Returns:
         A row for each evaluated method and class, and one for the mean over classes, with the columns ``method``,
         ``class``, ``upper_bound``, ``labeled`` and ``unlabeled`` (training cases, mean over the runs; NaN where no run
-        tells them), ``runs``, ``complete`` (see :attr:`Grid.complete_methods`), ``cases`` and the counts of each status
-        (sums over the runs), and ``<metric>_mean`` and ``<metric>_sd`` (overlaps from 0 to 1).
+        tells them), ``runs``, ``complete`` (see :attr:`GridResults.complete_methods`), ``cases`` and the counts of each
+        status (sums over the runs), and ``<metric>_mean`` and ``<metric>_sd`` (overlaps from 0 to 1).
     """
     over_runs = spread_is_over_runs(grid)
     rows = []
@@ -74,7 +74,7 @@ def summarize(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def costs(grid: Grid) -> pd.DataFrame:
+def costs(grid: GridResults) -> pd.DataFrame:
     """What training took, for each method with a training run.
 
     Args:
@@ -95,7 +95,7 @@ def costs(grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def settings_by_method(grid: Grid, key: SettingsKey) -> pd.DataFrame:
+def settings_by_method(grid: GridResults, key: SettingsKey) -> pd.DataFrame:
     """What ``run.json`` tells of the evaluated runs of each method.
 
     Args:
@@ -117,7 +117,7 @@ def settings_by_method(grid: Grid, key: SettingsKey) -> pd.DataFrame:
     return pd.DataFrame(list(table.values()), index=methods).fillna("-")
 
 
-def _settings_of(cell: Cell, key: SettingsKey) -> dict[str, str]:
+def _settings_of(cell: CellResult, key: SettingsKey) -> dict[str, str]:
     values = dict(cell.facts.get(key) or {})
     if key == "settings":
         values.update({name: cell.facts[name] for name in _BESIDE_SETTINGS if name in cell.facts})
@@ -125,12 +125,12 @@ def _settings_of(cell: Cell, key: SettingsKey) -> dict[str, str]:
     return {"method_def" if name == "method" else name: json.dumps(value).strip('" ') for name, value in values.items()}
 
 
-def _summary_of(cell: Cell) -> pd.DataFrame:
+def _summary_of(cell: CellResult) -> pd.DataFrame:
     assert cell.report is not None
     return cell.report.summary()
 
 
-def _timing(cell: Cell) -> dict[str, float] | None:
+def _timing(cell: CellResult) -> dict[str, float] | None:
     history = cell.table("history.csv")
     if history is None or "seconds" not in history:
         return None
@@ -143,7 +143,7 @@ def _timing(cell: Cell) -> dict[str, float] | None:
     }
 
 
-def _parameters(grid: Grid, method: str) -> float:
+def _parameters(grid: GridResults, method: str) -> float:
     """Parameters of the deployed network, NaN where no run has left its weights."""
     for cell in grid.cells:
         path = cell.folder / "model_final.pt"

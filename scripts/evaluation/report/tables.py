@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..case_report import HEADINGS, MEAN_OVER_CLASSES, mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
-from .grid import Grid
+from .grid import GridResults
 from .summary import SETTINGS_KEYS, costs, settings_by_method, spread_is_over_runs, summarize
 
 Mark = Literal["best", "second"]
@@ -54,7 +54,7 @@ class Table:
     prose: frozenset[int] = frozenset()
 
 
-def make_tables(grid: Grid, reference: str) -> list[Table]:
+def make_tables(grid: GridResults, reference: str) -> list[Table]:
     """All tables of the report in order.
 
     Args:
@@ -105,7 +105,7 @@ def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark 
     return [marks.get(rank) if rank < ranks.max() else None for rank in ranks]
 
 
-def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: Grid, note: str) -> Table:
+def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: GridResults, note: str) -> Table:
     heading = ["method", "labeled", "unlabeled", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
     planned = len(grid.cells) // len(grid.methods)
     ranked = summary["complete"] & ~summary["upper_bound"]
@@ -151,7 +151,7 @@ def _mean_text(row: dict[str, Any], metric: str, *, fewer_found: bool) -> str:
     return f"{text} {FEWER_FOUND}" if fewer_found and not _percent(metric) and row["found"] > 0 else text
 
 
-def _comparison_table(grid: Grid, reference: str, metric: str) -> Table:
+def _comparison_table(grid: GridResults, reference: str, metric: str) -> Table:
     numbers = compare(grid, reference, metric).assign(metric=metric)
     factor = 100 if _percent(metric) else 1
     heading = ["method", "mean difference", "median difference", "better", "worse", "cases", "pairs", "p", "p (Holm)"]
@@ -216,7 +216,7 @@ def _settings_table(different: pd.DataFrame) -> Table:
     return Table("table_settings", title, list(different), rows, different, ["method"], note, prose=prose)
 
 
-def _cells_table(grid: Grid) -> Table:
+def _cells_table(grid: GridResults) -> Table:
     numbers = pd.DataFrame(
         [
             {
@@ -248,7 +248,7 @@ def _cells_table(grid: Grid) -> Table:
     return Table("table_runs", "Runs", heading, rows, numbers, keys, note, prose=frozenset({heading.index("error")}))
 
 
-def _summary_note(grid: Grid) -> str:
+def _summary_note(grid: GridResults) -> str:
     if spread_is_over_runs(grid):
         spread = "Mean ± standard deviation over the runs (splits and seeds) of the mean over the test cases of each"
     else:
