@@ -588,14 +588,14 @@ def _whole_number(name: str, value: Any, *, at_least: int) -> int:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise BundleError(f"{name} must be a text, got {value!r}.")
+        raise BundleError(f"{name} must be a string, got {value!r}.")
     return value
 
 
 def _texts(name: str, value: Any) -> list[str]:
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
-        raise BundleError(f"{name} must be texts with commas between them, got {value!r}.")
+        raise BundleError(f"{name} must be strings with commas between them, got {value!r}.")
     return [word.strip() for word in words]
 
 
@@ -613,7 +613,7 @@ def _case_names(name: str, value: Any) -> list[str]:
         try:
             lines = Path(value).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
+            raise BundleError(f"{name} {value} must be a string file in UTF-8: {error}.") from error
         return [line.strip() for line in lines if line.strip()]
     # Names of digits alone have become numbers.
     values = value if isinstance(value, (list, tuple)) else [value]

@@ -34,7 +34,7 @@ _SCRIPTS = Path(__file__).resolve().parent
 def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     """Check the overrides of this command line, and from now on report mistakes in one line.
 
-    MONAI takes an override of a key that no configuration has without a word, so that ``--iteratons 100`` trains 6000
+    MONAI takes an override of a key that no configuration has silently, so that ``--iteratons 100`` trains 6000
     iterations. Under another program than ``monai.bundle`` nothing is checked.
 
     Args:
@@ -138,7 +138,7 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
 
 
 def _is_known(place: Any, path: Sequence[str]) -> bool:
-    """Tell whether a path leads to something that is there; an object may take more arguments than are configured."""
+    """Return whether a path leads to something that is there; an object may take more arguments than are configured."""
     for key in path:
         if isinstance(place, list) and key.isdigit() and int(key) < len(place):
             place = place[int(key)]

@@ -20,13 +20,13 @@ from torch import nn
 
 
 def num_processes() -> int:
-    """Tell how many processes train together."""
+    """Return how many processes train together."""
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_distributed else 1
 
 
 def process_rank() -> int:
-    """Tell the number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return torch.distributed.get_rank() if num_processes() > 1 else 0
 
 

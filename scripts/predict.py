@@ -201,7 +201,7 @@ def _convert(series: Mapping[str, DicomSeries], folder: Path, *, for_seg: bool) 
 
 
 class _SegWriter:
-    """Writes a DICOM SEG when a volume is done; one that fails costs a line, not the run.
+    """Writes a DICOM SEG when a volume is done; one that fails is reported, and the others go on.
 
     The headers of the source are read again here: those of all series together may not fit into memory.
     """

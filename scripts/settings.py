@@ -100,7 +100,7 @@ _CHECKS: dict[str, Check] = {
     "skip_existing": _TRUTH,
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
-        "a list of texts, one for each class without the background",
+        "a list of strings, one for each class without the background",
         lambda value: (
             isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
         ),

@@ -228,7 +228,7 @@ def test_without_weights_no_file_of_them_is_asked_for(load_pretrain, phantom_dir
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_postfix": ""}, "output_postfix must be a text"),
+        ({"output_postfix": ""}, "output_postfix must be a string"),
         ({"output_postfix": "uncertainty"}, "output_postfix must not be probabilities or uncertainty"),
         ({"output_ext": ".png"}, "output_ext must be .nii.gz or .nii, got '.png'"),
         ({"save_uncertainty": "perhaps"}, "save_uncertainty must be true or false, got 'perhaps'"),
@@ -289,5 +289,5 @@ def test_mistakes_of_the_command_line_cost_one_line(phantom_dir, tmp_path):
     assert call("--dataset_dri", "x").endswith("Did you mean --dataset_dir?")
     places = ("--dataset_dir", str(phantom_dir / "images"), "--output_dir", "out")
     assert call(*places, "--ckpt_path", "nothing.pt").startswith("error: ckpt_path nothing.pt does not exist")
-    assert call(*places, "--output_postfix", "''").startswith("error: output_postfix must be a text of letters")
+    assert call(*places, "--output_postfix", "''").startswith("error: output_postfix must be a string of letters")
     assert call(*places, "--save_uncertainty", "perhaps").endswith("must be true or false, got 'perhaps'.")

@@ -58,7 +58,7 @@ def test_phantom(tmp_path, capsys):
         (["--num_cases", "two"], "num_cases must be an integer of at least 4, got 'two'."),
         (["--size", "small"], "size must be an integer of at least 32, got 'small'."),
         (["--num_classes", "two"], "num_classes must be an integer from 2 to 5, got 'two'."),
-        (["--modality", "[ct]"], "modality must be a text, got ['ct']."),
+        (["--modality", "[ct]"], "modality must be a string, got ['ct']."),
         (["--overwrite", "perhaps"], "overwrite must be true or false, got 'perhaps'."),
         (["--overwrite", "2"], "overwrite must be true or false, got 2."),
     ],
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, fails):
 
 
 def test_an_argument_without_its_value(fails):
-    assert fails("phantom", "--output_dir") == "output_dir must be a text, got True."
+    assert fails("phantom", "--output_dir") == "output_dir must be a string, got True."
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -126,10 +126,10 @@ def test_check_tells_problems(folder, fails, capsys):
         (["--num_classes"], "num_classes must be a whole number of at least 2, got True."),
         (["--jobs", "x"], "jobs must be a whole number of at least 1, got 'x'."),
         (["--jobs", "0"], "jobs must be a whole number of at least 1, got 0."),
-        (["--lists", "labeled,7"], "lists must be texts with commas between them, got ('labeled', 7)."),
-        (["--lists"], "lists must be texts with commas between them, got True."),
+        (["--lists", "labeled,7"], "lists must be strings with commas between them, got ('labeled', 7)."),
+        (["--lists"], "lists must be strings with commas between them, got True."),
         (["--lists", "train"], "lists must be of labeled, unlabeled, validation, test, got 'train'."),
-        (["--split_file", "7"], "split_file must be a text, got 7."),
+        (["--split_file", "7"], "split_file must be a string, got 7."),
     ],
 )
 def test_check_refuses(words, message, phantom_dir, fails):
@@ -199,8 +199,8 @@ def test_a_picture_replaces_none_of_its_volumes(name, volumes, tmp_path, fails):
     [
         (["--num_slices", "x"], "num_slices must be a whole number of at least 1, got 'x'."),
         (["--num_slices", "0"], "num_slices must be a whole number of at least 1, got 0."),
-        (["--reference", "7"], "reference must be a text, got 7."),
-        (["--reference", ""], "reference must be a text, got ''."),
+        (["--reference", "7"], "reference must be a string, got 7."),
+        (["--reference", ""], "reference must be a string, got ''."),
         (["--reference", "none.nii"], "reference none.nii cannot be read as NIfTI: "),
     ],
 )

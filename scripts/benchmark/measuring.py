@@ -50,7 +50,7 @@ def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Me
         try:
             measured = pool.submit(_run, partial(function, *args, **kwargs)).result()
         except BrokenProcessPool:
-            raise BundleError("a measurement was killed, most likely for want of memory.") from None
+            raise BundleError("a measurement was killed, most likely because memory ran out.") from None
     if isinstance(measured, str):
         raise BundleError(measured)
     return measured

@@ -18,6 +18,10 @@ from monai.transforms.croppad.dictionary import Cropd
 from ..errors import BundleError
 
 
+#: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
+BOX_KEY = "box"
+
+
 class CropToBoxd(Cropd):
     """Crop volumes to the box of their case, widened by a margin; the box is in voxels of the file.
 
@@ -28,7 +32,6 @@ class CropToBoxd(Cropd):
     Args:
         keys: keys of the volumes.
         margin: voxels, of the volume at this point of the pipeline, by which the box grows on each side.
-        box_key: key of the box, ``[[x0, y0, z0], [x1, y1, z1]]`` with exclusive ends.
         allow_missing_keys: leave out keys that are not there.
 
     Raises:
@@ -36,13 +39,12 @@ class CropToBoxd(Cropd):
     """
 
     def __init__(
-        self, keys: KeysCollection, *, margin: int = 25, box_key: str = "box", allow_missing_keys: bool = True
+        self, keys: KeysCollection, *, margin: int = 25, allow_missing_keys: bool = True
     ) -> None:
         if margin < 0:
             raise ValueError(f"margin must be at least 0 voxels, got {margin}.")
         super().__init__(keys, cropper=Crop(), allow_missing_keys=allow_missing_keys)
         self.margin = margin
-        self.box_key = box_key
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
         """Crop the volumes of a case.
@@ -55,21 +57,21 @@ class CropToBoxd(Cropd):
             the dictionary with cropped volumes; their inverse is recorded.
         """
         result = dict(data)
-        if self.box_key not in result:
+        if BOX_KEY not in result:
             raise BundleError(
-                f"uses_boxes needs a {self.box_key} for each case, which cases that are given as pairs do not have: "
+                f"uses_boxes needs a {BOX_KEY} for each case, which cases that are given as pairs do not have: "
                 "crop the volumes beforehand and set uses_boxes to false and crop#_disabled_ to true."
             )
         for key in self.key_iterator(result):
             volume: MetaTensor = result[key]
             self._check_box(result, volume)
-            start, stop = self._map(np.asarray(result[self.box_key], dtype=float), volume)
+            start, stop = self._map(np.asarray(result[BOX_KEY], dtype=float), volume)
             slices = Crop.compute_slices(roi_start=start.tolist(), roi_end=stop.tolist())
             result[key] = self.cropper(volume, slices=slices)
         return result
 
     def _check_box(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> None:
-        stop, size = data[self.box_key][1], [int(length) for length in volume.meta["spatial_shape"]]
+        stop, size = data[BOX_KEY][1], [int(length) for length in volume.meta["spatial_shape"]]
         if any(end > length for end, length in zip(stop, size, strict=False)):
             raise BundleError(
                 f"the box of {data.get('case', 'a case')} ends at voxel {list(stop)}, but its volume has {size}: "

@@ -78,7 +78,7 @@ def check_dataset(
         The problems and the summary.
 
     Raises:
-        BundleError: When ``num_classes``, ``lists`` or ``jobs`` is out of its range, or the split file is not JSON.
+        BundleError: when ``num_classes``, ``lists`` or ``jobs`` is out of its range, or the split file is not JSON.
     """
     if num_classes is not None and num_classes < 2:
         raise BundleError(f"num_classes must be at least 2, got {num_classes}.")

@@ -12,6 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
+from monai.utils import CommonKeys
 
 from ..errors import BundleError, root_cause
 
@@ -19,14 +20,12 @@ from ..errors import BundleError, root_cause
 class LoadCased(MapTransform):
     """Load volumes channel first, and check that they can be trained on.
 
-    A label that lies on another grid than its image, or holds 255 where 1 is meant, would train without a word.
+    A label that lies on another grid than its image, or holds 255 where 1 is meant, would train silently.
 
     Args:
         keys: keys of the paths; those that a case does not have are left out.
         num_classes: classes with the background; a label holds 0 to num_classes - 1.
         in_channels: channels that an image must have.
-        label_key: which of the keys is the label.
-        image_key: key of the image of that label.
     """
 
     def __init__(
@@ -35,19 +34,15 @@ class LoadCased(MapTransform):
         *,
         num_classes: int,
         in_channels: int = 1,
-        label_key: str = "label",
-        image_key: str = "image",
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.num_classes = num_classes
         self.in_channels = in_channels
-        self.label_key = label_key
-        self.image_key = image_key
         self._load = {key: Compose([LoadImaged(keys=key), EnsureChannelFirstd(keys=key)]) for key in self.keys}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Its options alone: the readers remember the last file, which would make two equal transforms differ.
-        options = {name: getattr(self, name) for name in ("num_classes", "in_channels", "label_key", "image_key")}
+        options = {name: getattr(self, name) for name in ("num_classes", "in_channels")}
         return partial(type(self), self.keys, **options), ()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -71,9 +66,9 @@ class LoadCased(MapTransform):
             # Files fail in as many ways as there are readers.
             except Exception as error:
                 raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
-            self._check(result[key], str(path), channels=1 if key == self.label_key else self.in_channels)
-        if self.label_key in result and self.image_key in result:
-            self._check_label(result[self.label_key], result[self.image_key], str(data[self.label_key]))
+            self._check(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
+        if CommonKeys.LABEL in result and CommonKeys.IMAGE in result:
+            self._check_label(result[CommonKeys.LABEL], result[CommonKeys.IMAGE], str(data[CommonKeys.LABEL]))
         return result
 
     def _check(self, volume: MetaTensor, path: str, *, channels: int) -> None:

@@ -100,7 +100,7 @@ def generate_phantom_dataset(
         Path of ``split.json``.
 
     Raises:
-        BundleError: When an argument is out of its range, or the folder already holds a ``split.json``.
+        BundleError: when an argument is out of its range, or the folder already holds a ``split.json``.
     """
     shape = _checked_shape(size)
     if modality not in _INTENSITIES:
@@ -166,7 +166,7 @@ def ensure_phantom_dataset(output_dir: str | Path) -> bool:
 
 
 def is_phantom_case(case: str) -> bool:
-    """Tell whether a case id is one that :func:`generate_phantom_dataset` gives."""
+    """Return whether a case id is one that :func:`generate_phantom_dataset` gives."""
     return _CASE_NAME.fullmatch(case) is not None
 
 

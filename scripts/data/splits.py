@@ -41,7 +41,7 @@ IMAGE_PATTERN, LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
 _TYPES: dict[str, type] = {"version": int, "name": str, "description": str, "image": str, "label": str}
 _TYPES |= dict.fromkeys(LIST_NAMES, list)
 _OPTIONAL_TYPES: dict[str, type] = {"seed": int, "cases_hash": str}
-_TYPE_NAMES = {int: "an integer", str: "a text", list: "a list of texts"}
+_TYPE_NAMES = {int: "an integer", str: "a string", list: "a list of strings"}
 _MAX_NAMED = 10
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Split:
             The ids, in the order of the file.
 
         Raises:
-            BundleError: When there is no such list.
+            BundleError: when there is no such list.
         """
         if list_name not in LIST_NAMES:
             raise BundleError(f"lists must be of {', '.join(LIST_NAMES)}, got {list_name!r}.")
@@ -133,7 +133,7 @@ def read_split(split_file: str | Path) -> Split:
         The split.
 
     Raises:
-        BundleError: When the file is missing, is not JSON or breaks the schema; every problem of the schema is named
+        BundleError: when the file is missing, is not JSON or breaks the schema; every problem of the schema is named
             at once, one line each.
     """
     path = Path(split_file).expanduser()
@@ -184,7 +184,7 @@ def write_split(
         The split, as the file has it.
 
     Raises:
-        BundleError: When a file with other lists is there already, or the new one would break the schema.
+        BundleError: when a file with other lists is there already, or the new one would break the schema.
     """
     path = Path(split_file).expanduser()
     digest = hash_cases(lists)
@@ -192,7 +192,7 @@ def write_split(
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             raise BundleError(
-                f"{path} is already there with other cases, and a split is written once, since trainings hang on it: "
+                f"{path} is already there with other cases, and a split is written once, because trained runs depend on it: "
                 "move it away to have the new one written."
             )
         return present
@@ -239,7 +239,7 @@ def load_cases(
         For each of the four lists its cases in the order of the file.
 
     Raises:
-        BundleError: When the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
+        BundleError: when the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
             of a list that the run uses is missing (all are named at once), or a box is, or the run uses the test list
             and it is empty.
     """
@@ -287,7 +287,7 @@ def load_cases(
 
 
 def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
-    """Tell in one line which cases a training uses, to see whether two runs used the same.
+    """Describe in one line which cases a training uses, to see whether two runs used the same.
 
     Args:
         cases: what :func:`load_cases` gives.
@@ -302,7 +302,7 @@ def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def describe_split(split_file: str | Path) -> dict[str, Any]:
-    """Tell which split a run used, so that it can be found again.
+    """Return which split a run used, so that it can be found again.
 
     Args:
         split_file: path of the split file.
@@ -335,7 +335,7 @@ def unlabeled_pool(
         The unlabeled cases as dictionaries that MONAI's data sets take.
 
     Raises:
-        BundleError: When the folder does not exist or holds no further volume.
+        BundleError: when the folder does not exist or holds no further volume.
     """
     if not unlabeled_dir:
         return [] if pairs_are_given else load_split()["unlabeled"]
@@ -370,7 +370,7 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         (before any reorientation), without margin, the stop exclusive.
 
     Raises:
-        BundleError: When the file is already there, no case has a label, or a label is broken or has no foreground.
+        BundleError: when the file is already there, no case has a label, or a label is broken or has no foreground.
     """
     dataset_path = Path(dataset_dir).expanduser()
     _require_dataset_dir(dataset_path, Path(split_file).expanduser())
@@ -398,7 +398,7 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Tell whether a path stays in a folder once symbolic links and ``..`` are resolved."""
+    """Return whether a path stays in a folder once symbolic links and ``..`` are resolved."""
     return path.resolve().is_relative_to(folder.resolve())
 
 

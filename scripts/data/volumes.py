@@ -185,7 +185,7 @@ def _check_names(output_postfix: Any, output_ext: Any) -> None:
     # A number is refused as well: the writer takes 0 for no postfix.
     if not isinstance(output_postfix, str) or not _POSTFIX.fullmatch(output_postfix):
         raise BundleError(
-            f"output_postfix must be a text of letters, digits and any of . _ + -, got {output_postfix!r}."
+            f"output_postfix must be a string of letters, digits and any of . _ + -, got {output_postfix!r}."
         )
     if output_postfix.lower() in _OTHER_MAPS:
         raise BundleError(
@@ -202,7 +202,7 @@ def _truth(name: str, value: Any) -> bool:
 
 
 class ReadableVolumes(IterableDataset):
-    """Reads and transforms volumes one by one; one that cannot be read costs a line, not the run.
+    """Reads and transforms volumes one by one; one that cannot be read is reported, and the others go on.
 
     Args:
         data: dictionaries with the path of a volume under "image".
@@ -313,7 +313,7 @@ def segment_volumes(
     trained_spacing: Sequence[float] | None = None,
     trained_extent: Sequence[float] | None = None,
 ) -> None:
-    """Run an evaluator on volumes so that a bad one costs a line, not the run.
+    """Run an evaluator on volumes so that a bad one is reported, and the others go on.
 
     Args:
         evaluator: a ``monai.engines.Evaluator``; its own data loader gives the number of worker processes.

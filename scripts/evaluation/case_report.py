@@ -182,7 +182,7 @@ class CaseReport:
     def _markdown(self) -> str:
         heading, rows = self._readable_summary()
         alignment = [":--"] + ["--:"] * (len(heading) - 1)
-        lines = [[cell.replace("|", "\\|") for cell in line] for line in (heading, alignment, *rows)]
+        lines = [[markdown_text(cell) for cell in line] for line in (heading, alignment, *rows)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"# Metrics of {len(self)} {plural('case', len(self))}\n\n{table}\n\n{_NOTE}\n"
 
@@ -408,3 +408,17 @@ def plural(noun: str, count: int) -> str:
         the singular for 1, else the plural.
     """
     return noun if count == 1 else f"{noun}s"
+
+
+def markdown_text(text: str) -> str:
+    """Write a text so that Markdown shows it as it is, in one line.
+
+    Args:
+        text: any text.
+
+    Returns:
+        the text with the signs of Markdown and HTML escaped.
+    """
+    # Angle brackets would begin a tag. Underscores within a word and brackets without an address mean nothing.
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", text)

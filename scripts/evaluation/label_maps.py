@@ -63,7 +63,7 @@ def case_file_name(case: str) -> str:
 
 
 def label_map_path(folder: str | os.PathLike[str], case: str) -> Path:
-    """Tell where the label map of a case is kept.
+    """Return where the label map of a case is kept.
 
     Args:
         folder: folder of the label maps.

@@ -216,7 +216,7 @@ class Grid:
         return words
 
     def iterations(self, method: str) -> int:
-        """Tell how many iterations a run of a method has.
+        """Return how many iterations a run of a method has.
 
         Args:
             method: name of a method of this grid.

@@ -162,7 +162,7 @@ class TrainingHistory:
 
 
 def _tag(name: str) -> str:
-    """Group a column under the card of TensorBoard where it is compared with its like."""
+    """Return the TensorBoard tag of a column, which puts like columns on one card."""
     group, _, term = name.partition("_")
     if group in ("loss", "weight"):
         return f"{group}/{term or 'total'}"
@@ -214,7 +214,7 @@ def _drop_rows_after(path: Path, iteration: int) -> None:
         path.unlink()
         return
     if "iteration" not in table:
-        raise BundleError(f"{path} must have the column iteration to be gone on with, got {list(table)}.")
+        raise BundleError(f"{path} must have the column iteration to be resumed, got {list(table)}.")
     numbers = pd.to_numeric(table["iteration"], errors="coerce")
     table, numbers = table[numbers <= iteration], numbers[numbers <= iteration]
     table = table[numbers > numbers.cummax().shift(fill_value=0)]

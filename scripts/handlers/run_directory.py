@@ -66,7 +66,7 @@ _RESULTS = (
 
 
 def is_main_process() -> bool:
-    """Tell whether this process writes the files of the run: the only one, or that of rank 0."""
+    """Return whether this process writes the files of the run: the only one, or that of rank 0."""
     return process_rank() == 0
 
 
@@ -223,7 +223,7 @@ def _package_versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """Tell the git commit of the bundle, "-dirty" behind it where files were changed; None outside of a checkout."""
+    """Return the git commit of the bundle, "-dirty" behind it where files were changed; None outside of a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(("git", "-C", str(ROOT), *words), capture_output=True, text=True, check=True).stdout

@@ -87,7 +87,7 @@ class Method(nn.Module):
         """
 
     def describe(self) -> str:
-        """Tell the class of this method and all its options, to see whether two runs used the same.
+        """Return the class of this method and all its options, to see whether two runs used the same.
 
         Returns:
             one line without the networks.

@@ -20,7 +20,7 @@ from .teacher import TeacherMode
 
 
 class DualCopyPaste(CopyPasteMethod):
-    r"""Copy and paste between labeled and unlabeled crops for both networks, who also agree with each other.
+    r"""Copy and paste between labeled and unlabeled crops for both networks, which also learn to agree.
 
     .. math:: L = \sum_{x \in \{in, out\}} \left( L_{cp}^S(x) + L_{cp}^T(x) \right) + w_{reg} L_{reg}
 

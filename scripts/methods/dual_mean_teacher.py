@@ -20,7 +20,7 @@ from .teacher import MovingAverageTeacher
 class DualMeanTeacher(Method):
     r"""Both networks learn what the moving average of their mean says of unlabeled crops, from mixtures of these.
 
-    .. math:: L = L_s^S + L_s^T + w(t) \left( L_s^S(\tilde x, \tilde y) + L_s^T(\tilde x, \tilde y) \right), \qquad
+    .. math:: L = L_s^S + L_s^T + w(t) \left( L_p^S(\tilde x, \tilde y) + L_p^T(\tilde x, \tilde y) \right), \qquad
         \tilde x_i = M x_i + (1 - M) x_{i-1}, \qquad \tilde y_i = M \hat y_i + (1 - M) \hat y_{i-1}
 
     The label of a voxel is the arg-max of what is deployed, the mean of both softmaxes, here of the moving averages of
@@ -30,7 +30,8 @@ class DualMeanTeacher(Method):
 
     Args:
         network: the deployed pair of networks.
-        supervised: the loss of labels and of pseudo-labels.
+        supervised: L_s.
+        pseudo_label: L_p, by default L_s.
         pseudo_label_weight: w; unlabeled crops are left out where it is 0.
         box_fraction: side of the box over the side of the crop, above 0 and below 1.
         decay: how slowly the teacher follows, at least 0 and below 1.
@@ -46,6 +47,7 @@ class DualMeanTeacher(Method):
         network: DualNetwork,
         *,
         supervised: SupervisedLoss,
+        pseudo_label: SupervisedLoss | None = None,
         pseudo_label_weight: Weight | float = 1.0,
         box_fraction: float = 2 / 3,
         decay: float = 0.99,
@@ -54,6 +56,7 @@ class DualMeanTeacher(Method):
         if not 0 < box_fraction < 1:
             raise ValueError(f"box_fraction must be above 0 and below 1, got {box_fraction!r}.")
         self.supervised = supervised
+        self.pseudo_label = pseudo_label or supervised
         self.pseudo_label_weight = Weight.of(pseudo_label_weight, "pseudo_label_weight")
         self.box_fraction = box_fraction
         self.teacher = MovingAverageTeacher(network, decay=decay, mode="evaluation")
@@ -63,7 +66,7 @@ class DualMeanTeacher(Method):
         images, label = batch["image"], batch["label"]
         has_unlabeled = "unlabeled" in batch and bool(self.pseudo_label_weight)
         if has_unlabeled:
-            mixture, pseudo_label = self._mix(batch["unlabeled"])
+            mixture, mixed_label = self._mix(batch["unlabeled"])
             images = self.all_crops({"image": images, "unlabeled": mixture})
         (vnet, unlabeled_vnet), (resnet_vnet, unlabeled_resnet_vnet) = (
             subnetwork(images).tensor_split([len(label)])
@@ -75,8 +78,8 @@ class DualMeanTeacher(Method):
         }
         weights: dict[str, float] = {}
         if has_unlabeled:
-            terms["loss_pseudo_label"] = self.supervised(unlabeled_vnet, pseudo_label) + self.supervised(
-                unlabeled_resnet_vnet, pseudo_label
+            terms["loss_pseudo_label"] = self.pseudo_label(unlabeled_vnet, mixed_label) + self.pseudo_label(
+                unlabeled_resnet_vnet, mixed_label
             )
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
         return weighted_sum(terms, weights)

@@ -88,5 +88,5 @@ class MeanTeacher(Method):
         return probabilities
 
     def _mask(self, image: torch.Tensor, step: int) -> torch.Tensor | None:
-        """Tell which voxels of the unlabeled crops count; None where all do."""
+        """Return which voxels of the unlabeled crops count; None where all do."""
         return None

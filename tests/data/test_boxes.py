@@ -155,12 +155,6 @@ def test_missing_keys_are_left_out(tmp_path):
         CropToBoxd(["image", "label"], allow_missing_keys=False)(whole)
 
 
-def test_another_name_of_the_box(tmp_path):
-    whole = load(make_case(tmp_path))
-    whole["region"] = whole.pop("box")
-    assert CropToBoxd("label", margin=0, box_key="region")(whole)["label"].shape == (1, *OBJECT_SIZE)
-
-
 def test_a_negative_margin_is_refused():
     with pytest.raises(ValueError, match="margin must be at least 0 voxels, got -1"):
         crop(-1)

@@ -128,6 +128,14 @@ def test_worst_cases_come_by_mean_dice(report):
     assert len(report) == 3
 
 
+def test_names_stand_in_the_summary_as_they_are(tmp_path):
+    report = CaseReport(tmp_path, ["<b>head|a", "*tail*"])
+    report.add("a", [row("<b>head|a", 0.8), row("*tail*", 0.6)])
+    text = report.write()[2].read_text(encoding="utf-8")
+    assert "| &lt;b&gt;head\\|a |" in text
+    assert "| \\*tail\\* |" in text
+
+
 def test_report_refuses(report, tmp_path):
     with pytest.raises(BundleError, match="got 'a' a second time"):
         report.add("a", [])

@@ -37,8 +37,10 @@ def shift_teacher(method):
             parameter += torch.randn(parameter.shape, generator=generator)
 
 
-def test_terms_by_hand():
-    method, batch = make_method(pseudo_label_weight=Weight(0.8, "linear", 4)), make_batch(num_unlabeled=3)
+@pytest.mark.parametrize("loss", [None, SupervisedLoss(dice_weight=0.0)])
+def test_terms_by_hand(loss):
+    method = make_method(pseudo_label_weight=Weight(0.8, "linear", 4), pseudo_label=loss)
+    batch = make_batch(num_unlabeled=3)
     shift_teacher(method)
     output = call(method, batch, 1)
     teacher, unlabeled = method.teacher.network, batch["unlabeled"]
@@ -57,7 +59,7 @@ def test_terms_by_hand():
     for student in STUDENTS:
         logits = getattr(method.network, student)(images)
         supervised = SupervisedLoss()(logits[:2], batch["label"]).item()
-        pseudo_label = SupervisedLoss()(logits[2:], mixed["label"]).item()
+        pseudo_label = (loss or SupervisedLoss())(logits[2:], mixed["label"]).item()
         assert output[f"loss_supervised_{student}"].item() == pytest.approx(supervised, rel=1e-5)
         taught += pseudo_label
         total += supervised + 0.2 * pseudo_label

@@ -24,7 +24,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         The folder.
 
     Raises:
-        BundleError: When the file is broken, or holds links or paths that lead out of the folder.
+        BundleError: when the file is broken, or holds links or paths that lead out of the folder.
     """
     if folder.is_dir():
         return folder

@@ -85,7 +85,7 @@ def label_path(output_dir: Path, case: str) -> Path:
 
 
 def is_done(case: SourceCase, output_dir: Path) -> bool:
-    """Tell whether a case is there; its files have been renamed to their place as a whole."""
+    """Return whether a case is there; its files have been renamed to their place as a whole."""
     return image_path(output_dir, case.name).is_file() and (
         not case.has_label or label_path(output_dir, case.name).is_file()
     )

@@ -104,7 +104,7 @@ def prepare_dataset(
         What is there now.
 
     Raises:
-        BundleError: When an option is not allowed, the source holds no case, the folder was prepared with other
+        BundleError: when an option is not allowed, the source holds no case, the folder was prepared with other
             options, a split file is there with other cases, or too few cases are there for the split.
     """
     if name not in _FINDERS:
@@ -243,7 +243,7 @@ def _write_splits(
 
 
 def _follows_protocol(found: Source, splits: SplitSettings) -> bool:
-    """Tell whether nothing was asked for that the protocol of the literature does not have."""
+    """Return whether nothing was asked for that the protocol of the literature does not have."""
     return bool(found.protocol) and not splits.labeled and not splits.num_validation and splits.num_folds is None
 
 

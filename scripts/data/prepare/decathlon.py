@@ -33,7 +33,7 @@ def download(task: str, folder: Path) -> Path:
         The tar file.
 
     Raises:
-        BundleError: When there is no such task, no internet, or the file is not the one that was published.
+        BundleError: when there is no such task, no internet, or the file is not the one that was published.
     """
     if task not in DecathlonDataset.resource:
         raise BundleError(f"task must be one of {', '.join(sorted(DecathlonDataset.resource))}, got {task!r}.")
@@ -72,7 +72,7 @@ def find_decathlon(source: Path, *, channel: int | None = None, test_images: boo
         The cases, named as their image files.
 
     Raises:
-        BundleError: When there is no dataset.json, or it does not list images and labels.
+        BundleError: when there is no dataset.json, or it does not list images and labels.
     """
     folder = task_folder(source)
     if folder is None:

@@ -42,7 +42,7 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
         The cases, named as their image files or folders; where names repeat, with their folders before them.
 
     Raises:
-        BundleError: When there is no image, or the table does not have these columns.
+        BundleError: when there is no image, or the table does not have these columns.
     """
     rows, problems, notes = _list_folder(source) if table is None else _read_table(source, Path(table))
     counts = Counter(_name(row.image) for row in rows)

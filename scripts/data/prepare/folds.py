@@ -78,7 +78,7 @@ def draw_lists(
         The lists, their ids sorted.
 
     Raises:
-        BundleError: When there are too few cases, or one of ``labeled`` is not there or has no foreground.
+        BundleError: when there are too few cases, or one of ``labeled`` is not there or has no foreground.
     """
     if not 0 <= fold < num_folds:
         raise BundleError(f"fold must be from 0 to {num_folds - 1}, got {fold}.")
@@ -125,7 +125,7 @@ def protocol_lists(
     """Give the lists of a shipped split, when the source holds its cases.
 
     Args:
-        protocol: begin of the names of the split files.
+        protocol: prefix of the names of the split files.
         fold: number of the fold.
         num_labeled: the first so many cases of the training list are the labeled ones.
         found: cases of the source.
@@ -135,7 +135,7 @@ def protocol_lists(
         The lists, or None when a case is missing from the source.
 
     Raises:
-        BundleError: When the protocol has no such fold, or not so many training cases.
+        BundleError: when the protocol has no such fold, or not so many training cases.
     """
     splits = shipped_splits(protocol)
     if fold not in splits:

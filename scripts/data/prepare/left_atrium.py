@@ -47,7 +47,7 @@ def find_left_atrium(source: Path, *, crop_to_label: bool = False, form: Form | 
         The cases, named la_ and the name of their folder.
 
     Raises:
-        BundleError: When there is no case, files of both forms, or a crop of files that are cropped already.
+        BundleError: when there is no case, files of both forms, or a crop of files that are cropped already.
     """
     if form is not None and form not in get_args(Form):
         raise BundleError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}.")

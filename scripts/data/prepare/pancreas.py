@@ -42,7 +42,7 @@ def find_pancreas(source: Path, *, tumor: Tumor = "merge") -> Source:
         The cases, named as in the source.
 
     Raises:
-        BundleError: When there is no case.
+        BundleError: when there is no case.
     """
     if tumor not in get_args(Tumor):
         raise BundleError(f"tumor must be one of {', '.join(get_args(Tumor))}, got {tumor!r}.")
@@ -93,7 +93,7 @@ def _read_nih(folder: Path, label_path: Path, *, source: Path) -> Volumes:
 
 
 def _fitting_flips(image: npt.NDArray[Any], foreground: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """Tell along which axes a label must be flipped to fit its image; none when the order of its header does.
+    """Return along which axes a label must be flipped to fit its image; none when the order of its header does.
 
     The pancreas lies in fat: in its right place, a label is brighter inside than around. The header is followed unless
     another order fits at least twice as well.

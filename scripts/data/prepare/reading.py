@@ -73,7 +73,7 @@ class Source:
         cases: those that can be read, as far as the names of the files tell.
         problems: one line for each that cannot.
         notes: one line for each matter that people should know.
-        protocol: begin of the names of the shipped splits for these cases, such as left_atrium; empty without any.
+        protocol: prefix of the names of the shipped splits for these cases, such as left_atrium; empty without any.
         withdrawn: cases that the publisher of the data took back: left out of every split.
         num_folds: folds of the protocol, or the usual five.
         num_labeled: labeled cases of the protocol; None without one.
@@ -122,7 +122,7 @@ def require_inside(path: Path, source: Path) -> Path:
         The path.
 
     Raises:
-        BundleError: When it leads out.
+        BundleError: when it leads out.
     """
     if not is_inside(path, source):
         raise BundleError(f"{path} leads out of {source}.")
@@ -141,7 +141,7 @@ def read_image(path: Path, *, source: Path, channel: int | None = None) -> nib.N
         The image, 3D, in the integer type of the file, int16 where that is exact, or float32.
 
     Raises:
-        BundleError: When it cannot be read, is not 3D or holds values that are not finite.
+        BundleError: when it cannot be read, is not 3D or holds values that are not finite.
     """
     require_inside(path, source)
     if path.is_dir():
@@ -172,7 +172,7 @@ def read_label(
         The label map, uint8, with the affine of the image.
 
     Raises:
-        BundleError: When it cannot be read, does not hold classes, or lies on another grid than the image.
+        BundleError: when it cannot be read, does not hold classes, or lies on another grid than the image.
     """
     require_inside(path, source)
     voxels, affine = _read_file(path)
@@ -207,7 +207,7 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
         The label map with the affine of the image.
 
     Raises:
-        BundleError: When the two do not have one grid.
+        BundleError: when the two do not have one grid.
     """
     orientations = [nib.orientations.io_orientation(volume.affine) for volume in (label, image)]
     turned = label.as_reoriented(nib.orientations.ornt_transform(*orientations))

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
+from ..case_report import markdown_text
 from .figures import Picture
 from .tables import Mark, Table
 
@@ -44,20 +44,20 @@ def markdown(
     Returns:
         The text.
     """
-    blocks = [f"# {_markdown_text(title)}"]
-    blocks.append("\n".join(f"- {_markdown_text(name)}: {_markdown_text(value)}" for name, value in facts))
+    blocks = [f"# {markdown_text(title)}"]
+    blocks.append("\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in facts))
     for table in tables:
-        lines = [[_markdown_text(text) for text in table.heading], [":--"] + ["--:"] * (len(table.heading) - 1)]
-        for row, line in enumerate(_marked(table, _markdown_text, _MARKDOWN)):
+        lines = [[markdown_text(text) for text in table.heading], [":--"] + ["--:"] * (len(table.heading) - 1)]
+        for row, line in enumerate(_marked(table, markdown_text, _MARKDOWN)):
             if row in table.groups:
-                lines.append([f"*{_markdown_text(table.groups[row])}*", *[""] * (len(line) - 1)])
+                lines.append([f"*{markdown_text(table.groups[row])}*", *[""] * (len(line) - 1)])
             lines.append(line)
-        blocks.append(f"## {_markdown_text(table.title)}")
+        blocks.append(f"## {markdown_text(table.title)}")
         blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        blocks.append(_markdown_text(table.note))
+        blocks.append(markdown_text(table.note))
     blocks.append("## Figures")
-    blocks += [f"![{_markdown_text(picture.caption)}]({picture.path.name})" for picture in pictures]
-    blocks += [_markdown_text(remark) for remark in remarks]
+    blocks += [f"![{markdown_text(picture.caption)}]({picture.path.name})" for picture in pictures]
+    blocks += [markdown_text(remark) for remark in remarks]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -111,12 +111,6 @@ def latex_text(text: str) -> str:
         The escaped text.
     """
     return "".join(_LATEX_CHARACTERS.get(character, character) for character in text)
-
-
-def _markdown_text(text: str) -> str:
-    # Angle brackets would begin a tag. Underscores within a word and brackets without an address mean nothing.
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def _marked(table: Table, escape: Callable[[str], str], forms: dict[Mark | None, str]) -> list[list[str]]:
