@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -667,6 +668,10 @@ def main(arguments: Any = None) -> None:
         "uncertainty": uncertainty,
         "benchmark": benchmark,
     }
+    # A path may hold what the terminal cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Fire runs a command with the arguments that it knows, and complains of the others afterwards.

@@ -99,6 +99,8 @@ def predict_volumes(
     path, output = Path(source), Path(output_dir)
     for name, place in (("input", path), ("output_dir", output)):
         check_path(name, str(place))
+        if str(place).startswith(("@", "%", "$")):
+            raise BundleError(f"{name} must be a path, and MONAI would compute {place}: write ./{place} instead.")
     given = dict(overrides or {})
     check_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))
@@ -302,6 +304,16 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
     for file in config_file:
         if not Path(file).is_file():
             raise BundleError(f"config_file must name files that exist, got {file}.")
+        try:
+            content = ConfigParser.load_config_file(file)
+        # The readers of JSON and YAML have errors of their own.
+        except Exception as error:
+            raise BundleError(f"config_file {file} cannot be read: {one_line(error)}") from error
+        if not isinstance(content, dict):
+            raise BundleError(f"config_file {file} must hold keys and values, got a {type(content).__name__}.")
+    for name, value in overrides.items():
+        if name.endswith("_path") and not isinstance(value, str):
+            raise BundleError(f"{name} must be a string, got {value!r}.")
     if "dataset_dir" in overrides:
         raise BundleError("dataset_dir is named by --input here.")
     check_overrides(overrides, list(config_file), arguments=_ARGUMENTS)

@@ -320,13 +320,21 @@ def test_the_shipped_weights_have_the_names_of_the_metadata(study, network, tmp_
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_data_sets_are_named():
+def test_data_sets_are_named(tmp_path):
     assert inference_configs() == [str(ROOT / "configs/inference.json")]
     assert inference_configs("pancreas")[1] == str(ROOT / "configs/data_pancreas.json")
     with assert_refused("data must be .*hippocampus, .* or pancreas, got 'liver'"):
         inference_configs("liver")
     with assert_refused("config_file must name files that exist, got none.json"):
         predict_command("in", "out", config_file="none.json")
+    for text, message in (("{", "cannot be read: "), ("[1]", "must hold keys and values, got a list")):
+        (tmp_path / "own.json").write_text(text)
+        with assert_refused(rf"config_file .*own\.json {message}"):
+            predict_command("in", "out", config_file=str(tmp_path / "own.json"))
+    with assert_refused("ckpt_path must be a string, got 5"):
+        predict_command("in", "out", ckpt_path=5)
+    with assert_refused(r"input must be a path, and MONAI would compute @scans: write \./@scans instead"):
+        predict_command("@scans", "out")
     with assert_refused("give one of the two"):
         predict_command("in", "out", data="pancreas", config_file="a.json")
 

@@ -399,7 +399,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path stays in a folder once symbolic links and ``..`` are resolved."""
-    return path.resolve().is_relative_to(folder.resolve())
+    # Not Path.resolve, which fails in a loop of links.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _schema_problems(content: dict[str, Any]) -> list[str]:
@@ -440,7 +441,7 @@ def _pattern_problems(key: str, pattern: str) -> list[str]:
     problems = []
     if "{case}" not in pattern:
         problems.append(f"{key} must contain {{case}}, got {pattern!r}")
-    if _leads_out(pattern):
+    if leads_out(pattern):
         problems.append(f"{key} must stay in dataset_dir (relative, without '..'), got {pattern!r}")
     return problems
 
@@ -453,7 +454,7 @@ def _list_problems(lists: dict[str, list[str]]) -> list[str]:
             if not case.strip():
                 problems.append(f"{list_name} has an empty case id")
                 continue
-            if _leads_out(case):
+            if leads_out(case):
                 problems.append(f"{list_name}: case id must stay in dataset_dir (relative, without '..'), got {case!r}")
             elif posixpath.normpath(case) != case:
                 problems.append(f"{list_name}: case id must be {posixpath.normpath(case)!r}, got {case!r}")
@@ -465,7 +466,8 @@ def _list_problems(lists: dict[str, list[str]]) -> list[str]:
     return problems
 
 
-def _leads_out(text: str) -> bool:
+def leads_out(text: str) -> bool:
+    """Return whether a part of a path may lead out of its folder, or is no path at all on some system."""
     # Both notations, so that a split means the same on every system. An unprintable character (a null byte) is no path.
     windows = PureWindowsPath(text)
     absolute = PurePosixPath(text).is_absolute() or bool(windows.drive or windows.root)

@@ -349,6 +349,10 @@ def define_grid(
         if path.suffix == ".json":
             _check_overlay(path)
             method = path.stem.removeprefix("method_")
+            if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", method):
+                raise BundleError(
+                    f"methods: {path} must be named by letters, digits and any of . _ + -, as its runs are after it."
+                )
             if method not in method_names():
                 files[method] = str(path.resolve())
             elif path.resolve() != CONFIGS / f"method_{method}.json":

@@ -60,7 +60,7 @@ def bad_lines(tmp_path, capsys):
         assert written == {"good a.nii.gz", "gut ä.nii.gz", "good c.nii.gz"}
         assert len(json.loads((tmp_path / "prepared/split.json").read_text())["test"]) == 1
         assert captured.err.splitlines()[-1].startswith("error: 3 of 4 cases are prepared")
-        lines = [line for line in captured.out.splitlines() if line.startswith(("bad", "source/bad", "cases.csv"))]
+        lines = [line for line in captured.out.splitlines() if line.startswith(("bad", "'bad", "source/bad", "cases.csv"))]
         assert len(lines) == 1, captured.out
         return lines[0]
 
@@ -74,6 +74,13 @@ def test_a_truncated_download(source, bad_lines):
     content = (source / "images/bad.nii.gz").read_bytes()
     (source / "images/bad.nii.gz").write_bytes(content[: len(content) // 2])
     assert "bad.nii.gz cannot be read, the file may be truncated" in bad_lines()
+
+
+def test_a_name_that_no_split_takes(source, bad_lines):
+    image, label = volumes(9)
+    save(source / "images/bad\u200b.nii.gz", image)
+    save(source / "labels/bad\u200b.nii.gz", label)
+    assert bad_lines().startswith("'bad\\u200b': no name for a case; rename the file")
 
 
 def test_a_truncated_h5(tmp_path, capsys):

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import BundleError
 from ...files import write_json
-from ..splits import LIST_NAMES, is_inside, write_split
+from ..splits import LIST_NAMES, is_inside, leads_out, write_split
 from .archive import unpack
 from .conversion import convert_cases, is_done, label_path
 from .decathlon import download, find_decathlon
@@ -121,10 +121,10 @@ def prepare_dataset(
     if source.is_file():
         source = unpack(source, output_dir / _SOURCE_FOLDER / source.name.split(".")[0])
     found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
-    cases, repeated = _unique(found.cases)
+    cases, unnamed = _with_usable_names(found.cases)
     write_json(output_dir / _SETTINGS_FILE, settings)
     problems, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
-    problems = [*found.problems, *repeated, *problems]
+    problems = [*found.problems, *unnamed, *problems]
     there = [case for case in cases if is_done(case, output_dir)]
     if not there:
         headline = f"none of the {len(cases) or len(problems)} cases in {source} could be prepared"
@@ -188,13 +188,14 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
         )
 
 
-def _unique(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], list[str]]:
+def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], list[str]]:
     # Some file systems do not tell capital letters from small ones.
     counts = Counter(case.name.casefold() for case in cases)
     repeated = sorted({case.name for case in cases if counts[case.name.casefold()] > 1})
-    return [case for case in cases if case.name not in repeated], [
-        f"{name}: several cases of the source have this name." for name in repeated
-    ]
+    unfit = sorted({case.name for case in cases if leads_out(case.name)})
+    problems = [f"{name}: several cases of the source have this name." for name in repeated]
+    problems += [f"{name!r}: no name for a case; rename the file to printable characters without '..'." for name in unfit]
+    return [case for case in cases if case.name not in (*repeated, *unfit)], problems
 
 
 def _write_splits(
