@@ -20,11 +20,11 @@ from rich.markup import escape
 
 from .benchmark.benchmark import run_benchmark
 from .console import check_arguments
+from .data.boxes import write_boxes
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
 from .data.prepare.conversion import image_path, label_path
 from .data.prepare.dataset import SplitSettings, prepare_dataset
-from .data.splits import write_boxes
 from .errors import BundleError
 from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture

@@ -36,7 +36,7 @@ ALLOWED = {
     "settings": {"errors", "precision"},
     "grid": {"errors", "console", "files", "data.splits", "settings"},
     "predict": {"errors", "console", "files", "data", "evaluation.label_maps", "evaluation.metrics"},
-    "studies": {"errors", "data.splits", "evaluation", "files", "nifti", "predict"},
+    "studies": {"errors", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "files", "weights"},
     "package": {"errors", "export", "files", "weights"},
     "benchmark": {

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, assert_refused, needs_bfloat16
 
+from scripts.data.boxes import write_boxes
 from scripts.data.phantom import generate_phantom_dataset
-from scripts.data.splits import write_boxes
 from scripts.trainer import NonFiniteLossError
 
 #: A learning rate that falls within the few iterations.

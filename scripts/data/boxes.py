@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Crop a volume to a box that is known of its case."""
+"""Boxes around what the labels of a data set show: written to boxes.json, read from it, cropped to."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -14,19 +15,23 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Crop
 from monai.transforms.croppad.dictionary import Cropd
+from monai.transforms.utils import generate_spatial_bounding_box
 
-from ..errors import BundleError
+from ..errors import BundleError, one_line
+from ..files import write_json
+from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
 
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
 BOX_KEY = "box"
+BOXES_FILE_NAME = "boxes.json"
 
 
 class CropToBoxd(Cropd):
     """Crop volumes to the box of their case, widened by a margin; the box is in voxels of the file.
 
     The pancreas protocol of the literature crops every volume to the surroundings of its reference label. Here only
-    the six numbers of the box come along, never the label, see :func:`scripts.data.splits.write_boxes`. The transform
+    the six numbers of the box come along, never the label, see :func:`write_boxes`. The transform
     may come after reorientation and resampling, since the box is mapped through the affine of the file.
 
     Args:
@@ -87,3 +92,104 @@ class CropToBoxd(Cropd):
         start = np.floor(corners.min(axis=0) + 0.5).astype(int) - self.margin
         stop = np.ceil(corners.max(axis=0) + 0.5 - 1e-6).astype(int) + self.margin
         return np.clip(start, 0, size), np.clip(stop, 0, size)
+
+
+def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:
+    """Write the bounding box of every case's foreground to ``boxes.json`` in the data set's folder.
+
+    This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
+    how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
+    a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
+    only to results with boxes.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: path of the split file.
+        overwrite: replace a ``boxes.json`` that is already there.
+
+    Returns:
+        Path of ``boxes.json``: for each case id ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file as it is stored
+        (before any reorientation), without margin, the stop exclusive.
+
+    Raises:
+        BundleError: when the file is already there, no case has a label, or a label is broken or has no foreground.
+    """
+    dataset_path = Path(dataset_dir).expanduser()
+    require_dataset_dir(dataset_path, Path(split_file).expanduser())
+    split = read_split(split_file)
+    boxes_path = dataset_path / BOXES_FILE_NAME
+    if boxes_path.exists() and not overwrite:
+        raise BundleError(f"{boxes_path} is already there; --overwrite true replaces it.")
+    boxes: dict[str, list[list[int]]] = {}
+    problems = []
+    for case in split.all_cases():
+        label_path = dataset_path / split.label_path(case)
+        if not is_inside(label_path, dataset_path):
+            problems.append(f"{case} (its label leads out of the folder)")
+        elif label_path.is_file():
+            try:
+                boxes[case] = _foreground_box(label_path)
+            except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
+                problems.append(f"{case} ({one_line(error)})")
+    if problems:
+        raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {some_of(problems)}.")
+    if not boxes:
+        raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
+    write_json(boxes_path, boxes)
+    return boxes_path
+
+
+def read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[str, list[list[int]]]:
+    """Read the boxes of cases, as :func:`write_boxes` wrote them.
+
+    Args:
+        dataset_path: folder of the data set.
+        split: the split, for the message.
+        cases: ids of the cases.
+
+    Returns:
+        the box of each.
+
+    Raises:
+        BundleError: when the file is missing, or broken, or has no box of one of these cases.
+    """
+    boxes_path = dataset_path / BOXES_FILE_NAME
+    remedy = f"`python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}` writes it"
+    if not boxes_path.is_file():
+        raise BundleError(f"uses_boxes: {boxes_path} not found; {remedy}.")
+    boxes = read_json(boxes_path, "uses_boxes")
+    if not isinstance(boxes, dict):
+        raise BundleError(f"uses_boxes: {boxes_path} must be a JSON object of boxes, got {kind_of(boxes)}; {remedy}.")
+    without = [case for case in cases if case not in boxes]
+    if without:
+        raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(without)}; {remedy}.")
+    broken = [case for case in cases if not _is_box(boxes[case])]
+    if broken:
+        raise BundleError(
+            f"uses_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
+            f"but does not for {some_of(broken)}; {remedy}."
+        )
+    return boxes
+
+
+def _is_box(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    if not all(isinstance(corner, list) and len(corner) == 3 for corner in value):
+        return False
+    if not all(type(number) is int for corner in value for number in corner):
+        return False
+    return all(0 <= start < stop for start, stop in zip(*value, strict=True))
+
+
+def _foreground_box(label_path: Path) -> list[list[int]]:
+    file: Any = nib.load(label_path)
+    label = np.asanyarray(file.dataobj)
+    if label.ndim == 4 and label.shape[-1] == 1:
+        label = label[..., 0]
+    if label.ndim != 3:
+        raise ValueError(f"its label must be 3D, got shape {label.shape}")
+    start, stop = generate_spatial_bounding_box(label[None])
+    if not any(stop):
+        raise ValueError("its label has no foreground")
+    return [[int(number) for number in start], [int(number) for number in stop]]

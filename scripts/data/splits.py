@@ -21,7 +21,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -32,20 +32,14 @@ from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import write_json
-from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
-from .volumes import VOLUME_SUFFIXES
 
 LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
-BOXES_FILE_NAME = "boxes.json"
 IMAGE_PATTERN, LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
 _TYPES: dict[str, type] = {"version": int, "name": str, "description": str, "image": str, "label": str}
 _TYPES |= dict.fromkeys(LIST_NAMES, list)
 _OPTIONAL_TYPES: dict[str, type] = {"seed": int, "cases_hash": str}
 _TYPE_NAMES = {int: "an integer", str: "a string", list: "a list of strings"}
 _MAX_NAMED = 10
-
-logger = logging.getLogger(__name__)
-
 
 class SplitError(BundleError):
     """A split file that does not keep the schema.
@@ -145,9 +139,9 @@ def read_split(split_file: str | Path) -> Split:
         repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
         return dict(pairs)
 
-    content = _read_json(path, "split_file", object_pairs_hook=collect_keys)
+    content = read_json(path, "split_file", object_pairs_hook=collect_keys)
     if not isinstance(content, dict):
-        raise SplitError(split_file, [f"must be a JSON object with {', '.join(_TYPES)}, got {_kind(content)}"])
+        raise SplitError(split_file, [f"must be a JSON object with {', '.join(_TYPES)}, got {kind_of(content)}"])
     problems = [f"key {key!r} is given twice" for key in repeated] + _schema_problems(content)
     if problems:
         raise SplitError(split_file, problems)
@@ -208,99 +202,6 @@ def write_split(
     return read_split(path)
 
 
-def load_cases(
-    dataset_dir: str | Path,
-    split_file: str | Path,
-    lists: Sequence[str] = ("labeled", "unlabeled", "validation"),
-    phantom_dir: str | Path | None = None,
-    uses_boxes: bool | str = False,
-    all_labeled: bool | str = False,
-    skip_unreadable: bool | str = False,
-) -> dict[str, list[dict[str, Any]]]:
-    """List the files of a split's cases, as the dictionaries that MONAI's data sets take.
-
-    A labeled, validation or test case is ``{"image": path, "label": path, "case": id}``. An unlabeled one is
-    ``{"unlabeled": path, "case": id}`` and nothing else, so that no label of it can be read later on.
-
-    Args:
-        dataset_dir: folder of the data set, which the patterns of the split are relative to.
-        split_file: path of the split file.
-        lists: the lists that the run uses; files of the other lists need not exist.
-        phantom_dir: when ``dataset_dir`` is this very folder and holds no data yet, the default phantom data set is
-            generated there first. A split of other cases never fills it.
-        uses_boxes: add ``"box"``, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file, the stop exclusive, from the
-            data set's ``boxes.json``, see :func:`write_boxes`; a text like "true" is understood.
-        all_labeled: train on the unlabeled cases with their labels too, which must be there: the upper bound that the
-            literature reports. They join the labeled list, in the order of their ids; none stays unlabeled.
-        skip_unreadable: let files of labeled and unlabeled cases be missing: the training passes over them like over
-            those that cannot be read; a text like "true" is understood.
-
-    Returns:
-        For each of the four lists its cases in the order of the file.
-
-    Raises:
-        BundleError: when the split breaks the schema, the folder is missing or empty, a path leads out of it, a file
-            of a list that the run uses is missing (all are named at once), or a box is, or the run uses the test list
-            and it is empty.
-    """
-    dataset_path, split_path = Path(dataset_dir).expanduser(), Path(split_file).expanduser()
-    if phantom_dir is not None and dataset_path.resolve() == Path(phantom_dir).expanduser().resolve():
-        _fill_phantom_dir(dataset_path, split_path)
-    _require_dataset_dir(dataset_path, split_path)
-    split = read_split(split_path)
-    if str2bool(all_labeled):
-        split = replace(split, labeled=tuple(sorted(split.labeled + split.unlabeled)), unlabeled=())
-    used = sum((split.cases(list_name) for list_name in lists), ())
-    boxes = _read_boxes(dataset_path, split, cases=used) if str2bool(uses_boxes) else {}
-    required = set(lists) - ({"labeled", "unlabeled"} if str2bool(skip_unreadable) else set())
-    # Once and as texts: pools are large, and is_inside takes longer than all the rest.
-    root = os.path.join(os.path.realpath(dataset_path), "")
-
-    cases: dict[str, list[dict[str, Any]]] = {}
-    outside, missing = [], []
-    for list_name in LIST_NAMES:
-        cases[list_name] = []
-        for case in split.cases(list_name):
-            if list_name == "unlabeled":
-                relative_paths = {"unlabeled": split.image_path(case)}
-            else:
-                relative_paths = {"image": split.image_path(case), "label": split.label_path(case)}
-            entry: dict[str, Any] = {key: str(dataset_path / path) for key, path in relative_paths.items()}
-            for key, relative_path in relative_paths.items():
-                if not os.path.realpath(entry[key]).startswith(root):
-                    outside.append(relative_path)
-                elif list_name in required and not os.path.isfile(entry[key]):
-                    missing.append(relative_path)
-            entry["case"] = case
-            if case in boxes:
-                entry["box"] = boxes[case]
-            cases[list_name].append(entry)
-    if outside:
-        raise BundleError(f"dataset_dir: every file must lie in {dataset_path}, but these lead out: {_some(outside)}.")
-    if "test" in lists and not cases["test"]:
-        raise BundleError(f"split_file {split_path} has no test case.")
-    if missing:
-        raise BundleError(
-            f"dataset_dir: {_files(len(missing))} of {split_path} not found in {dataset_path}: {_some(missing)}."
-        )
-    return cases
-
-
-def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
-    """Describe in one line which cases a training uses, to see whether two runs used the same.
-
-    Args:
-        cases: what :func:`load_cases` gives.
-
-    Returns:
-        The numbers of labeled and unlabeled cases and a hash of their ids, or of their paths where they have none.
-    """
-    lists = (("labeled", "image"), ("unlabeled", "unlabeled"))
-    ids = [[entry.get("case", entry.get(key)) for entry in cases[name]] for name, key in lists]
-    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
-    return f"{len(ids[0])} labeled, {len(ids[1])} unlabeled, {digest}"
-
-
 def describe_split(split_file: str | Path) -> dict[str, Any]:
     """Return which split a run used, so that it can be found again.
 
@@ -312,89 +213,6 @@ def describe_split(split_file: str | Path) -> dict[str, Any]:
     """
     split = read_split(split_file)
     return {"name": split.name, "cases_hash": hash_cases({name: split.cases(name) for name in LIST_NAMES})}
-
-
-def unlabeled_pool(
-    load_split: Callable[[], Mapping[str, list[dict[str, Any]]]],
-    *,
-    pairs: Sequence[Mapping[str, Any]],
-    pairs_are_given: bool,
-    unlabeled_dir: str | Path | None = None,
-) -> list[dict[str, Any]]:
-    """List the unlabeled cases: those of a folder, those of the split, or none.
-
-    Args:
-        load_split: gives what :func:`load_cases` gives; called only when the split is needed.
-        pairs: the cases that the run trains on with labels, or that validate or test it; their images are left out of
-            the folder's.
-        pairs_are_given: whether these pairs come from outside, as MONAI Label's do, and not from the split: then its
-            unlabeled cases are those of another data set, and are not used.
-        unlabeled_dir: folder of NIfTI volumes to take instead; its subfolders are not searched.
-
-    Returns:
-        The unlabeled cases as dictionaries that MONAI's data sets take.
-
-    Raises:
-        BundleError: when the folder does not exist or holds no further volume.
-    """
-    if not unlabeled_dir:
-        return [] if pairs_are_given else load_split()["unlabeled"]
-    folder = Path(unlabeled_dir).expanduser()
-    if not folder.is_dir():
-        raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
-    labeled = {Path(pair["image"]).resolve() for pair in pairs}
-    volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
-    cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
-    if not cases:
-        raise BundleError(
-            f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none."
-        )
-    return cases
-
-
-def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:
-    """Write the bounding box of every case's foreground to ``boxes.json`` in the data set's folder.
-
-    This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
-    how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
-    a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
-    only to results with boxes.
-
-    Args:
-        dataset_dir: folder of the data set.
-        split_file: path of the split file.
-        overwrite: replace a ``boxes.json`` that is already there.
-
-    Returns:
-        Path of ``boxes.json``: for each case id ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file as it is stored
-        (before any reorientation), without margin, the stop exclusive.
-
-    Raises:
-        BundleError: when the file is already there, no case has a label, or a label is broken or has no foreground.
-    """
-    dataset_path = Path(dataset_dir).expanduser()
-    _require_dataset_dir(dataset_path, Path(split_file).expanduser())
-    split = read_split(split_file)
-    boxes_path = dataset_path / BOXES_FILE_NAME
-    if boxes_path.exists() and not overwrite:
-        raise BundleError(f"{boxes_path} is already there; --overwrite true replaces it.")
-    boxes: dict[str, list[list[int]]] = {}
-    problems = []
-    for case in split.all_cases():
-        label_path = dataset_path / split.label_path(case)
-        if not is_inside(label_path, dataset_path):
-            problems.append(f"{case} (its label leads out of the folder)")
-        elif label_path.is_file():
-            try:
-                boxes[case] = _foreground_box(label_path)
-            except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
-                problems.append(f"{case} ({' '.join(str(error).split())})")
-    if problems:
-        raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {_some(problems)}.")
-    if not boxes:
-        raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
-    write_json(boxes_path, boxes)
-    return boxes_path
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -419,7 +237,7 @@ def _schema_problems(content: dict[str, Any]) -> list[str]:
         if fits:
             well_typed[key] = value
         else:
-            problems.append(f"{key} must be {_TYPE_NAMES[expected]}, got {_kind(value)}")
+            problems.append(f"{key} must be {_TYPE_NAMES[expected]}, got {kind_of(value)}")
     if well_typed.get("version", 1) != 1:
         problems.append(f"version must be 1, got {well_typed['version']}")
     for key in ("image", "label"):
@@ -474,14 +292,16 @@ def leads_out(text: str) -> bool:
     return absolute or ".." in windows.parts or not text.isprintable()
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Describe a value of a JSON file that is not of the type it must be."""
     if isinstance(value, list):
         others = {type(item).__name__ for item in value if not isinstance(item, str)}
         return f"a list with {', '.join(sorted(others))}" if others else "a list"
     return f"{type(value).__name__} {json.dumps(value)[:40]}"
 
 
-def _read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] | None = None) -> Any:
+def read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] | None = None) -> Any:
+    """Read a JSON file that an argument names."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=object_pairs_hook)
     except FileNotFoundError:
@@ -492,18 +312,8 @@ def _read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] 
         raise BundleError(f"{argument}: {path} is not JSON ({error}).") from error
 
 
-def _fill_phantom_dir(dataset_path: Path, split_path: Path) -> None:
-    is_own_split = split_path.resolve() == (dataset_path / SPLIT_FILE_NAME).resolve()
-    # A split of real cases was given but not its dataset_dir: volumes of a phantom would only hide that.
-    if not is_own_split and not (
-        split_path.is_file() and all(map(is_phantom_case, read_split(split_path).all_cases()))
-    ):
-        return
-    if ensure_phantom_dataset(dataset_path):
-        logger.info("dataset_dir %s held no data: a generated phantom data set was written there.", dataset_path)
-
-
-def _require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
+def require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
+    """Refuse a folder without data; tells where they come from."""
     if dataset_path.is_dir() and any(dataset_path.iterdir()):
         return
     image, label = IMAGE_PATTERN, LABEL_PATTERN
@@ -519,53 +329,7 @@ def _require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
     )
 
 
-def _read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[str, list[list[int]]]:
-    boxes_path = dataset_path / BOXES_FILE_NAME
-    remedy = f"`python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}` writes it"
-    if not boxes_path.is_file():
-        raise BundleError(f"uses_boxes: {boxes_path} not found; {remedy}.")
-    boxes = _read_json(boxes_path, "uses_boxes")
-    if not isinstance(boxes, dict):
-        raise BundleError(f"uses_boxes: {boxes_path} must be a JSON object of boxes, got {_kind(boxes)}; {remedy}.")
-    without = [case for case in cases if case not in boxes]
-    if without:
-        raise BundleError(f"uses_boxes: {boxes_path} has no box of {_some(without)}; {remedy}.")
-    broken = [case for case in cases if not _is_box(boxes[case])]
-    if broken:
-        raise BundleError(
-            f"uses_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
-            f"but does not for {_some(broken)}; {remedy}."
-        )
-    return boxes
-
-
-def _is_box(value: Any) -> bool:
-    if not (isinstance(value, list) and len(value) == 2):
-        return False
-    if not all(isinstance(corner, list) and len(corner) == 3 for corner in value):
-        return False
-    if not all(type(number) is int for corner in value for number in corner):
-        return False
-    return all(0 <= start < stop for start, stop in zip(*value, strict=True))
-
-
-def _foreground_box(label_path: Path) -> list[list[int]]:
-    file: Any = nibabel.load(label_path)
-    label = np.asanyarray(file.dataobj)
-    if label.ndim == 4 and label.shape[-1] == 1:
-        label = label[..., 0]
-    if label.ndim != 3:
-        raise ValueError(f"its label must be 3D, got shape {label.shape}")
-    start, stop = generate_spatial_bounding_box(label[None])
-    if not any(stop):
-        raise ValueError("its label has no foreground")
-    return [[int(number) for number in start], [int(number) for number in stop]]
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'s' * (count != 1)}"
-
-
-def _some(items: Sequence[str]) -> str:
+def some_of(items: Sequence[str]) -> str:
+    """Name the first of many."""
     named = ", ".join(items[:_MAX_NAMED])
     return named if len(items) <= _MAX_NAMED else f"{named} and {len(items) - _MAX_NAMED} more ({len(items)} in all)"

@@ -80,7 +80,7 @@ def check_labels_dir(labels_dir: str | None, cases: Callable[[], Mapping[str, Se
 
     Args:
         labels_dir: folder where label maps will be written; None where none will be.
-        cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.splits.load_cases`;
+        cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.cases.load_cases`;
             called unless labels_dir is None.
 
     Raises:

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
-from ..data.splits import load_cases
+from ..data.cases import load_cases
 from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
@@ -47,7 +47,7 @@ def study_cases(
         dataset_dir: folder of the data set.
         split_file: its split file.
         num_cases: the first so many cases; None takes all.
-        phantom_dir: see :func:`scripts.data.splits.load_cases`.
+        phantom_dir: see :func:`scripts.data.cases.load_cases`.
 
     Returns:
         the cases in the order of the split.

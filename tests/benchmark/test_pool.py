@@ -10,7 +10,7 @@ from conftest import assert_refused
 from scripts.benchmark import pool
 from scripts.benchmark.measuring import Measured
 from scripts.benchmark.pool import WaitingMeasurement, make_pool, measure_pools, measure_waiting
-from scripts.data.splits import load_cases
+from scripts.data.cases import load_cases
 
 
 def test_a_pool_is_a_data_set_of_few_volumes(tmp_path):

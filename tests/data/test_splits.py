@@ -14,16 +14,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from scripts.data.boxes import write_boxes
+from scripts.data.cases import load_cases, unlabeled_pool
 from scripts.data.phantom import generate_phantom_dataset
-from scripts.data.splits import (
-    LIST_NAMES,
-    hash_cases,
-    load_cases,
-    read_split,
-    unlabeled_pool,
-    write_boxes,
-    write_split,
-)
+from scripts.data.splits import LIST_NAMES, hash_cases, read_split, write_split
 from scripts.errors import BundleError
 
 SPLITS_DIR = Path(__file__).parents[2] / "configs" / "splits"
@@ -375,12 +369,12 @@ def test_missing_phantom_is_generated_once(made, tmp_path, caplog):
     folder = tmp_path / "phantom"
     if made:
         folder.mkdir()
-    with caplog.at_level(logging.INFO, logger="scripts.data.splits"):
+    with caplog.at_level(logging.INFO, logger="scripts.data.cases"):
         cases = load_cases(folder, folder / "split.json", phantom_dir=tmp_path / "x" / ".." / "phantom")
         again = load_cases(folder, folder / "split.json", phantom_dir=folder)
     assert [len(entries) for entries in cases.values()] == [3, 6, 1, 2]
     assert again == cases
-    assert len([record for record in caplog.records if record.name == "scripts.data.splits"]) == 1
+    assert len([record for record in caplog.records if record.name == "scripts.data.cases"]) == 1
 
 
 def test_other_folder_is_not_filled_with_phantoms(tmp_path):
