@@ -614,7 +614,7 @@ def _case_names(name: str, value: Any) -> list[str]:
         try:
             lines = Path(value).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise BundleError(f"{name} {value} must be a string file in UTF-8: {error}.") from error
+            raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
         return [line.strip() for line in lines if line.strip()]
     # Names of digits alone have become numbers.
     values = value if isinstance(value, (list, tuple)) else [value]

@@ -127,7 +127,7 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
             continue
         flag, equals, _ = word.lstrip("-").partition("=")
         flag = flag.replace("-", "_")
-        known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help"}
+        known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help", "h"}
         if flag not in known and not (len(flag) == 1 and any(parameter.startswith(flag) for parameter in parameters)):
             similar = difflib.get_close_matches(flag, parameters, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else f" It takes {', '.join(parameters)}."

@@ -12,7 +12,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from monai.config import KeysCollection
 from monai.data import ImageWriter, MetaTensor, NibabelWriter
 from monai.transforms import SaveImaged
 
@@ -101,27 +100,31 @@ def write_volume(volume: MetaTensor, path: str | os.PathLike[str], dtype: type) 
 class _WholeFileWriter(NibabelWriter):
     def write(self, filename: Any, verbose: bool = False, **obj_kwargs: Any) -> None:
         ImageWriter.write(self, filename, verbose=verbose)
-        # The channel is the last axis by now. MONAI would drop axes of the volume of size 1 with it.
-        voxels = self.data_obj[..., 0]
-        write_nifti(self.create_backend_obj(voxels, affine=self.affine, dtype=self.output_dtype), filename)
+        # The channels are the last axis by now. MONAI would drop axes of the volume of size 1 with that of one channel.
+        voxels = self.data_obj[..., 0] if self.data_obj.shape[-1] == 1 else self.data_obj
+        volume = self.create_backend_obj(voxels, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
+        volume.set_qform(volume.affine, code=1)
+        volume.set_sform(volume.affine, code=1)
+        write_nifti(volume, filename)
 
 
-class SaveImageWholed(SaveImaged):
-    """MONAI's ``SaveImaged`` with files that are whole or not there, for volumes of any size, and one clear error.
+class WholeFiles:
+    """Lets a ``SaveImaged`` write files that are whole or not there, of volumes of any size, with one clear error.
 
     Args:
-        keys: keys of the volumes, (1, X, Y, Z).
-        **kwargs: see ``monai.transforms.SaveImaged``.
+        save: the transform; it is changed.
     """
 
-    def __init__(self, keys: KeysCollection, **kwargs: Any) -> None:
-        super().__init__(keys, writer=_WholeFileWriter, squeeze_end_dims=False, **kwargs)
+    def __init__(self, save: SaveImaged) -> None:
+        self.save = save
+        save.saver.writers = (_WholeFileWriter,)
+        save.saver.data_kwargs["squeeze_end_dims"] = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the volumes of a case.
 
         Args:
-            data: dictionary of the case.
+            data: dictionary of the case; volumes are (C, X, Y, Z).
 
         Returns:
             the same.
@@ -130,7 +133,7 @@ class SaveImageWholed(SaveImaged):
             BundleError: when a file cannot be written; says why.
         """
         try:
-            result: dict[Hashable, Any] = super().__call__(data)
+            result: dict[Hashable, Any] = self.save(data)
         # MONAI puts the error of its writer, traceback and all, into the text of another one.
         except RuntimeError as error:
             raise BundleError(f"a map cannot be written: {str(error).strip().splitlines()[-1]}") from None

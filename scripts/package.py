@@ -25,7 +25,7 @@ from .weights import check_weights, read_tensors
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
 TASKS = {"left_atrium": "left_atrium_small", "pancreas": "pancreas", "hippocampus": "hippocampus"}
 #: Configurations that are the same for every task, beside the methods and the recipes.
-_SHAREDCONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf", "method_*.json", "recipe_*.json")
+_SHARED_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf", "method_*.json", "recipe_*.json")
 _MODALITIES = {"MR": "mri", "CT": "ct"}
 #: The Model Zoo takes no file above this size in a pull request.
 _LARGE_FILE_BYTES = 25 * 10**6
@@ -164,7 +164,7 @@ def _bundle_name(task: str, metadata: Mapping[str, Any]) -> str:
 def _write_folder(folder: Path, task: str, configs: Mapping[str, dict[str, Any]]) -> None:
     for part in ("configs/splits", "docs", "models"):
         (folder / part).mkdir(parents=True)
-    for pattern in (*_SHAREDCONFIGS, f"data_{task}*.json", f"splits/{task}_*.json"):
+    for pattern in (*_SHARED_CONFIGS, f"data_{task}*.json", f"splits/{task}_*.json"):
         for path in sorted(CONFIGS.glob(pattern)):
             shutil.copyfile(path, folder / "configs" / path.relative_to(CONFIGS))
     for name, content in configs.items():

@@ -100,7 +100,9 @@ def predict_volumes(
     for name, place in (("input", path), ("output_dir", output)):
         check_path(name, str(place))
         if str(place).startswith(("@", "%", "$")):
-            raise BundleError(f"{name} must be a path, and MONAI would compute {place}: write ./{place} instead.")
+            raise BundleError(
+                f"{name} must be a path, and MONAI would compute {place}: write {place.absolute()} instead."
+            )
     given = dict(overrides or {})
     check_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))

@@ -159,8 +159,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.grad_scaler.scale(loss).backward()
         if self.grad_scaler.is_enabled():
             # An infinite gradient costs a step and halves the scale. Where no scale helps, every step is left out.
-            self.state.terms["gradient_scale"] = self.grad_scaler.get_scale()
-            if self.grad_scaler.get_scale() < _LEAST_SCALE:
+            scale = self.state.terms["gradient_scale"] = self.grad_scaler.get_scale()
+            if scale < _LEAST_SCALE:
                 self.state.terms[name] = math.nan
         else:
             # A gradient can be infinite where the loss is not, and would be in the weights of the next checkpoint.

@@ -10,21 +10,24 @@ import pytest
 import torch
 from conftest import assert_refused
 from monai.data import MetaTensor
+from monai.transforms import SaveImaged
 
-from scripts.nifti import SaveImageWholed, make_nifti, read_nifti, write_nifti
+from scripts.nifti import WholeFiles, make_nifti, read_nifti, write_nifti
 
 AFFINE = np.diag([-2.0, 3.0, 4.0, 1.0])
 
 
-def make_item(shape):
+def make_item(shape, channels=1):
     meta = {"filename_or_obj": "/data/scan.nii.gz", "original_affine": AFFINE, "spatial_shape": np.asarray(shape)}
-    voxels = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    voxels = torch.arange(float(channels * np.prod(shape))).reshape(channels, *shape)
     return {"pred": MetaTensor(voxels, affine=torch.tensor(AFFINE), meta=meta)}
 
 
 def make_transform(folder, **options):
-    return SaveImageWholed(
-        "pred", output_dir=str(folder), output_postfix="seg", separate_folder=False, resample=False, **options
+    return WholeFiles(
+        SaveImaged(
+            "pred", output_dir=str(folder), output_postfix="seg", separate_folder=False, resample=False, **options
+        )
     )
 
 
@@ -39,7 +42,15 @@ def test_a_map_has_the_shape_and_the_geometry_of_its_file(tmp_path, shape, suffi
     assert volume.shape == shape
     assert volume.get_data_dtype() == np.uint8
     assert np.array_equal(volume.affine, AFFINE)
+    assert [int(volume.header[code]) for code in ("qform_code", "sform_code")] == [1, 1]
     assert np.array_equal(np.asarray(volume.dataobj).ravel(), np.arange(np.prod(shape)))
+
+
+def test_channels_are_the_last_axis(tmp_path):
+    item = make_item((3, 4, 1), channels=2)
+    make_transform(tmp_path, output_ext=".nii.gz", output_dtype=np.float32)(item)
+    voxels = np.asarray(nib.load(tmp_path / "scan_seg.nii.gz").dataobj)
+    assert np.array_equal(np.moveaxis(voxels, -1, 0), item["pred"].numpy())
 
 
 def test_a_map_that_cannot_be_written_costs_one_line_and_no_file(tmp_path, monkeypatch):

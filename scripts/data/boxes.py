@@ -21,7 +21,6 @@ from ..errors import BundleError, one_line
 from ..files import write_json
 from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
-
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
 BOX_KEY = "box"
 BOXES_FILE_NAME = "boxes.json"
@@ -43,9 +42,7 @@ class CropToBoxd(Cropd):
         ValueError: when the margin is negative.
     """
 
-    def __init__(
-        self, keys: KeysCollection, *, margin: int = 25, allow_missing_keys: bool = True
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, margin: int = 25, allow_missing_keys: bool = True) -> None:
         if margin < 0:
             raise ValueError(f"margin must be at least 0 voxels, got {margin}.")
         super().__init__(keys, cropper=Crop(), allow_missing_keys=allow_missing_keys)

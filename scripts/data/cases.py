@@ -92,7 +92,9 @@ def load_cases(
                 entry[BOX_KEY] = boxes[case]
             cases[list_name].append(entry)
     if outside:
-        raise BundleError(f"dataset_dir: every file must lie in {dataset_path}, but these lead out: {some_of(outside)}.")
+        raise BundleError(
+            f"dataset_dir: every file must lie in {dataset_path}, but these lead out: {some_of(outside)}."
+        )
     if "test" in lists and not cases["test"]:
         raise BundleError(f"split_file {split_path} has no test case.")
     if missing:

@@ -39,10 +39,11 @@ class DiskCache:
     """Keeps what the deterministic transforms make of a case in a folder that runs may share.
 
     A case is found again by its entry in the list of cases, by path, size and modification time of its files, by the
-    transforms with all their options, and by the versions of MONAI, torch and NumPy: when one of these changes, the case
-    is prepared anew. The code of a transform is not among them. Files are written in one step, read without running
-    code, and checked; a damaged one is prepared anew. No case is ever deleted: a full cache takes no further case, since
-    a run that goes through all its cases again and again would only read each of them after it was thrown out.
+    transforms with all their options, and by the versions of MONAI, torch and NumPy: when one of these changes, the
+    case is prepared anew. The code of a transform is not among them. Files are written in one step, read without
+    running code, and checked; a damaged one is prepared anew. No case is ever deleted: a full cache takes no further
+    case, since a run that goes through all its cases again and again would only read each of them after it was thrown
+    out.
 
     Args:
         folder: where the files are; it is made when it is missing, and may be deleted whenever no run uses it.

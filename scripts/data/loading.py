@@ -28,13 +28,7 @@ class LoadCased(MapTransform):
         in_channels: channels that an image must have.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        num_classes: int,
-        in_channels: int = 1,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, *, num_classes: int, in_channels: int = 1) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.num_classes = num_classes
         self.in_channels = in_channels

@@ -10,7 +10,6 @@ bright as an organ, so intensity alone does not find it.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Sequence

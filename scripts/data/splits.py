@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import posixpath
 from collections import Counter
@@ -24,11 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-
-import nibabel
-import numpy as np
-from monai.transforms.utils import generate_spatial_bounding_box
-from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import write_json
@@ -41,6 +35,7 @@ _OPTIONAL_TYPES: dict[str, type] = {"seed": int, "cases_hash": str}
 _TYPE_NAMES = {int: "an integer", str: "a string", list: "a list of strings"}
 _MAX_NAMED = 10
 
+
 class SplitError(BundleError):
     """A split file that does not keep the schema.
 
@@ -50,9 +45,13 @@ class SplitError(BundleError):
     """
 
     def __init__(self, split_file: str | Path, problems: Sequence[str]) -> None:
+        super().__init__(split_file, problems)
+        self.split_file = split_file
         self.problems = list(problems)
+
+    def __str__(self) -> str:
         count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
-        super().__init__("\n".join([f"{split_file}: {count}:", *(f"- {problem}" for problem in self.problems)]))
+        return "\n".join([f"{self.split_file}: {count}:", *(f"- {problem}" for problem in self.problems)])
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,8 @@ def write_split(
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             raise BundleError(
-                f"{path} is already there with other cases, and a split is written once, because trained runs depend on it: "
-                "move it away to have the new one written."
+                f"{path} is already there with other cases, and a split is written once, because trained runs depend "
+                "on it: move it away to have the new one written."
             )
         return present
     content: dict[str, Any] = {"version": 1, "name": name, "description": description}

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose
+from monai.transforms import Compose, SaveImaged
 from monai.utils import MetaKeys
 from monai.utils.misc import str2bool
 from nibabel.affines import voxel_sizes
@@ -26,6 +26,7 @@ from nibabel.orientations import io_orientation
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
+from ..nifti import WholeFiles
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
@@ -308,6 +309,7 @@ def segment_volumes(
     evaluator: Any,
     data: Sequence[Mapping[str, Any]],
     transform: Callable[[Any], Any],
+    postprocessing: Compose,
     *,
     in_channels: int,
     trained_spacing: Sequence[float] | None = None,
@@ -319,6 +321,7 @@ def segment_volumes(
         evaluator: a ``monai.engines.Evaluator``; its own data loader gives the number of worker processes.
         data: dictionaries with the path of a volume under "image".
         transform: preprocessing of one dictionary.
+        postprocessing: that of the evaluator; the files that it writes are from now on whole or not there.
         in_channels: channels that the network takes.
         trained_spacing: see :class:`ReadableVolumes`.
         trained_extent: see :class:`ReadableVolumes`.
@@ -328,6 +331,10 @@ def segment_volumes(
     """
     if not data:
         return
+    # In the place of MONAI's transforms, which applications know and leave out where they write the maps themselves.
+    postprocessing.transforms = tuple(
+        WholeFiles(step) if isinstance(step, SaveImaged) else step for step in postprocessing.transforms
+    )
     volumes = ReadableVolumes(
         data, transform, in_channels=in_channels, trained_spacing=trained_spacing, trained_extent=trained_extent
     )

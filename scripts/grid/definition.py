@@ -371,7 +371,10 @@ def define_grid(
     config = ConfigParser()
     config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
     config.read_config(config_file)
-    check_overrides(overrides or {}, config_file, arguments=inspect.signature(define_grid).parameters)
+    overlays = [f"recipe_{name}" for name in (_names("recipe") if recipe == ORIGINAL_RECIPE else [recipe])]
+    overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
+    known = [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()]
+    check_overrides(overrides or {}, known, arguments=inspect.signature(define_grid).parameters)
     class_names = (overrides or {}).get("class_names", config["class_names"])
     check_settings(class_names=class_names, iterations=(overrides or {}).get("iterations", config["iterations"]))
     try:

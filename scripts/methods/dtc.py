@@ -45,7 +45,7 @@ class DualTaskConsistency(Method):
     ) -> None:
         super().__init__(network)
         self.supervised = supervised
-        self.distance_loss = SignedDistanceLoss()
+        self.distance = SignedDistanceLoss()
         self.distance_weight = Weight.of(distance_weight, "distance_weight")
         self.consistency = consistency or TaskConsistencyLoss()
         self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
@@ -58,7 +58,7 @@ class DualTaskConsistency(Method):
         terms = {"loss_supervised": self.supervised(logits[:num_labeled], label)}
         weights: dict[str, float] = {}
         if self.distance_weight:
-            terms["loss_distance"] = self.distance_loss(distance[:num_labeled], label)
+            terms["loss_distance"] = self.distance(distance[:num_labeled], label)
             weights["weight_distance"] = self.distance_weight(step)
         if self.consistency_weight:
             terms["loss_consistency"] = self.consistency(logits, distance)

@@ -54,7 +54,7 @@ class SASSNet(Method):
         super().__init__(network)
         self.discriminator = discriminator
         self.supervised = supervised
-        self.distance_loss = SignedDistanceLoss()
+        self.distance = SignedDistanceLoss()
         self.distance_weight = Weight.of(distance_weight, "distance_weight")
         self.adversarial_weight = Weight.of(adversarial_weight, "adversarial_weight")
 
@@ -72,7 +72,7 @@ class SASSNet(Method):
         terms = {"loss_supervised": self.supervised(logits[:num_labeled], label)}
         weights: dict[str, float] = {}
         if self.distance_weight:
-            terms["loss_distance"] = self.distance_loss(distance[:num_labeled], label)
+            terms["loss_distance"] = self.distance(distance[:num_labeled], label)
             weights["weight_distance"] = self.distance_weight(step)
         if self.adversarial_weight and "unlabeled" in batch:
             terms["loss_adversarial"] = self._deceive(distance[num_labeled:], batch["unlabeled"])

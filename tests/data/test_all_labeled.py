@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.boxes import write_boxes
 from scripts.data.cases import describe_cases, load_cases
+from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.splits import LIST_NAMES
 from scripts.errors import BundleError
 

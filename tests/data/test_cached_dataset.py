@@ -61,9 +61,7 @@ def make_dataset(cases, **options):
 
 
 def take(dataset, count=8, **options):
-    loader = TwoStreamLoader(
-        dataset, dataset, labeled_batch_size=0, unlabeled_batch_size=2, seed=3, **options
-    )
+    loader = TwoStreamLoader(dataset, dataset, labeled_batch_size=0, unlabeled_batch_size=2, seed=3, **options)
     return [batch["unlabeled"] for batch in islice(iter(loader), count)]
 
 

@@ -74,7 +74,9 @@ def test_truncated_file_is_named(case):
         load(case)
 
 
-@pytest.mark.parametrize(("shape", "message"), [((6, 7), "must be a 3D volume"), ((6, 7, 8, 3), r"must have 1 channel")])
+@pytest.mark.parametrize(
+    ("shape", "message"), [((6, 7), "must be a 3D volume"), ((6, 7, 8, 3), r"must have 1 channel")]
+)
 def test_other_dimensions(shape, message, case):
     replace(case["image"], np.zeros(shape, np.float32))
     with pytest.raises(BundleError, match=rf"image\.nii\.gz {message}"):

@@ -60,7 +60,9 @@ def bad_lines(tmp_path, capsys):
         assert written == {"good a.nii.gz", "gut ä.nii.gz", "good c.nii.gz"}
         assert len(json.loads((tmp_path / "prepared/split.json").read_text())["test"]) == 1
         assert captured.err.splitlines()[-1].startswith("error: 3 of 4 cases are prepared")
-        lines = [line for line in captured.out.splitlines() if line.startswith(("bad", "'bad", "source/bad", "cases.csv"))]
+        lines = [
+            line for line in captured.out.splitlines() if line.startswith(("bad", "'bad", "source/bad", "cases.csv"))
+        ]
         assert len(lines) == 1, captured.out
         return lines[0]
 

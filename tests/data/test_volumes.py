@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nibabel.orientations import axcodes2ornt
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from nibabel.orientations import axcodes2ornt
 
 from scripts.data.volumes import ReadableVolumes, case_name, check_volumes
 from scripts.errors import BundleError
@@ -151,7 +151,10 @@ def test_every_file_to_write_is_looked_at(tmp_path, name, options):
         ({"output_postfix": ""}, "output_postfix must be a string of letters, digits and any of . _ + -, got ''."),
         ({"output_postfix": 0}, "output_postfix must be a string of letters, digits and any of . _ + -, got 0."),
         ({"output_postfix": None}, "output_postfix must be a string of letters, digits and any of . _ + -, got None."),
-        ({"output_postfix": "../a"}, "output_postfix must be a string of letters, digits and any of . _ + -, got '../a'"),
+        (
+            {"output_postfix": "../a"},
+            "output_postfix must be a string of letters, digits and any of . _ + -, got '../a'",
+        ),
         ({"output_postfix": "probabilities"}, "output_postfix must not be probabilities or uncertainty, the names of"),
         ({"output_postfix": "Uncertainty"}, "of the other maps, got 'Uncertainty'."),
         ({"output_ext": ".mha"}, "output_ext must be .nii.gz or .nii, got '.mha'."),

@@ -31,6 +31,14 @@ def test_cells_are_methods_by_splits_by_seeds(tmp_path):
     assert names(grid.splits.values()) == ["left_atrium_fold0_16", "left_atrium_fold3_16"]
 
 
+def test_overrides_may_name_keys_of_recipes_and_methods():
+    overrides = {"augmentation#0#prob": 0.1, "method_def#distance_weight": 0.2}
+    for recipe in ("short", "original"):
+        assert define_grid("hippocampus", ["dtc"], recipe=recipe, overrides=overrides).overrides == overrides
+    with pytest.raises(BundleError, match="--augmentation#0#prob is no key"):
+        define_grid("hippocampus", ["dtc"], recipe="budget", overrides=overrides)
+
+
 def test_without_folds_the_split_of_the_data_is_taken():
     assert names(define_grid("hippocampus", ["luseg"]).splits.values()) == ["hippocampus_16"]
     assert names(define_grid("left_atrium", ["luseg"], num_labeled=8).splits.values()) == ["left_atrium_fold0_8"]

@@ -42,8 +42,8 @@ class SplitSettings:
     """Which split files are written, and how their cases are chosen.
 
     Attributes:
-        fold: number of the fold of ``split_fold<K>_<N>.json`` (without N where no number of labeled cases is set), "all"
-            for every one, None for ``split.json`` of fold 0.
+        fold: number of the fold of ``split_fold<K>_<N>.json`` (without N where no number of labeled cases is set),
+            "all" for every one, None for ``split.json`` of fold 0.
         num_folds: number of folds; None for that of the data set.
         num_labeled: number of labeled cases; None for that of the data set.
         labeled: labeled cases by name instead.
@@ -194,7 +194,9 @@ def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], l
     repeated = sorted({case.name for case in cases if counts[case.name.casefold()] > 1})
     unfit = sorted({case.name for case in cases if leads_out(case.name)})
     problems = [f"{name}: several cases of the source have this name." for name in repeated]
-    problems += [f"{name!r}: no name for a case; rename the file to printable characters without '..'." for name in unfit]
+    problems += [
+        f"{name!r}: no name for a case; rename the file to printable characters without '..'." for name in unfit
+    ]
     return [case for case in cases if case.name not in (*repeated, *unfit)], problems
 
 

@@ -92,9 +92,7 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
     for number, line in enumerate(reader, start=2):
         values = {column: (line[column] or "").strip() for column in _COLUMNS}
         if not values["image"] or None in line:
-            problems.append(
-                f"{table.name}, line {number}: needs an image; label and group may be empty."
-            )
+            problems.append(f"{table.name}, line {number}: needs an image; label and group may be empty.")
             continue
         paths = [Path(values[key]) for key in ("image", "label")]
         if any(path.is_absolute() or not is_inside(source / path, source) for path in paths):

@@ -14,17 +14,7 @@ import numpy.typing as npt
 
 from ...errors import BundleError, one_line
 from ...nifti import make_nifti
-from .reading import (
-    Source,
-    SourceCase,
-    Volumes,
-    on_grid,
-    read_image,
-    read_label,
-    require_inside,
-    to_classes,
-    walk,
-)
+from .reading import Source, SourceCase, Volumes, on_grid, read_image, read_label, require_inside, to_classes, walk
 
 Form = Literal["nrrd", "h5"]
 _FILE_NAMES = {"nrrd": "lgemri.nrrd", "h5": "mri_norm2.h5"}
