@@ -287,3 +287,23 @@ def test_augmented_crops_keep_the_patch_size(phantom_dir, tmp_path, make_workflo
         batch = next(batches)
         assert batch["image"].shape == batch["label"].shape == batch["unlabeled"].shape == (2, 1, 32, 48, 16)
         assert set(batch["label"].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("device", "num_workers"), [("cpu", 0), ("cuda", 2), ("cuda:1", 2), (torch.device("cuda"), 2)])
+def test_workers_prepare_the_batches_of_a_gpu(device, num_workers):
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs/train.json"))
+    parser["device"] = device
+    assert parser.get_parsed_content("num_workers") == num_workers
+
+
+@pytest.mark.parametrize("deterministic", [True, False, "true", "false"])
+def test_kernels_of_a_gpu_are_chosen_as_asked(monkeypatch, deterministic):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs/train.json"))
+    parser["deterministic"] = deterministic
+    parser.get_parsed_content("initialize")
+    wanted = str(deterministic).lower() == "true"
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (wanted, not wanted)

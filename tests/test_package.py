@@ -340,7 +340,7 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
     configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     overlay = json.loads((configs / "metadata_hippocampus.json").read_text())
     (configs / "metadata_hippocampus.json").write_text(json.dumps({**overlay, "eval_metrics": {"mean_dice": 0.9}}))
-    monkeypatch.setattr("scripts.package._CONFIGS", configs)
+    monkeypatch.setattr("scripts.package.CONFIGS", configs)
     data = json.loads((configs / "data_hippocampus.json").read_text())
     (configs / "data_hippocampus.json").write_text(json.dumps({**data, "ckpt_path": str(weights)}))
     own, _ = write_package("hippocampus", tmp_path / "own")

@@ -105,10 +105,10 @@ def test_commit_is_that_of_the_bundle_alone(tmp_path, monkeypatch):
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "a")
-    monkeypatch.setattr(run_directory, "_ROOT", bundle.resolve())
+    monkeypatch.setattr(run_directory, "ROOT", bundle.resolve())
     # It lies in a repository of something else.
     assert run_directory._commit() is None
-    monkeypatch.setattr(run_directory, "_ROOT", tmp_path.resolve())
+    monkeypatch.setattr(run_directory, "ROOT", tmp_path.resolve())
     commit = run_directory._commit()
     assert len(commit) == 40
     (bundle / "file").write_text("2")

@@ -449,8 +449,10 @@ def test_what_is_done_is_not_done_again(tmp_path, prepare, monkeypatch):
     assert prepare("folder", "--num_folds", 2)[0] == 0
     (tmp_path / "prepared/labels/c.nii.gz").unlink()
     written = []
-    write = conversion._write
-    monkeypatch.setattr(conversion, "_write", lambda volume, path: (written.append(path.name), write(volume, path)))
+    write = conversion.write_nifti
+    monkeypatch.setattr(
+        conversion, "write_nifti", lambda volume, path: (written.append(path.name), write(volume, path))
+    )
     assert prepare("folder", "--num_folds", 2)[0] == 0
     assert written == ["c.nii.gz", "c.nii.gz"]
 
@@ -463,13 +465,13 @@ def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         write(volume, path)
 
-    write = conversion._write
-    monkeypatch.setattr(conversion, "_write", kill)
+    write = conversion.write_nifti
+    monkeypatch.setattr(conversion, "write_nifti", kill)
     code, lines = prepare("folder", "--num_folds", 2, "--jobs", 1)
     assert code == 1
     assert "No space left on device" in lines[-1]
     assert {path.name for path in (tmp_path / "prepared/images").iterdir()} <= {f"{x}.nii.gz" for x in "abd"}
-    monkeypatch.setattr(conversion, "_write", write)
+    monkeypatch.setattr(conversion, "write_nifti", write)
     assert prepare("folder", "--num_folds", 2)[0] == 0
 
 
