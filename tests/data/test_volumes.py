@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, Identityd, LoadImaged, SaveImaged
 from nibabel.orientations import axcodes2ornt
 
-from scripts.data.volumes import ReadableVolumes, case_name, check_volumes
+from scripts.data.volumes import ReadableVolumes, case_name, check_volumes, segment_volumes
 from scripts.errors import BundleError
 
 INFERENCE = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
@@ -384,3 +385,15 @@ def test_workers_share_the_volumes_and_the_count(tmp_path, num_workers):
     with pytest.raises(BundleError, match="3 of 7 volumes could not be segmented"):
         volumes.finish()
     volumes.finish()
+
+
+def test_an_inference_writes_whole_files(tmp_path):
+    order = []
+    evaluator = SimpleNamespace(
+        data_loader=SimpleNamespace(num_workers=0),
+        state=SimpleNamespace(),
+        run=lambda: order.extend(type(step).__name__ for step in postprocessing.transforms),
+    )
+    postprocessing = Compose([Identityd("pred"), SaveImaged("pred", output_dir=str(tmp_path))])
+    segment_volumes(evaluator, [{"image": "a.nii"}], Compose(), postprocessing, in_channels=1)
+    assert order == ["Identityd", "WholeFiles"]
