@@ -118,6 +118,7 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
     parameters = inspect.signature(command).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
+    known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help", "h"}
     words = list(words)[: words.index("--") if "--" in words else None]
     positional, is_value = 0, False
     for word in words:
@@ -127,7 +128,6 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
             continue
         flag, equals, _ = word.lstrip("-").partition("=")
         flag = flag.replace("-", "_")
-        known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help", "h"}
         if flag not in known and not (len(flag) == 1 and any(parameter.startswith(flag) for parameter in parameters)):
             similar = difflib.get_close_matches(flag, parameters, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else f" It takes {', '.join(parameters)}."
