@@ -34,7 +34,7 @@ _SCRIPTS = Path(__file__).resolve().parent
 def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     """Check the overrides of this command line, and from now on report mistakes in one line.
 
-    MONAI takes an override of a key that no configuration has silently, so that ``--iteratons 100`` trains 6000
+    MONAI silently takes an override of a key that no configuration has, so that ``--iteratons 100`` trains 6000
     iterations. Under another program than ``monai.bundle`` nothing is checked.
 
     Args:
