@@ -34,7 +34,9 @@ from .files import ROOT
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .nifti import read_nifti
-from .package import write_package
+from .packaging.package import Package, write_package
+from .packaging.run import run_package
+from .packaging.task import task_package
 from .predict import inference_configs, predict_volumes
 from .studies.cases import study_cases
 from .studies.robustness import study_robustness
@@ -548,18 +550,54 @@ def package(
             large_files.yml and left out.
         overwrite: replace what an earlier call left.
     """
-    paths = write_package(
+    bundle = task_package(
         _text("task", task),
-        _text("output_dir", output_dir),
         weights=_optional(_text, "weights", weights),
         without_weights=_truth("without_weights", without_weights),
         data=_optional(_text, "data", data),
-        triton=_truth("triton", triton),
-        large_files_url=_optional(_text, "large_files_url", large_files_url),
-        overwrite=_truth("overwrite", overwrite),
     )
-    for path in paths:
-        _console.print(escape(str(path)))
+    _write_package(bundle, output_dir, triton, large_files_url, overwrite)
+
+
+def package_run(
+    run_dir: str,
+    name: str,
+    modality: str,
+    output_dir: str = "dist",
+    weights: str | None = None,
+    data_source: str = "not stated",
+    authors: str = "not stated",
+    version: str = "0.1.0",
+    triton: bool = False,
+    large_files_url: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the bundle of a run on data of one's own, for MONAI Label, MONAI Deploy, 3D Slicer or other machines.
+
+    Args:
+        run_dir: folder of the run.
+        name: name of the bundle, such as spleen_ct_segmentation.
+        modality: MR, CT or another pair of letters by which DICOM names a type of image.
+        output_dir: where NAME/, NAME_vVERSION.zip and, with triton, triton/NAME/ go.
+        weights: weights of the network; by default those that the evaluation of the run takes.
+        data_source: where the data are from, for the page of the bundle.
+        authors: who trained it, for the page of the bundle.
+        version: version of the bundle.
+        triton: write a model repository for NVIDIA's Triton inference server too.
+        large_files_url: address of a folder that serves NAME/models/model.pt; weights above 25 MB are then named in
+            large_files.yml and left out.
+        overwrite: replace what an earlier call left.
+    """
+    bundle = run_package(
+        _text("run_dir", run_dir),
+        _text("name", name),
+        modality=_text("modality", modality),
+        weights=_optional(_text, "weights", weights),
+        data_source=_text("data_source", data_source),
+        authors=_text("authors", authors),
+        version=_text("version", version),
+    )
+    _write_package(bundle, output_dir, triton, large_files_url, overwrite)
 
 
 def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) -> None:
@@ -576,6 +614,18 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
         _text("ckpt_path", ckpt_path), _text("network", network), path, overwrite=_truth("overwrite", overwrite)
     )
     _console.print(escape(path))
+
+
+def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_url: Any, overwrite: Any) -> None:
+    paths = write_package(
+        bundle,
+        _text("output_dir", output_dir),
+        triton=_truth("triton", triton),
+        large_files_url=_optional(_text, "large_files_url", large_files_url),
+        overwrite=_truth("overwrite", overwrite),
+    )
+    for path in paths:
+        _console.print(escape(str(path)))
 
 
 # Fire turns words into whatever Python they look like, so each argument is looked at before it is used.
@@ -661,6 +711,7 @@ def main(arguments: Any = None) -> None:
         "predict": predict,
         "extract": extract,
         "package": package,
+        "package_run": package_run,
         "crossval": crossval,
         "cell": cell,
         "report": report,

@@ -38,7 +38,7 @@ ALLOWED = {
     "predict": {"errors", "console", "files", "data", "evaluation.label_maps", "evaluation.metrics"},
     "studies": {"errors", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "files", "weights"},
-    "package": {"errors", "export", "files", "weights"},
+    "packaging": {"errors", "export", "files", "weights"},
     "benchmark": {
         "errors",
         "console",
@@ -61,7 +61,7 @@ ALLOWED = {
         "files",
         "grid",
         "nifti",
-        "package",
+        "packaging",
         "predict",
         "studies",
     },

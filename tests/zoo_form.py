@@ -3,7 +3,8 @@
 """The unit test of a packaged bundle in the form of the MONAI Model Zoo.
 
 There it is ``ci/unit_tests/test_<bundle>.py``, started from the root of the Zoo with the bundle in ``models/<bundle>``.
-Here the environment variable BUNDLE_ROOT names the bundle, and ``test_package.py`` starts it in a process of its own.
+Here the environment variable BUNDLE_ROOT names the bundle, and ``packaging/test_task.py`` starts it in a
+process of its own.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from monai.bundle import download_large_files, load, push_to_hf_hub, verify_meta
 
 from scripts.__main__ import main
 from scripts.networks.dual_network import DualNetwork
-from scripts.package import TASKS, write_package
+from scripts.packaging.package import write_package
+from scripts.packaging.task import TASKS, task_package
 
 #: The schema of the MONAI project (Apache License 2.0) that the metadata name, so that no test needs the network.
 SCHEMA = ROOT / "tests/schema/meta_schema_20240725.json"
@@ -33,6 +34,12 @@ NAMES = {
     "hippocampus": "hippocampus_mri_dual_network_segmentation",
 }
 WORDS = {"left_atrium": "atri(um|al)", "pancreas": "pancrea", "hippocampus": "hippocamp"}
+
+
+def package(task, folder, *, weights=None, without_weights=False, data=None, **options):
+    """Write the bundle of a task."""
+    bundle = task_package(task, weights=weights, without_weights=without_weights, data=data)
+    return write_package(bundle, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +64,8 @@ def models(weights, tmp_path_factory):
     """The folder models/ of a Zoo: the hippocampus with weights, the others without."""
     folder = tmp_path_factory.mktemp("zoo") / "models"
     for task in ("left_atrium", "pancreas"):
-        write_package(task, folder, without_weights=True)
-    write_package("hippocampus", folder, weights=weights, triton=True)
+        package(task, folder, without_weights=True)
+    package("hippocampus", folder, weights=weights, triton=True)
     return folder
 
 
@@ -304,7 +311,7 @@ def test_large_weights_are_named_instead_of_copied(weights, tmp_path):
     served.mkdir(parents=True)
     shutil.copyfile(weights, served / "model.pt")
     url = (tmp_path / "served").as_uri()
-    folder, archive = write_package("hippocampus", tmp_path / "dist", weights=weights, large_files_url=url + "/")
+    folder, archive = package("hippocampus", tmp_path / "dist", weights=weights, large_files_url=url + "/")
     assert not (folder / "models/model.pt").exists()
     assert archive.stat().st_size < 25 * 10**6
     (entry,) = yaml.safe_load((folder / "large_files.yml").read_text())["large_files"]
@@ -315,21 +322,21 @@ def test_large_weights_are_named_instead_of_copied(weights, tmp_path):
 
 
 def test_nothing_is_replaced_unasked_or_by_halves(weights, tmp_path):
-    folder, _ = write_package("left_atrium", tmp_path, without_weights=True)
+    folder, _ = package("left_atrium", tmp_path, without_weights=True)
     (folder / "mine.txt").write_text("mine")
     with assert_refused(f"{folder} exists: replace it by --overwrite true"):
-        write_package("left_atrium", tmp_path, without_weights=True)
+        package("left_atrium", tmp_path, without_weights=True)
     # Weights of three classes do not fit a task of two.
     with assert_refused("^weights .* does not fit: .*check num_classes"):
-        write_package("left_atrium", tmp_path, weights=weights, overwrite=True)
+        package("left_atrium", tmp_path, weights=weights, overwrite=True)
     assert (folder / "mine.txt").read_text() == "mine"
-    write_package("left_atrium", tmp_path, without_weights=True, overwrite=True)
+    package("left_atrium", tmp_path, without_weights=True, overwrite=True)
     assert not (folder / "mine.txt").exists()
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_weights_may_be_of_another_overlay_of_the_task(tmp_path):
-    folder, _ = write_package("left_atrium", tmp_path, without_weights=True, data="left_atrium")
+    folder, _ = package("left_atrium", tmp_path, without_weights=True, data="left_atrium")
     overlay = json.loads((ROOT / "configs/data_left_atrium.json").read_text())
     for name in ("train", "inference"):
         assert read(folder, name)["spacing"] == overlay["spacing"]
@@ -340,11 +347,11 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
     configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     overlay = json.loads((configs / "metadata_hippocampus.json").read_text())
     (configs / "metadata_hippocampus.json").write_text(json.dumps({**overlay, "eval_metrics": {"mean_dice": 0.9}}))
-    monkeypatch.setattr("scripts.package.CONFIGS", configs)
+    monkeypatch.setattr("scripts.packaging.task.CONFIGS", configs)
     data = json.loads((configs / "data_hippocampus.json").read_text())
     (configs / "data_hippocampus.json").write_text(json.dumps({**data, "ckpt_path": str(weights)}))
-    own, _ = write_package("hippocampus", tmp_path / "own")
-    other, _ = write_package("hippocampus", tmp_path / "other", weights=weights)
+    own, _ = package("hippocampus", tmp_path / "own")
+    other, _ = package("hippocampus", tmp_path / "other", weights=weights)
     assert read(own, "metadata")["eval_metrics"] == {"mean_dice": 0.9}
     assert "- mean_dice: 0.9\n" in (own / "docs/README.md").read_text()
     assert "The weights were trained in" in (own / "docs/README.md").read_text()
@@ -372,7 +379,7 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
 )
 def test_options_are_refused(options, message, tmp_path):
     with assert_refused(message):
-        write_package(options.pop("task", "left_atrium"), tmp_path / "dist", **options)
+        package(options.pop("task", "left_atrium"), tmp_path / "dist", **options)
     assert not (tmp_path / "dist").exists()
 
 

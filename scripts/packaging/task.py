@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle of one task of this repository: its train.json and inference.json stand alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..errors import BundleError
+from ..files import CONFIGS, ROOT
+from .package import Package, describe_classes, load_network, write_readme
+
+#: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
+TASKS = {"left_atrium": "left_atrium_small", "pancreas": "pancreas", "hippocampus": "hippocampus"}
+_MODALITIES = {"MR": "mri", "CT": "ct"}
+
+
+def task_package(
+    task: str, *, weights: str | Path | None = None, without_weights: bool = False, data: str | None = None
+) -> Package:
+    """Put together the bundle of one task.
+
+    Args:
+        task: left_atrium, pancreas or hippocampus.
+        weights: bare state dict of the network; by default the file that this bundle has for the task.
+        without_weights: a bundle that has to be trained first.
+        data: data overlay with which the weights were trained; by default that of the weights that this bundle has.
+
+    Returns:
+        what :func:`scripts.packaging.package.write_package` writes.
+
+    Raises:
+        BundleError: when an argument is not allowed, or the weights are missing or of another network.
+    """
+    if task not in TASKS:
+        raise BundleError(f"task must be {_one_of(TASKS)}, got {task!r}.")
+    overlays = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob(f"data_{task}*.json"))
+    data = TASKS[task] if data is None else data
+    if data not in overlays:
+        raise BundleError(f"data must be {_one_of(overlays)} for the task {task}, got {data!r}.")
+    source = _weights_of(data, weights, without_weights=without_weights)
+    configs = _task_configs(task, data)
+    if without_weights or weights is not None:
+        # The figures are those of the weights that this bundle has.
+        configs["metadata"]["eval_metrics"] = {}
+    metadata, network = configs["metadata"], load_network(configs["inference"], source)
+    story = (ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if metadata["eval_metrics"] else ""
+    return Package(
+        name=f"{task}_{_MODALITIES[_modality(metadata)]}_dual_network_segmentation",
+        configs=configs,
+        readme=write_readme(
+            task,
+            configs,
+            network,
+            weights=story,
+            training="configs/train.json alone takes 2 labeled and 2 unlabeled ones a step, and SGD",
+            sources="the paper of the method [1] and that of the data [2]",
+        ),
+        data_license=_data_license(metadata),
+        network=network,
+        weights=source,
+        patterns=(f"data_{task}*.json", f"splits/{task}_*.json"),
+    )
+
+
+def _weights_of(data: str, weights: str | Path | None, *, without_weights: bool) -> Path | None:
+    if without_weights:
+        if weights is not None:
+            raise BundleError("weights and without_weights must not both be given.")
+        return None
+    if weights is None:
+        overlay = ConfigParser.load_config_file(CONFIGS / f"data_{data}.json")
+        source = Path(ConfigParser({**overlay, "bundle_root": str(ROOT)}).get_parsed_content("ckpt_path"))
+    else:
+        source = Path(weights)
+    if not source.is_file():
+        raise BundleError(
+            f"weights {source} do not exist: name a file by --weights, or package without by --without_weights true."
+        )
+    return source
+
+
+def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
+    """Merge the overlays of a task into train.json, inference.json and metadata.json, which then stand alone."""
+    overlay_file = CONFIGS / f"data_{data}.json"
+    overlay = ConfigParser.load_config_file(overlay_file)
+    train = ConfigParser.load_config_files([CONFIGS / "train.json", overlay_file])
+    # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
+    for key in ("ckpt_path", "trained_spacing", "trained_extent"):
+        train.pop(key, None)
+    overlay.pop("ckpt_path", None)
+    inference = ConfigParser.load_config_file(CONFIGS / "inference.json")
+    inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
+    # Those of inference.json belong to the weights of this repository.
+    inference |= {key: overlay.get(key) for key in ("trained_spacing", "trained_extent")}
+    # Training takes the folder of a data set, inference that of its volumes.
+    inference["dataset_dir"] = f"{overlay['dataset_dir']} + '/images'"
+    metadata = ConfigParser.load_config_files([CONFIGS / "metadata.json", CONFIGS / f"metadata_{task}.json"])
+    describe_classes(metadata, train["class_names"], train["patch_size"])
+    return {"train": train, "inference": inference, "metadata": metadata, f"data_{data}": overlay}
+
+
+def _modality(metadata: Mapping[str, Any]) -> str:
+    modality: str = metadata["network_data_format"]["inputs"]["image"]["modality"]
+    return modality
+
+
+def _data_license(metadata: Mapping[str, Any]) -> str:
+    """Take the section of docs/data_license.txt that names the source of the task, and of its weights if it has any."""
+    separator = re.compile(r"^(?=/\*+/$)", re.MULTILINE)
+    head, *sections = separator.split((ROOT / "docs/data_license.txt").read_text(encoding="utf-8"))
+    url = metadata["data_source"].split()[-1]
+    (section,) = [section for section in sections if url in section]
+    # The line of the repository's own weights: here they have another path, or are others.
+    line = "   Weights:  models/model.pt was trained on these data\n" if metadata["eval_metrics"] else ""
+    section = re.sub(r"^ +Weights:.*\n", line, section, flags=re.MULTILINE)
+    return f"{head}{section.rstrip()}\n"
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
