@@ -563,10 +563,10 @@ def package_run(
     run_dir: str,
     name: str,
     modality: str,
+    data_source: str,
+    authors: str,
     output_dir: str = "dist",
     weights: str | None = None,
-    data_source: str = "not stated",
-    authors: str = "not stated",
     version: str = "0.1.0",
     triton: bool = False,
     large_files_url: str | None = None,
@@ -578,10 +578,10 @@ def package_run(
         run_dir: folder of the run.
         name: name of the bundle, such as spleen_ct_segmentation.
         modality: MR, CT or another pair of letters by which DICOM names a type of image.
-        output_dir: where NAME/, NAME_vVERSION.zip and, with triton, triton/NAME/ go.
-        weights: weights of the network; by default those that the evaluation of the run takes.
         data_source: where the data are from, for the page of the bundle.
         authors: who trained it, for the page of the bundle.
+        output_dir: where NAME/, NAME_vVERSION.zip and, with triton, triton/NAME/ go.
+        weights: weights of the network; by default those that the evaluation of the run takes.
         version: version of the bundle.
         triton: write a model repository for NVIDIA's Triton inference server too.
         large_files_url: address of a folder that serves NAME/models/model.pt; weights above 25 MB are then named in
@@ -592,9 +592,9 @@ def package_run(
         _text("run_dir", run_dir),
         _text("name", name),
         modality=_text("modality", modality),
+        data_source=_free_text("data_source", data_source),
+        authors=_free_text("authors", authors),
         weights=_optional(_text, "weights", weights),
-        data_source=_text("data_source", data_source),
-        authors=_text("authors", authors),
         version=_text("version", version),
     )
     _write_package(bundle, output_dir, triton, large_files_url, overwrite)
@@ -641,6 +641,11 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
     return value
+
+
+def _free_text(name: str, value: Any) -> str:
+    # Words with commas between them have become a tuple, digits a number.
+    return _text(name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 
 def _texts(name: str, value: Any) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .errors import BundleError
 from .files import check_path
@@ -54,7 +55,8 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     for name, value in given.items():
         if name.endswith(("_dir", "_file", "_path")) and name != "config_file":
             check_path(name, value)
-    names = [name for name in given if name not in _RUN_ARGUMENTS]
+    tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
+    names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
     check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -41,6 +42,18 @@ def read_tensors(path: str | Path) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise DamagedFileError(f"{path} is damaged ({lines[0] if lines else type(error).__name__})") from error
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash a file, to tell whether two of them are the same.
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def describe_network(network: nn.Module) -> str:

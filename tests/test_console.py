@@ -109,6 +109,13 @@ def test_arguments_of_the_program_pass(config_file, name):
     assert_accepted("--config_file", config_file, f"--{name}", "x")
 
 
+def test_keys_of_a_tracker_pass_beside_it(config_file):
+    tracker = ("--tracking_uri", "http://localhost:5000", "--experiment_name", "atria", "--run_name", "first")
+    assert_accepted("--config_file", config_file, "--tracking", "mlflow", *tracker)
+    with pytest.raises(BundleError, match="--tracking_uri is no key of the configuration"):
+        assert_accepted("--config_file", config_file, *tracker)
+
+
 def test_a_misspelled_argument_of_the_program_is_refused(config_file):
     with pytest.raises(BundleError, match=r"Did you mean --logging_file\?"):
         assert_accepted("--config_file", config_file, "--loging_file", "configs/logging.conf")

@@ -23,7 +23,8 @@ from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_numpy
 
 from ..errors import BundleError
-from ..files import write_text
+from ..files import write_json, write_text
+from ..weights import file_hash
 from .label_maps import case_file_name, case_name
 from .metrics import METRIC_NAMES, evaluate_case, foreground_names
 from .pictures import View, draw_views, select_views
@@ -229,6 +230,7 @@ class CaseReportHandler:
         output_dir: folder of the report and the pictures.
         class_names: names of the foreground classes in the order of their labels; None names them by numbers.
         num_pictures: how many of the worst cases to draw; 0 draws none.
+        weights: file of the weights that are evaluated; its hash goes to ``metrics_weights.json``.
 
     Raises:
         BundleError: when the names do not fit the classes, or ``num_pictures`` is negative.
@@ -240,6 +242,7 @@ class CaseReportHandler:
         output_dir: str | os.PathLike[str],
         class_names: Sequence[str] | None = None,
         num_pictures: int = 3,
+        weights: str | None = None,
     ) -> None:
         if num_pictures < 0:
             raise BundleError(f"num_pictures must not be negative, got {num_pictures}.")
@@ -247,6 +250,7 @@ class CaseReportHandler:
         self.output_dir = Path(output_dir)
         self.class_names = foreground_names(num_classes, class_names)
         self.num_pictures = num_pictures
+        self.weights = weights
         self.logger = logging.getLogger("scripts.evaluation")
         self.report = CaseReport(self.output_dir, self.class_names)
         self._views: dict[str, list[View]] = {}
@@ -311,6 +315,8 @@ class CaseReportHandler:
         pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
         if idist.get_rank() == 0:
             self.report.write()
+            if self.weights is not None:
+                write_json(self.output_dir / "metrics_weights.json", {"sha256": file_hash(self.weights)})
             for path in self.output_dir.glob("worst_*.png"):
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():

@@ -49,6 +49,7 @@ _RUN_FILES = (
     "tensorboard/events.out.tfevents.*",
     "evaluation/metrics_*.csv",
     "evaluation/metrics_summary.md",
+    "evaluation/metrics_weights.json",
     "evaluation/worst_*.png",
     "evaluation/labels/*.nii.gz",
     "pictures/validation_*.png",
@@ -190,12 +191,20 @@ class RunDirectory:
         configuration = self.configuration()
         if configuration is not None:
             write_json(self.path / _CONFIGURATION_FILE, configuration)
-            inference = _inference_overlay(configuration, self.path.resolve() / "model_final.pt")
+            inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt")
             write_json(self.path / _INFERENCE_FILE, inference)
 
 
-def _inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:
-    """Put together what ``configs/inference.json`` must know of a training to use its weights."""
+def inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Put together what ``configs/inference.json`` must know of a training to use its weights.
+
+    Args:
+        configuration: the merged configuration of the training.
+        weights: file of the weights.
+
+    Returns:
+        the overlay.
+    """
     overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
     network = configuration["network_def"]
     default = json.loads((CONFIGS / "inference.json").read_text())["network_def"]

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from torch import nn
 from ..errors import BundleError
 from ..export import write_triton_model
 from ..files import CONFIGS, ROOT, write_json, write_text
-from ..weights import check_weights, read_tensors
+from ..weights import check_weights, file_hash, read_tensors
 
-#: Configurations that are the same for every bundle, beside the methods and the recipes.
-_SHARED_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf", "method_*.json", "recipe_*.json")
+#: Configurations that are the same for every bundle.
+COMMON_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf")
 #: The Model Zoo takes no file above this size in a pull request.
 _LARGE_FILE_BYTES = 25 * 10**6
+_PAGES = ROOT / "docs/packages"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Package:
         data_license: content of ``docs/data_license.txt``.
         network: the deployed network, with its weights.
         weights: file of these weights, or None for a bundle that has to be trained first.
-        patterns: further files of this bundle's ``configs/`` that go along.
+        patterns: files of this bundle's ``configs/`` that go along, beside ``configs``.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Package:
     data_license: str
     network: nn.Module
     weights: Path | None
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[str, ...]
 
 
 def write_package(
@@ -97,8 +97,11 @@ def write_package(
             inference = package.configs["inference"]
             sizes = {key: inference[key] for key in ("in_channels", "num_classes", "patch_size")}
             built.append(write_triton_model(Path(temporary) / "triton" / name, package.network, **sizes))
-        for path, target in zip(built, targets):
-            _replace(path, target)
+        for number, (path, target) in enumerate(zip(built, targets)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.replace(Path(temporary) / f"replaced_{number}")
+            path.replace(target)
     return targets
 
 
@@ -139,14 +142,14 @@ def describe_classes(metadata: dict[str, Any], class_names: Iterable[str], patch
     formats["outputs"]["pred"] |= {"spatial_shape": patch_size, "num_channels": len(channels), "channel_def": channels}
 
 
-def write_readme(page: str, configs: Mapping[str, dict[str, Any]], network: nn.Module, **facts: str) -> str:
-    """Put the facts of the configurations into a page, followed by what all bundles share.
+def write_readme(pages: Sequence[str], configs: Mapping[str, dict[str, Any]], network: nn.Module, **facts: str) -> str:
+    """Put the facts of the configurations into a page.
 
     Args:
-        page: name of a file of ``docs/packages/``, without its suffix.
+        pages: files of ``docs/packages/`` that follow each other on it, without their suffix.
         configs: those of the bundle.
         network: the deployed network.
-        facts: what else the page names.
+        facts: what else the pages name.
 
     Returns:
         content of ``docs/README.md``.
@@ -166,8 +169,8 @@ def write_readme(page: str, configs: Mapping[str, dict[str, Any]], network: nn.M
         or "No figure has been measured with the weights of this version.",
         "references": "\n\n".join(f"[{i}] {text}" for i, text in enumerate(metadata["references"], start=1)),
     }
-    pages = [(ROOT / f"docs/packages/{name}.md").read_text(encoding="utf-8") for name in (page, "usage")]
-    return Template("\n".join(pages)).substitute(shared | facts)
+    texts = [(_PAGES / f"{page}.md").read_text(encoding="utf-8") for page in pages]
+    return Template("\n".join(texts)).substitute(shared | facts)
 
 
 def _list_classes(channels: Mapping[str, str]) -> str:
@@ -177,13 +180,18 @@ def _list_classes(channels: Mapping[str, str]) -> str:
 def _write_folder(folder: Path, package: Package) -> None:
     for part in ("configs/splits", "models"):
         (folder / part).mkdir(parents=True)
-    for pattern in (*_SHARED_CONFIGS, *package.patterns):
+    for pattern in package.patterns:
         for path in sorted(CONFIGS.glob(pattern)):
             shutil.copyfile(path, folder / "configs" / path.relative_to(CONFIGS))
     for name, content in package.configs.items():
         write_json(folder / f"configs/{name}.json", content)
-    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
+    # With it, the bundle can package what is trained in it.
+    write_text(folder / "docs/packages/run.md", (_PAGES / "run.md").read_text(encoding="utf-8"))
     write_text(folder / "docs/README.md", package.readme)
     write_text(folder / "docs/data_license.txt", package.data_license)
 
@@ -196,15 +204,8 @@ def _add_weights(folder: Path, source: Path, large_files_url: str | None) -> Non
     entry = {
         "path": path,
         "url": f"{large_files_url.rstrip('/')}/{folder.name}/{path}",
-        "hash_val": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "hash_val": file_hash(source),
         "hash_type": "sha256",
     }
     lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
     write_text(folder / "large_files.yml", "\n".join(["large_files:", *lines]) + "\n")
-
-
-def _replace(path: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)

@@ -6,40 +6,55 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import pandas as pd
 from monai.bundle import ConfigParser
+from torch import nn
 
-from ..errors import BundleError
+from ..errors import BundleError, root_cause
 from ..files import CONFIGS
-from .package import Package, describe_classes, load_network, write_readme
+from ..weights import file_hash
+from .package import COMMON_CONFIGS, Package, describe_classes, load_network, write_readme
 
-#: What a run was told of its machine and its data, which its bundle must not carry away.
-_OWN_KEYS = (
-    "bundle_root",
-    "phantom_dir",
-    "dataset_dir",
-    "split_file",
-    "unlabeled_dir",
-    "output_dir",
-    "labels_dir",
-    "resume",
-    "overwrite",
-    "device",
-    "initial_weights",
-    "cache_dir",
-    "skip_unreadable",
-    # Of the weights from which a data overlay tells, not of those of the run.
-    "ckpt_path",
-    "trained_spacing",
-    "trained_extent",
+#: Plain values that a bundle takes from a run; expressions are evaluated.
+_VALUES = (
+    "in_channels",
+    "num_classes",
+    "class_names",
+    "spacing",
+    "patch_size",
+    "strides",
+    "seed",
+    "iterations",
+    "ramp_length",
+    "val_interval",
+    "checkpoint_interval",
+    "uses_boxes",
+    "largest_component",
+    "evaluated_checkpoint",
 )
-#: Where the classes of a bundle may come from; what is elsewhere does not go along.
-_PACKAGES = ("scripts", "monai", "torch", "ignite")
+#: Objects that a bundle takes from a run. Everything else, above all data and folders, is that of train.json.
+_OBJECTS = (
+    "orient",
+    "resample",
+    "crop",
+    "window",
+    "normalize",
+    "augmentation",
+    "network_def",
+    "method_def",
+    "optimizer",
+    "auxiliary_optimizer",
+    "lr_scheduler",
+    "lists",
+    "cases",
+)
+#: What must be as in train.json, as a bundle could not know it otherwise.
+_FIXED = ("train#deterministic_transforms", "validate#preprocessing")
 
 
 def run_package(
@@ -47,31 +62,32 @@ def run_package(
     name: str,
     *,
     modality: str,
+    data_source: str,
+    authors: str,
     weights: str | Path | None = None,
-    data_source: str = "not stated",
-    authors: str = "not stated",
     version: str = "0.1.0",
 ) -> Package:
-    """Put together the bundle of a finished run.
+    """Put together the bundle of a finished run that was started from the command line.
 
-    Paths and names of cases stay behind. Metrics are those of the evaluation in the folder of the run.
+    It trains as the run did, on data of its own folder, and segments as the run's ``inference.json`` does. Metrics are
+    those of the evaluation in the folder of the run, if it is of these weights.
 
     Args:
         run_dir: folder of the run.
         name: of the folder of the bundle; MONAI Label takes it for a segmentation when it says so.
         modality: two capital letters, as DICOM names it, such as MR or CT.
-        weights: bare state dict of the network; by default those that the evaluation of the run takes,
-            ``model_final.pt`` unless its recipe says otherwise. Others have no metrics.
         data_source: where the data are from.
         authors: who trained it.
+        weights: bare state dict of the network; by default those that the evaluation of the run takes,
+            ``model_final.pt`` unless its recipe says otherwise.
         version: of the bundle, three numbers.
 
     Returns:
         what :func:`scripts.packaging.package.write_package` writes.
 
     Raises:
-        BundleError: when an argument is not allowed, the folder holds no finished run, or the run used classes that
-            this bundle does not have.
+        BundleError: when an argument is not allowed, the folder holds no finished run, or the run used what a bundle
+            cannot hold.
     """
     for argument, value, pattern, allowed in (
         ("name", name, r"\w+", "letters, digits and _"),
@@ -82,121 +98,168 @@ def run_package(
             raise BundleError(f"{argument} must be {allowed}, got {value!r}.")
     folder = Path(run_dir)
     facts, trained, overlay = (_read(folder / file) for file in ("run.json", "run_config.json", "inference.json"))
-    source = folder / trained["evaluated_checkpoint"] if weights is None else Path(weights)
+    settings = facts.get("settings")
+    if not isinstance(settings, dict) or not {"method", "cases", "unlabeled_batch_size"} <= settings.keys():
+        raise BundleError(f"{folder / 'run.json'} is damaged: it does not tell the settings of the run.")
+    train = _train_config(folder, trained, settings)
+    inference = _inference_config(overlay, train)
+    source = folder / train["evaluated_checkpoint"] if weights is None else Path(weights)
     if not source.is_file():
         hint = "go on with the run until its end, or name a file by --weights" if weights is None else "name a file"
         raise BundleError(f"weights {source} do not exist: {hint}.")
-    train, inference = _train_config(trained), _inference_config(overlay)
-    _check_classes(folder, facts, train, inference)
+    _check_parts(folder, train, inference)
     network = load_network(inference, source)
+
+    labeled, unlabeled = settings["cases"].split(", ")[:2]
+    cases = f"{labeled} and {unlabeled} cases" if settings["unlabeled_batch_size"] else f"{labeled} cases"
+    commit = facts.get("commit") or "not known"
     metadata = ConfigParser.load_config_file(CONFIGS / "metadata.json")
-    classes, method = ", ".join(train["class_names"]), facts["settings"]["method"].partition("(")[0]
-    cases = facts["settings"]["cases"].rpartition(", ")[0]
     metadata |= {
         "version": version,
-        "changelog": {version: f"trained at commit {facts['commit'] or 'not known'} of the bundle"},
+        "changelog": {version: f"trained with the bundle's code at commit {commit}"},
         "name": name,
-        "task": f"Segmentation of {classes} in 3D {modality}",
-        "description": f"{type(network).__name__} trained by {method}, {cases} cases",
+        "task": f"Segmentation of {', '.join(train['class_names'])} in 3D {modality}",
+        "description": f"{type(network).__name__} trained by {settings['method'].partition('(')[0]} on {cases}",
         "authors": authors,
-        "copyright": f"Copyright (c) {facts['started'][:4]} {authors}",
+        "copyright": f"Weights: {authors}. Code: {metadata['copyright']}",
         "data_source": data_source,
-        "eval_metrics": _figures(folder) if weights is None else {},
+        "image_classes": f"3D {modality} image, {train['in_channels']} channel(s), preprocessed as in inference.json",
+        "eval_metrics": _figures(folder, source),
         "references": metadata["references"][:1],
     }
-    metadata["network_data_format"]["inputs"]["image"]["modality"] = modality
+    image = metadata["network_data_format"]["inputs"]["image"]
+    channels = {str(index): f"image {index}" for index in range(train["in_channels"])}
+    image |= {"modality": modality, "num_channels": len(channels), "channel_def": channels}
     describe_classes(metadata, train["class_names"], train["patch_size"])
     configs = {"train": train, "inference": inference, "metadata": metadata}
+    readme = write_readme(
+        ("run",),
+        configs,
+        network,
+        authors=authors,
+        tags=f"Segmentation, {modality}" + (", Semi-supervised" if settings["unlabeled_batch_size"] else ""),
+        task=metadata["task"],
+        description=metadata["description"],
+        data_source=data_source,
+        beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
+        boxes=_BOXES if train["uses_boxes"] else "",
+        recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items() if key != "cases"),
+        commit=commit,
+    )
+    _refuse_private(folder, facts, f"{json.dumps(configs)}\n{readme}")
     return Package(
         name=name,
         configs=configs,
-        readme=write_readme(
-            "run",
-            configs,
-            network,
-            authors=authors,
-            modality=modality,
-            task=metadata["task"],
-            description=metadata["description"],
-            data_source=data_source,
-            training="see the settings above",
-            recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in facts["settings"].items() if key != "cases"),
-            commit=facts["commit"] or "not known",
-            sources="the paper of the method [1]",
-        ),
+        readme=readme,
         data_license=f"No data are shipped with this bundle. models/model.pt was trained on these: {data_source}\n",
         network=network,
         weights=source,
+        patterns=COMMON_CONFIGS,
     )
+
+
+_BOXES = """
+Training and evaluation cropped each volume to its box of `boxes.json` (`python -m scripts boxes`). Inference knows no
+box: it segments the whole volume, for which the network was not trained, and the figures below do not hold for it.
+"""
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"run_dir {path.parent} holds no run: {path.name} is missing.") from None
+        raise BundleError(
+            f"run_dir {path.parent} holds no run started by python -m monai.bundle run: {path.name} is missing."
+        ) from None
     except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} is damaged: it must hold a dictionary.")
     return content
 
 
-def _train_config(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what a run was trained with into train.json, but for the data."""
+def _train_config(folder: Path, trained: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what a run trained, but nothing of its data, machine and processes, into train.json."""
     train = ConfigParser.load_config_file(CONFIGS / "train.json")
-    own = {key: value for key, value in trained.items() if key not in _OWN_KEYS and not key.startswith("_")}
-    for part in ("train", "validate"):
-        # A server may have given the pairs themselves.
-        own[part] = {**own[part], "dataset": {**own[part]["dataset"], "data": train[part]["dataset"]["data"]}}
-    return train | own | {"_desc_": "Trains as the run did of which this bundle was made."}
-
-
-def _inference_config(overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the overlay that a run leaves into inference.json, with the weights where a bundle has them."""
-    own = {key: value for key, value in overlay.items() if key not in ("_desc_", "class_names", "ckpt_path")}
-    inference = ConfigParser.load_config_file(CONFIGS / "inference.json")
-    parser = ConfigParser(inference)
-    for key, value in own.items():
-        parser[key] = value
-    merged = {key: value for key, value in dict(parser.get()).items() if key != "_meta_"}
-    return merged | {"dataset_dir": "$@bundle_root + '/data/images'"}
-
-
-def _check_classes(folder: Path, facts: Mapping[str, Any], *configs: Any) -> None:
-    targets = {name for config in configs for name in _targets(config)}
-    for target in sorted(targets):
-        package = target.partition(".")[0]
-        if "." in target and package not in _PACKAGES:
-            raise BundleError(f"the run in {folder} uses {target}, which would not go along: put it into scripts/.")
-        if package == "scripts" and locate(target) is None:
+    own, base = ConfigParser(dict(trained)), ConfigParser(deepcopy(train))
+    for key in _FIXED:
+        if key not in own or own[key] != base[key]:
             raise BundleError(
-                f"the run in {folder} uses {target}, which this version of the bundle does not have: package it "
-                f"with that of the run, commit {facts['commit'] or 'not known'}."
+                f"the run in {folder} has another {key} than train.json of this version of the bundle, "
+                "which its inference would not repeat: such a run cannot be packaged."
             )
+    train |= {key: trained[key] for key in (*_VALUES, *_OBJECTS) if key in trained}
+    # Those of a run in several processes are for each of them.
+    train |= {key: settings[key] for key in ("labeled_batch_size", "unlabeled_batch_size") if key in settings}
+    parser = ConfigParser(deepcopy({**trained, **train}))
+    train |= {key: _build(folder, parser, key) for key in _VALUES}
+    return train | {
+        "_desc_": "Trains as the run did of which this bundle was made.",
+        "dataset_dir": "$@bundle_root + '/data'",
+    }
 
 
-def _targets(config: Any) -> Iterator[str]:
-    """Find the names of all classes that a configuration builds; expressions are left out."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key == "_target_" and not value.startswith("$"):
-                yield value
-            yield from _targets(value)
-    elif isinstance(config, list):
-        for item in config:
-            yield from _targets(item)
+def _inference_config(overlay: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the overlay that a run leaves into inference.json, with the weights where a bundle has them."""
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "inference.json"))
+    for key, value in overlay.items():
+        if key.partition("#")[0] in _OBJECTS:
+            parser[key] = value
+    inference = {key: value for key, value in dict(parser.get()).items() if key != "_meta_"}
+    inference |= {key: train[key] for key in _VALUES if key in inference}
+    # Those of inference.json belong to the weights of this repository.
+    inference |= {"trained_spacing": None, "trained_extent": None}
+    return inference | {"dataset_dir": "$@bundle_root + '/data/images'"}
 
 
-def _figures(folder: Path) -> dict[str, float]:
-    """Read the means over the test cases, if the run was evaluated."""
-    path = folder / "evaluation/metrics_summary.csv"
-    if not path.is_file():
+def _check_parts(folder: Path, train: Mapping[str, Any], inference: Mapping[str, Any]) -> None:
+    """Build what the bundle will build, so that it does not fail where nobody can mend it."""
+    parser = ConfigParser(deepcopy({**train, "device": "cpu"}))
+    for part in (_build(folder, parser, key) for key in ("network_def", "method_def")):
+        if isinstance(part, nn.Module) and not type(part).__module__.startswith("scripts."):
+            raise BundleError(
+                f"the run in {folder} uses {type(part).__module__}.{type(part).__name__}, which would not go along: "
+                "put it into scripts/."
+            )
+    for key in ("optimizer", "auxiliary_optimizer", "lr_scheduler", "augmentation", "crop"):
+        _build(folder, parser, key)
+    parser = ConfigParser(deepcopy({**inference, "device": "cpu"}))
+    for key in ("network_def", "preprocessing", "inferer", "postprocessing"):
+        _build(folder, parser, key)
+
+
+def _build(folder: Path, parser: ConfigParser, key: str) -> Any:
+    try:
+        return parser.get_parsed_content(key)
+    # Whatever a configuration may do wrong.
+    except Exception as error:
+        raise BundleError(
+            f"{key} of the run in {folder} cannot be built from its bundle alone: {root_cause(error)}."
+        ) from error
+
+
+def _figures(folder: Path, weights: Path) -> dict[str, float]:
+    """Read the means over the test cases, if the run was evaluated with these weights."""
+    evaluation = folder / "evaluation"
+    if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
-    *classes, mean = pd.read_csv(path).to_dict("records")
+    if _read(evaluation / "metrics_weights.json").get("sha256") != file_hash(weights):
+        return {}
+    *classes, mean = pd.read_csv(evaluation / "metrics_summary.csv").to_dict("records")
     figures = {"mean_dice": mean["dice_mean"], "jaccard": mean["jaccard_mean"]}
     if len(classes) > 1:
         figures |= {f"dice_{row['class']}": row["dice_mean"] for row in classes}
     figures |= {name: mean[f"{name}_mean"] for name in ("hd95_mm", "asd_mm")}
-    return {name: round(float(value), 3) for name, value in figures.items() if pd.notna(value)}
+    means = {name: round(float(value), 3) for name, value in figures.items() if pd.notna(value)}
+    return {"test_cases": int(mean["cases"]), "missed": int(mean["missed"]), **means}
+
+
+def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
+    """Refuse to carry away where the run found its data."""
+    private = [str(Path.home()), str(folder.resolve()), facts.get("dataset_dir"), facts.get("split_file")]
+    for path in private:
+        if path and path != "/" and path in text:
+            raise BundleError(f"the configuration of the run in {folder} names {path}, which must not go along.")
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT
-from .package import Package, describe_classes, load_network, write_readme
+from .package import COMMON_CONFIGS, Package, describe_classes, load_network, write_readme
 
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
 TASKS = {"left_atrium": "left_atrium_small", "pancreas": "pancreas", "hippocampus": "hippocampus"}
@@ -53,18 +53,11 @@ def task_package(
     return Package(
         name=f"{task}_{_MODALITIES[_modality(metadata)]}_dual_network_segmentation",
         configs=configs,
-        readme=write_readme(
-            task,
-            configs,
-            network,
-            weights=story,
-            training="configs/train.json alone takes 2 labeled and 2 unlabeled ones a step, and SGD",
-            sources="the paper of the method [1] and that of the data [2]",
-        ),
+        readme=write_readme((task, "usage"), configs, network, weights=story),
         data_license=_data_license(metadata),
         network=network,
         weights=source,
-        patterns=(f"data_{task}*.json", f"splits/{task}_*.json"),
+        patterns=(*COMMON_CONFIGS, "method_*.json", "recipe_*.json", f"data_{task}*.json", f"splits/{task}_*.json"),
     )
 
 
