@@ -229,9 +229,10 @@ class PrototypeContrastiveLoss(nn.Module):
         rows = [torch.full_like(voxels, row) for row, voxels in enumerate(chosen)]
         no_voxel = reliable.new_zeros(0, dtype=torch.long)
         position = torch.cat([no_voxel, *chosen])
-        flat = features.flatten(2)
-        sample, voxel = position // flat.shape[2], position % flat.shape[2]
-        return _unit(flat[sample, :, voxel].float()), torch.cat([no_voxel, *rows]), sizes
+        # Voxels before channels, as in the product of the prototypes: gradients of one layout are added fast.
+        flat = features.flatten(2).transpose(1, 2)
+        sample, voxel = position // flat.shape[1], position % flat.shape[1]
+        return _unit(flat[sample, voxel].float()), torch.cat([no_voxel, *rows]), sizes
 
     def _alignment(
         self, vectors: torch.Tensor, rows: torch.Tensor, sizes: list[int], prototypes: torch.Tensor

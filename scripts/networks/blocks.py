@@ -271,7 +271,13 @@ class Head(nn.Module):
         """
         weight = self.weight.flatten(1) * channel_weights.unsqueeze(1)
         voxels = features.flatten(2).transpose(1, 2)
-        scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
+        if self.training:
+            # The gradient of a single product follows the layout of its factors, that of a batch of them does not:
+            # on a CPU the one of the weights is ten times faster.
+            pairs = zip(voxels.unbind(), weight.unbind())
+            scores = torch.stack([torch.addmm(self.bias, sample, factor.t()) for sample, factor in pairs])
+        else:
+            scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
         return scores.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
