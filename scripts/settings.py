@@ -42,6 +42,7 @@ def _at_least(least: int) -> Check:
     return f"a whole number of at least {least}", lambda value: _whole(value) and value >= least
 
 
+_ABOVE_ZERO: Check = ("a number above 0", lambda value: _number(value) and value > 0)
 _TRUTH: Check = ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in ("true", "false"))
 _SPACING: Check = (
     "None or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
@@ -66,11 +67,12 @@ _CHECKS: dict[str, Check] = {
     "device": _DEVICE,
     "stitching_device": _DEVICE,
     "cache_num": _at_least(0),
+    "cache_memory_gigabytes": _ABOVE_ZERO,
     "cache_dir": (
         "None or a folder",
         lambda value: value is None or (isinstance(value, str) and value.lower() not in ("", "null", "none")),
     ),
-    "cache_gigabytes": ("a number above 0", lambda value: _number(value) and value > 0),
+    "cache_gigabytes": _ABOVE_ZERO,
     "skip_unreadable": _TRUTH,
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (

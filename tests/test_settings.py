@@ -31,6 +31,7 @@ from scripts.settings import check_settings
         ("uses_boxes", "no"),
         ("amp", "maybe"),
         ("spacing", "null"),
+        ("cache_memory_gigabytes", 0),
         ("cache_gigabytes", 0),
         ("cache_gigabytes", "many"),
         ("skip_unreadable", "maybe"),

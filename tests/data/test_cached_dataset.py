@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_refused
-from monai.transforms import Compose, NormalizeIntensityd, RandFlipd, RandSpatialCropd
+from monai.transforms import Compose, NormalizeIntensityd, RandFlipd, RandSpatialCropd, SpatialCropd
 
 from scripts.console import describe_mistake
 from scripts.data.cached_dataset import CachedDataset, UnreadableCaseError
@@ -22,6 +22,8 @@ from scripts.data.two_stream import TwoStreamLoader
 from scripts.errors import BundleError
 
 NUM_CASES = 6
+#: A prepared case is one volume of 6x7x8 voxels in float32.
+GIGABYTES_PER_CASE = 4 * 6 * 7 * 8 / 1e9
 
 
 @pytest.fixture
@@ -76,10 +78,18 @@ def assert_equal_batches(given, wanted):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("cache_num", [0, 4])
-def test_batches_do_not_depend_on_the_memory(cache_num, num_workers, cases):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_num": 0},
+        {"cache_num": 4},
+        {"cache_memory_gigabytes": 3 * GIGABYTES_PER_CASE},
+        {"cache_num": 4, "cache_memory_gigabytes": 3 * GIGABYTES_PER_CASE},
+    ],
+)
+def test_batches_do_not_depend_on_the_memory(options, num_workers, cases):
     wanted = take(make_dataset(cases))
-    assert_equal_batches(take(make_dataset(cases, cache_num=cache_num), num_workers=num_workers), wanted)
+    assert_equal_batches(take(make_dataset(cases, **options), num_workers=num_workers), wanted)
 
 
 def test_a_list_that_fits_is_read_at_once_and_only_once(cases, reads):
@@ -105,15 +115,46 @@ def test_a_longer_list_starts_at_once_and_keeps_no_more_than_the_bound(cases, re
     assert [reads.count(case["unlabeled"]) for case in cases] == [1, 1, 1, 1, 4, 4]
 
 
-def test_workers_share_the_bound(cases, monkeypatch):
+def test_no_more_bytes_are_kept_than_the_bound(cases, reads, caplog):
+    dataset = make_dataset(cases, cache_memory_gigabytes=3.5 * GIGABYTES_PER_CASE)
+    # A broken file is still known before the first step.
+    assert sorted(reads) == [case["unlabeled"] for case in cases]
+    take(dataset, count=2 * NUM_CASES)
+    assert [reads.count(case["unlabeled"]) for case in cases] == [1, 1, 1, 5, 5, 5]
+    assert [message for message in caplog.messages if "cache_memory" in message] == [
+        "cache_memory_gigabytes 4.704e-06: 3 of 6 cases stay in memory, the others are prepared at each use."
+    ]
+
+
+def test_a_bound_of_bytes_is_kept_as_a_longer_list_is_drawn(cases, reads, caplog):
+    dataset = make_dataset(cases, cache_num=5, cache_memory_gigabytes=2 * GIGABYTES_PER_CASE)
+    for _ in range(2):
+        for index in (4, 5, 3, 2, 1, 0):
+            dataset[index]
+    assert [item is not None for item in dataset._cache] == [False, False, False, True, True]
+    assert [reads.count(case["unlabeled"]) for case in cases] == [2, 2, 2, 1, 1, 2]
+    assert caplog.text.count("2 of 6 cases stay in memory") == 1
+
+
+def test_a_crop_counts_with_the_memory_that_it_holds(cases):
+    transform = Compose([LoadCased(["unlabeled"], num_classes=2), SpatialCropd("unlabeled", roi_slices=[slice(0, 2)])])
+    dataset = CachedDataset(cases, transform, cache_memory_gigabytes=2 * GIGABYTES_PER_CASE, progress=False)
+    assert dataset[0]["unlabeled"].shape == (1, 2, 7, 8)
+    assert sum(item is not None for item in dataset._cache) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache_num": 4}, {"cache_num": 5, "cache_memory_gigabytes": 4 * GIGABYTES_PER_CASE}]
+)
+def test_workers_share_the_bound(options, cases, monkeypatch):
     class Worker:
         num_workers = 2
 
     monkeypatch.setattr("scripts.data.cached_dataset.get_worker_info", Worker)
-    dataset = make_dataset(cases, cache_num=4)
+    dataset = make_dataset(cases, **options)
     for index in range(NUM_CASES):
         dataset[index]
-    assert [item is not None for item in dataset._cache] == [True, True, False, False]
+    assert [item is not None for item in dataset._cache[:4]] == [True, True, False, False]
 
 
 def test_negative_numbers_count_from_the_end(cases):
