@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from itertools import islice
 
@@ -134,6 +135,31 @@ def test_a_bound_of_bytes_is_kept_as_a_longer_list_is_drawn(cases, reads, caplog
     assert [item is not None for item in dataset._cache] == [False, False, False, True, True]
     assert [reads.count(case["unlabeled"]) for case in cases] == [2, 2, 2, 1, 1, 2]
     assert caplog.text.count("2 of 6 cases stay in memory") == 1
+
+
+def count_live_volumes():
+    """Count the whole volumes that anything in this process still holds."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return len({tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.shape == (1, 6, 7, 8)})
+
+
+@pytest.mark.parametrize(
+    ("options", "num_kept"),
+    [
+        ({}, NUM_CASES),
+        ({"cache_num": 0}, 0),
+        ({"cache_num": 4}, 4),
+        ({"cache_memory_gigabytes": 3.5 * GIGABYTES_PER_CASE}, 3),
+        ({"cache_num": 5, "cache_memory_gigabytes": 2.5 * GIGABYTES_PER_CASE}, 2),
+    ],
+)
+def test_memory_does_not_grow_with_the_draws(options, num_kept, cases):
+    before = count_live_volumes()
+    dataset = make_dataset(cases, **options)
+    for _ in range(2):
+        take(dataset, count=4 * NUM_CASES)
+        assert count_live_volumes() - before == num_kept
 
 
 def test_a_crop_counts_with_the_memory_that_it_holds(cases):
