@@ -42,7 +42,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line, by default that of this process.
 
     Raises:
-        BundleError: when an override names a key that none of the configuration files has.
+        BundleError: when an override names a key that none of the configuration files has, or is None.
     """
     silence_codec_warning()
     arguments = sys.argv if arguments is None else arguments
@@ -58,6 +58,9 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
     check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
+    for name in names:
+        if DefaultParseValue(given[name]) is None:
+            raise BundleError(f"--{name} None would change nothing, as MONAI leaves it out: write --{name} '$None'.")
 
 
 def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
 from scripts.console import merged_configuration, prepare_command_line, report_in_one_line
@@ -53,6 +53,23 @@ def test_known_overrides_pass(config_file):
     assert_accepted("--config_file", config_file, "--iterations", "100", "--patch_size", "[16,16,16]")
     assert_accepted("--iterations=100", f"--config_file={config_file}", "--patch_size=[16,16,16]")
     assert_accepted("--config_file", config_file)
+
+
+def test_none_that_monai_leaves_out_is_refused(config_file):
+    with pytest.raises(BundleError, match=r"^--patch_size None would .* write --patch_size '\$None'\.$"):
+        assert_accepted("--config_file", config_file, "--patch_size", "None")
+    assert_accepted("--config_file", config_file, "--patch_size", "$None")
+
+
+def test_monai_takes_none_as_an_expression_only(config_file, monkeypatch):
+    taken = []
+    monkeypatch.setattr(ConfigWorkflow, "__init__", lambda self, **arguments: taken.append(arguments))
+    for name in ("initialize", "run", "finalize"):
+        monkeypatch.setattr(ConfigWorkflow, name, lambda self: None)
+    for value in (None, "$None"):
+        run(config_file=config_file, patch_size=value)
+    assert "patch_size" not in taken[0]
+    assert taken[1]["patch_size"] == "$None"
 
 
 @pytest.mark.parametrize("form", [["--iteratons", "100"], ["--iteratons=100"]])

@@ -211,7 +211,8 @@ class Grid:
             **self.overrides,
         }
         for name, value in values.items():
-            # The command line is read as Python: JSON's null and true would arrive as texts.
+            # The command line is read as Python: JSON's null and true would arrive as texts. MONAI leaves None out.
+            value = "$None" if value is None else value
             words += [f"--{name}", value if isinstance(value, str) else repr(value)]
         return words
 
