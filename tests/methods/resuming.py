@@ -8,33 +8,45 @@ import torch
 from conftest import SMALL
 
 
-def assert_resumed_run_ends_with_the_same_bits(make_workflow, phantom_dir, folder, method, **overrides):
-    """Train four iterations, take the second half away, train it again, and compare all that a method keeps.
+def assert_resumed_run_ends_with_the_same_bits(
+    make_workflow, phantom_dir, folder, method, *, iterations=2, **overrides
+):
+    """Train some iterations, take the second half away, train it again, and compare all that a method keeps.
 
     Args:
         make_workflow: the fixture.
         phantom_dir: folder of the phantom volumes.
         folder: where to train.
         method: name of the overlay.
+        iterations: length of the run, an even number.
         **overrides: further keys of the configuration.
 
     Returns:
         state of the method after the last iteration.
     """
-    last = folder / "checkpoints/checkpoint_00000004.pt"
+    half, last = (folder / f"checkpoints/checkpoint_{number:08d}.pt" for number in (iterations // 2, iterations))
+
+    def load(path):
+        return torch.load(path, weights_only=True)["method"]
 
     def run(**options):
-        arguments = {**SMALL, "patch_size": [32, 16, 16], "val_interval": 4, **overrides, **options}
+        arguments = {**SMALL, "patch_size": [32, 16, 16], "iterations": iterations}
+        # Validation would come after the end.
+        arguments |= {"checkpoint_interval": iterations // 2, "val_interval": 2 * iterations, **overrides, **options}
         arguments |= {"dataset_dir": str(phantom_dir), "output_dir": str(folder)}
         workflow = make_workflow("train", method, **arguments)
         workflow.initialize()
         workflow.run()
-        return torch.load(last, weights_only=True)["method"]
+        return load(last)
 
-    straight = run()
+    straight, kept = run(), half.stat().st_mtime_ns
     last.unlink()
     (folder / "model_final.pt").unlink()
     resumed = run(resume=True)
+    # A run that began anew would end the same, and so would one that learns nothing in its second half.
+    assert half.stat().st_mtime_ns == kept
+    before = load(half)
+    assert any(not torch.equal(before[name], value) for name, value in straight.items())
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     return straight

@@ -179,7 +179,12 @@ def test_refusals_and_description():
 def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
     straight = assert_resumed_run_ends_with_the_same_bits(
-        make_workflow, phantom_dir, folder, "method_dual_copy_paste", **{"method_def#pretrain_iterations": 3}
+        make_workflow,
+        phantom_dir,
+        folder,
+        "method_dual_copy_paste",
+        iterations=4,
+        **{"method_def#pretrain_iterations": 3},
     )
     assert any(name.startswith("teacher.network.resnet_vnet.") for name in straight)
     DualNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))

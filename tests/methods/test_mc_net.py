@@ -244,7 +244,7 @@ def test_configured_options(name, num_decoders):
 
 def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
     def train(**overrides):
-        sizes = {"patch_size": [32, 16, 16], "iterations": 2, "val_interval": 2, "checkpoint_interval": 1}
+        sizes = {"patch_size": [32, 16, 16], "iterations": 2, "val_interval": 4, "checkpoint_interval": 1}
         paths = {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path / "run")}
         workflow = make_workflow("train", "method_mc_net_plus", **{**sizes, "log_interval": 2, **paths, **overrides})
         workflow.initialize()

@@ -297,7 +297,7 @@ def test_configuration(pytestconfig):
 @pytest.mark.parametrize("name", ["method_mean_teacher", "method_uncertainty_aware_mean_teacher"])
 def test_resumed_run_ends_with_the_same_bits(name, tmp_path, make_workflow, phantom_dir):
     def run(folder, **options):
-        small = {**SMALL, "patch_size": [32, 16, 16], "iterations": 2, "val_interval": 2, "checkpoint_interval": 1}
+        small = {**SMALL, "patch_size": [32, 16, 16], "iterations": 2, "val_interval": 4, "checkpoint_interval": 1}
         workflow = make_workflow(
             "train", name, **small, dataset_dir=str(phantom_dir), output_dir=str(folder), **options
         )
