@@ -1,0 +1,30 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Resuming of every method that has no such test among its own."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT
+from resuming import assert_resumed_run_ends_with_the_same_bits
+
+#: Methods whose own files test it, with a teacher, stages, a second optimizer or a setting of theirs.
+TESTED_ELSEWHERE = {
+    "method_bcp",
+    "method_cps",
+    "method_dtc",
+    "method_dual_copy_paste",
+    "method_dual_mean_teacher",
+    "method_mc_net_plus",
+    "method_mcf",
+    "method_mean_teacher",
+    "method_sassnet",
+    "method_sdcl",
+    "method_uncertainty_aware_mean_teacher",
+}
+OVERLAYS = {path.stem for path in (ROOT / "configs").glob("method_*.json")}
+
+
+@pytest.mark.parametrize("name", sorted(OVERLAYS - TESTED_ELSEWHERE))
+def test_resumed_run_ends_with_the_same_bits(name, tmp_path, make_workflow, phantom_dir):
+    assert_resumed_run_ends_with_the_same_bits(make_workflow, phantom_dir, tmp_path / "run", name)
