@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 import torch
 from conftest import ROOT
+from ignite.engine import Events
 from monai.bundle import ConfigParser
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -112,6 +113,8 @@ METHODS = {
     "method_mc_net": TinyDecoders,
     "method_dtc": TinyTasks,
 }
+#: The same, and the method whose discriminator has an optimizer of its own.
+NETWORKS = {**METHODS, "method_sassnet": TinyTasks}
 #: Options of the dual network beside those of the overlays.
 VARIANTS = {
     "per class, infonce": {"reliability#scope": "per_class", "contrastive#form": "infonce"},
@@ -121,9 +124,9 @@ VARIANTS = {
 CASES = [*METHODS, *VARIANTS]
 
 
-def make_method(case):
-    """Build the method of shipped files on a small network, without what every process draws for itself."""
-    name = case if case in METHODS else "train"
+def parse(case):
+    """Read shipped files for a method on a small network, without what every process draws for itself."""
+    name = case if case in NETWORKS else "train"
     files = [ROOT / "configs" / f"{file}.json" for file in dict.fromkeys(("train", name))]
     parser = ConfigParser(ConfigParser.load_config_files(files))
     for path, value in VARIANTS.get(case, {}).items():
@@ -132,21 +135,27 @@ def make_method(case):
         parser["method_def#contrastive#sample_fraction"] = 0.5
     if "noise_std" in parser["method_def"]:
         parser["method_def#noise_std"] = 0
+    if "discriminator" in parser["method_def"]:
+        parser["method_def#discriminator#dropout"] = 0.0
     parser["num_classes"] = NUM_CLASSES
     parser["device"] = "cpu"
-    network = METHODS[name]()
+    network = NETWORKS[name]()
     parser["network"] = synchronize_batch_norm(network, device="cpu") if num_processes() > 1 else network
-    method = parser.get_parsed_content("method")
+    return parser
+
+
+def make_method(case):
+    method = parse(case).get_parsed_content("method")
     if hasattr(method, "teacher"):
         for parameter in method.teacher.parameters():
             parameter += 0.3
     return method
 
 
-def make_batch():
+def make_batch(size=6):
     """Two labeled and two unlabeled crops; only the second one shows class 2."""
     generator = torch.Generator().manual_seed(0)
-    shape = (2, 1, 6, 6, 6)
+    shape = (2, 1, size, size, size)
     label = torch.randint(NUM_CLASSES, shape, generator=generator)
     label[0] %= 2
     image, unlabeled = torch.randn(2, *shape, generator=generator) * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1, 1)
@@ -170,6 +179,36 @@ def train_once(case):
         "buffers": dict(method.named_buffers()),
         "terms": {name: torch.as_tensor(value).detach() for name, value in output.items()},
     }
+
+
+def train_with_a_discriminator():
+    """Gradients, terms and buffers of two iterations of SASSNet in this process, on its part of the batch."""
+    torch.manual_seed(process_rank())
+    parser = parse("method_sassnet")
+    # Without its ramp, as these iterations are the first ones.
+    parser["method_def#adversarial_weight"] = 1.0
+    method, optimizer, auxiliary = (
+        parser.get_parsed_content(name) for name in ("method", "optimizer", "auxiliary_optimizer")
+    )
+    module = DistributedDataParallel(method, find_unused_parameters=True) if num_processes() > 1 else method
+    # The smallest crop that the discriminator takes.
+    loader = Batches(2 * [{key: own_part(value) for key, value in make_batch(size=16).items()}])
+    trainer = SemiSupervisedTrainer("cpu", 1, loader, method.network, module, optimizer, auxiliary_optimizer=auxiliary)
+    gradients, terms = {}, {}
+
+    def note(part, prefix):
+        for name, parameter in part.named_parameters():
+            gradients[f"{prefix}{name}, {trainer.state.iteration}"] = parameter.grad.clone()
+
+    optimizer.register_step_pre_hook(lambda *_: note(method.network, "network."))
+    auxiliary.register_step_pre_hook(lambda *_: note(method.discriminator, "discriminator."))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def keep(engine):
+        terms.update({f"{name}, {engine.state.iteration}": value for name, value in engine.state.terms.items()})
+
+    trainer.run()
+    return {"gradients": gradients, "terms": terms, "buffers": dict(method.named_buffers())}
 
 
 def voxels(*values):
@@ -279,6 +318,7 @@ def run_process(rank, folder):
         "gathered": gather_over_processes(torch.arange(rank + 1)),
         "global batch": global_batch_size(3),
         "broken": train_on_a_broken_crop(),
+        "discriminator": train_with_a_discriminator(),
     }
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -320,6 +360,29 @@ def test_processes_that_know_nothing_of_each_other_have_another_gradient(monkeyp
         halves.append(train_once(case)["gradients"])
     mean = {name: (first + halves[1][name]) / 2 for name, first in halves[0].items()}
     assert max(difference(mean[name], gradient) for name, gradient in expected.items()) > 0.1
+
+
+def test_both_parts_of_sassnet_learn_in_two_processes_what_they_learn_in_one(processes):
+    expected = train_with_a_discriminator()
+    for result in (part["discriminator"] for part in processes):
+        assert result["gradients"].keys() == expected["gradients"].keys()
+        for name, gradient in expected["gradients"].items():
+            # The biases of the discriminator get the small difference of what labeled and unlabeled crops ask for.
+            assert (result["gradients"][name] - gradient).norm() < 1e-5 * gradient.norm() + 1e-7, name
+        for name, buffer in expected["buffers"].items():
+            assert torch.allclose(result["buffers"][name].float(), buffer.float(), rtol=1e-5, atol=1e-6), name
+        assert result["terms"] == pytest.approx(expected["terms"], rel=1e-5)
+
+
+def test_both_parts_of_sassnet_would_learn_something_else_from_halves_of_the_batch(monkeypatch):
+    # Otherwise the test above would prove nothing.
+    expected, batch, halves = train_with_a_discriminator()["gradients"], make_batch(size=16), []
+    for half in range(2):
+        monkeypatch.setitem(globals(), "make_batch", lambda size, half=half: {k: v[[half]] for k, v in batch.items()})
+        halves.append(train_with_a_discriminator()["gradients"])
+    for part in ("network.", "discriminator."):
+        names = [name for name in expected if name.startswith(part)]
+        assert max(difference((halves[0][name] + halves[1][name]) / 2, expected[name]) for name in names) > 0.1
 
 
 def test_losses_by_hand(processes):
