@@ -894,6 +894,16 @@ SHIPPED = {
     ),
 }
 
+#: Rows of Table 3 by the terms that they leave out of train.json.
+TABLE_3 = {
+    "method_dual_network_without_consistency.json": ("consistency",),
+    "method_dual_network_without_uncertainty.json": ("uncertainty",),
+    "method_dual_network_without_both.json": ("consistency", "uncertainty"),
+}
+for row, left_out in TABLE_3.items():
+    paper_options, paper_weights = SHIPPED["train.json"]
+    SHIPPED[row] = (paper_options, {term: pair for term, pair in paper_weights.items() if term not in left_out})
+
 
 def configured(name):
     """Parser of train.json with one overlay, and the method it builds around a tiny pair of networks."""
@@ -933,6 +943,18 @@ def test_configured_options(name):
         given = {key.removeprefix("weight_"): value for key, value in output.items() if key.startswith("weight_")}
         assert given == pytest.approx({key: pair[position] for key, pair in weights.items()}), step
     assert parser.get_parsed_content("iterations") == END
+
+
+@pytest.mark.parametrize("name", TABLE_3)
+def test_rows_of_table_3_differ_from_the_paper_in_weights_alone(name):
+    paper = ConfigParser.load_config_files([CONFIGS / "train.json"])
+    row = ConfigParser.load_config_files([CONFIGS / "train.json", CONFIGS / name])
+    for term in TABLE_3[name]:
+        assert paper["method_def"].pop(f"{term}_weight") == 1
+        assert row["method_def"].pop(f"{term}_weight") == 0
+    assert {key: value for key, value in row.items() if key != "_desc_"} == {
+        key: value for key, value in paper.items() if key != "_desc_"
+    }
 
 
 @pytest.mark.parametrize("name", SHIPPED)
