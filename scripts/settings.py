@@ -100,6 +100,7 @@ _CHECKS: dict[str, Check] = {
     "whole_volume": _TRUTH,
     "skip_empty_windows": _TRUTH,
     "skip_existing": _TRUTH,
+    "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
         "a list of strings, one for each class without the background",

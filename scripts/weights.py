@@ -63,11 +63,16 @@ def describe_network(network: nn.Module) -> str:
         network: the network.
 
     Returns:
-        its class and its probabilities of dropout, such as ``DualNetwork with dropout 0.5``.
+        its class, its probabilities of dropout, and normalization other than that of the batch, such as
+        ``DualNetwork with dropout 0.5`` or ``VNet with dropout 0.5, InstanceNorm3d``.
     """
     dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
     probabilities = sorted({layer.p for layer in network.modules() if isinstance(layer, dropouts)})
-    return f"{type(network).__name__} with dropout {', '.join(f'{value:g}' for value in probabilities or [0.0])}"
+    others = {
+        type(layer).__name__ for layer in network.modules() if isinstance(layer, (nn.InstanceNorm3d, nn.GroupNorm))
+    }
+    values = [*(f"{value:g}" for value in probabilities or [0.0]), *sorted(others)]
+    return f"{type(network).__name__} with dropout {', '.join(values)}"
 
 
 def check_disagreement(network: nn.Module) -> None:

@@ -102,6 +102,27 @@ def test_recipes_set_the_ramps_and_no_unlabeled_crops_where_a_method_has_none():
     assert parser.get_parsed_content("unlabeled_batch_size") == 2
 
 
+@pytest.mark.parametrize("method", [name for name in ["train", *METHODS] if "network_def" in read(name)])
+@pytest.mark.parametrize(("recipe", "expected"), [("recipe_sdcl", "instance"), ("recipe_paper", "batch")])
+def test_recipes_set_the_normalization_of_every_network(method, recipe, expected):
+    parser = ConfigParser(
+        ConfigParser.load_config_files([CONFIGS / f"{name}.json" for name in dict.fromkeys(("train", method, recipe))])
+    )
+    assert parser.get_parsed_content("network_def#normalization") == expected
+
+
+def test_the_recipe_of_sdcl_keeps_the_batch_normalization_of_the_resnet():
+    names = ("train", "method_sdcl", "recipe_sdcl")
+    parser = ConfigParser(ConfigParser.load_config_files([CONFIGS / f"{name}.json" for name in names]))
+    network = parser.get_parsed_content("network_def")
+
+    def kinds(module):
+        return {type(layer).__name__ for layer in module.modules() if "Norm" in type(layer).__name__}
+
+    assert kinds(network.vnet) == kinds(network.resnet_vnet.decoder) == {"InstanceNorm3d"}
+    assert kinds(network.resnet_vnet.encoder) == {"BatchNorm3d"}
+
+
 def test_a_folder_of_unlabeled_volumes_never_gives_a_validation_or_test_case(phantom_dir, make_workflow):
     folder = phantom_dir / "images"
     overrides = {"dataset_dir": str(phantom_dir), "split_file": str(phantom_dir / "split.json")}

@@ -52,6 +52,7 @@ from scripts.settings import check_settings
         ("channels_last", "yes"),
         ("deterministic", "no"),
         ("class_names", "organ"),
+        ("normalization", "layer"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(name, value):

@@ -14,7 +14,7 @@ from torch import nn
 from scripts.errors import BundleError
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.single_network import SingleNetwork
-from scripts.weights import check_disagreement, check_weights, place_network
+from scripts.weights import check_disagreement, check_weights, describe_network, place_network
 
 
 def make_network(num_classes=2):
@@ -55,6 +55,13 @@ def test_only_two_networks_disagree():
         for network in (DualNetwork(), SingleNetwork("vnet")):
             with pytest.raises(BundleError, match=f"save_uncertainty needs the two .*: {type(network).__name__} gives"):
                 check_disagreement(network)
+
+
+def test_a_network_is_described_by_what_its_weights_do_not_tell():
+    network = SingleNetwork(dropout=0.25)
+    assert describe_network(network) == "SingleNetwork with dropout 0.25"
+    network = DualNetwork(normalization="instance")
+    assert describe_network(network) == "DualNetwork with dropout 0.5, InstanceNorm3d"
 
 
 def test_missing_file(tmp_path):

@@ -34,6 +34,7 @@ _INFERENCE_KEYS = (
     "window",
     "normalize",
     "largest_component",
+    "normalization",
 )
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (

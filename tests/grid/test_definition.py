@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
 from scripts.grid.definition import Cell, Grid, define_grid, method_names
@@ -101,6 +102,13 @@ def test_original_recipe_is_that_of_each_method(tmp_path):
     grid = define_grid("hippocampus", ["dual_network", str(overlay)], recipe="original")
     assert names(grid.config_files("dual_network"))[-1] == "recipe_paper"
     assert names(grid.config_files("mine")) == ["train", "data_hippocampus", "method_mine", "recipe_ua_mt"]
+
+
+def test_an_original_grid_has_instance_normalization_for_sdcl_alone():
+    grid = define_grid("hippocampus", method_names(), recipe="original")
+    configs = {method: ConfigParser.load_config_files(grid.config_files(method)) for method in grid.methods}
+    assert [method for method in grid.methods if configs[method]["normalization"] != "batch"] == ["sdcl"]
+    assert configs["sdcl"]["normalization"] == "instance"
 
 
 def test_arguments_of_training_and_evaluation(tmp_path):

@@ -33,7 +33,7 @@ def inference_after(tmp_path, *names, **overrides):
 
 
 def test_inference_knows_what_a_training_was_given(tmp_path):
-    overrides = {"patch_size": [32, 32, 32], "class_names": ["spleen"], "network_def#normalization": "instance"}
+    overrides = {"patch_size": [32, 32, 32], "class_names": ["spleen"], "normalization": "instance"}
     parser = inference_after(tmp_path, **overrides)
     assert parser.get_parsed_content("patch_size") == [32, 32, 32]
     assert parser.get_parsed_content("spacing") is None
