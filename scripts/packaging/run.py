@@ -34,6 +34,7 @@ _VALUES = (
     "val_interval",
     "checkpoint_interval",
     "uses_boxes",
+    "normalization",
     "largest_component",
     "evaluated_checkpoint",
 )
