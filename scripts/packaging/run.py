@@ -30,7 +30,6 @@ _VALUES = (
     "strides",
     "seed",
     "iterations",
-    "ramp_length",
     "val_interval",
     "checkpoint_interval",
     "uses_boxes",
@@ -51,6 +50,7 @@ _OBJECTS = (
     "optimizer",
     "auxiliary_optimizer",
     "lr_scheduler",
+    "ramp_length",
     "lists",
     "cases",
 )
