@@ -179,6 +179,12 @@ def test_only_damaged_checkpoints_are_refused(finished, tmp_path, make_workflow,
 def test_checkpoint_of_another_method_is_refused(finished, tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    with assert_refused("network was DualNetwork with dropout 0.5, is DualNetwork with dropout 0.5, GroupNorm"):
+        run(make_workflow, phantom_dir, folder, resume=True, normalization="group")
+    # Nor where the folder does not tell of its network.
+    facts = json.loads((folder / "run.json").read_text())
+    del facts["settings"]["network"]
+    (folder / "run.json").write_text(json.dumps(facts))
     with assert_refused("of another method or network"):
         run(make_workflow, phantom_dir, folder, resume=True, **{"network_def#normalization": "group"})
 
