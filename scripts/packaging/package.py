@@ -142,8 +142,8 @@ def describe_classes(metadata: dict[str, Any], class_names: Iterable[str], patch
     formats["outputs"]["pred"] |= {"spatial_shape": patch_size, "num_channels": len(channels), "channel_def": channels}
 
 
-def write_readme(pages: Sequence[str], configs: Mapping[str, dict[str, Any]], network: nn.Module, **facts: str) -> str:
-    """Put the facts of the configurations into a page.
+def readme_text(pages: Sequence[str], configs: Mapping[str, dict[str, Any]], network: nn.Module, **facts: str) -> str:
+    """Make the page of a bundle of the facts of its configurations.
 
     Args:
         pages: files of ``docs/packages/`` that follow each other on it, without their suffix.

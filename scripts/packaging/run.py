@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import BundleError, root_cause
 from ..files import CONFIGS
 from ..weights import file_hash
-from .package import COMMON_CONFIGS, Package, describe_classes, load_network, write_readme
+from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: Plain values that a bundle takes from a run; expressions are evaluated.
 _VALUES = (
@@ -133,7 +133,7 @@ def run_package(
     image |= {"modality": modality, "num_channels": len(channels), "channel_def": channels}
     describe_classes(metadata, train["class_names"], train["patch_size"])
     configs = {"train": train, "inference": inference, "metadata": metadata}
-    readme = write_readme(
+    readme = readme_text(
         ("run",),
         configs,
         network,

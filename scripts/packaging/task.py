@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT
-from .package import COMMON_CONFIGS, Package, describe_classes, load_network, write_readme
+from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
 TASKS = {"left_atrium": "left_atrium_small", "pancreas": "pancreas", "hippocampus": "hippocampus"}
@@ -53,7 +53,7 @@ def task_package(
     return Package(
         name=f"{task}_{_MODALITIES[_modality(metadata)]}_dual_network_segmentation",
         configs=configs,
-        readme=write_readme((task, "usage"), configs, network, weights=story),
+        readme=readme_text((task, "usage"), configs, network, weights=story),
         data_license=_data_license(metadata),
         network=network,
         weights=source,
