@@ -91,6 +91,7 @@ _CHECKS: dict[str, Check] = {
     "resume": _TRUTH,
     "overwrite": _TRUTH,
     "channels_last": _TRUTH,
+    "keep_memory": _TRUTH,
     "uses_boxes": _TRUTH,
     "amp": _TRUTH,
     "load_pretrain": _TRUTH,

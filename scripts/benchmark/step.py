@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,11 +20,14 @@ from ..methods.dual_network import DualNetworkMethod
 from ..trainer import SemiSupervisedTrainer
 from .measuring import measure_alone
 
-#: Settings of the mode that others are compared with, and of the bundle's own.
+#: Settings of the mode that others are compared with, of the bundle's own, and of the bundle's with less memory.
 MODES: dict[str, dict[str, Any]] = {
-    "baseline": {"precision": "float32", "channels_last": False},
-    "bundle": {"precision": "auto", "channels_last": True},
+    "baseline": {"precision": "float32", "channels_last": False, "keep_memory": False},
+    "bundle": {"precision": "auto", "channels_last": True, "keep_memory": True},
+    "memory handed back": {"precision": "auto", "channels_last": True, "keep_memory": False},
 }
+#: The mode of the bundle under another allocator, by the name of its library, where the machine has it.
+_ALLOCATOR = "tcmalloc_minimal"
 
 
 class StepMeasurement(NamedTuple):
@@ -38,7 +43,7 @@ class StepMeasurement(NamedTuple):
 def measure_steps(
     config_file: Sequence[str], *, num_steps: int = 3, overrides: Mapping[str, Any] | None = None
 ) -> list[StepMeasurement]:
-    """Measure a step of training in each of :data:`MODES`, each in a process of its own.
+    """Measure a step of training in each of :data:`MODES` and with TCMalloc, each in a process of its own.
 
     A step is all that the trainer does with a batch of noise: forward passes of all networks, losses, backward pass,
     optimizer. The fastest of several counts, as another process on the machine can only slow a step down.
@@ -49,11 +54,16 @@ def measure_steps(
         overrides: values by key of the configuration, such as patch_size and the batch sizes.
 
     Returns:
-        the modes in their order.
+        the modes in their order; TCMalloc, the last one, where the machine has it.
     """
+    modes = {name: (settings, "") for name, settings in MODES.items()}
+    library = ctypes.util.find_library(_ALLOCATOR)
+    if library:
+        modes["bundle with TCMalloc"] = ({**MODES["bundle"], "keep_memory": False}, library)
     measurements = []
-    for mode, settings in MODES.items():
-        measured = measure_alone(_time_steps, config_file, num_steps, {**(overrides or {}), **settings})
+    for mode, (settings, preload) in modes.items():
+        with mock.patch.dict(os.environ, {"LD_PRELOAD": preload} if preload else {}):
+            measured = measure_alone(_time_steps, config_file, num_steps, {**(overrides or {}), **settings})
         precision, seconds, loss_share = measured.value
         measurements.append(StepMeasurement(mode, precision, seconds, loss_share, measured.peak_mebibytes))
     return measurements
@@ -94,6 +104,7 @@ def _time_steps(
         auxiliary_optimizer=parser.get_parsed_content("auxiliary_optimizer"),
         precision=parser.get_parsed_content("precision"),
         channels_last=parser.get_parsed_content("channels_last"),
+        keep_memory=parser.get_parsed_content("keep_memory"),
     )
     seconds: list[float] = []
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seconds.append(-_now(trainer)))

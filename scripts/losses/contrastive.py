@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ Form = Literal["hinge", "infonce", "literal", "own_class_minimized"]
 # Below the square roots, so that a feature vector of zeros (all channels cut by a ReLU) has a bounded gradient.
 _NORM_EPSILON = 1e-8
 _DISTANCE_EPSILON = 1e-12
+# Of which features are copied in float32 at a time.
+_VOXELS_AT_ONCE = 2**16
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -28,6 +30,25 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean distance along the last axis, which broadcasts."""
     return ((a - b).square().sum(dim=-1) + _DISTANCE_EPSILON).sqrt()
+
+
+class _MaskedSums(torch.autograd.Function):
+    """Sums of features over masked voxels in float32, as products with the masks, without a copy of the volume."""
+
+    @staticmethod
+    def forward(ctx: Any, voxels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(masks)
+        ctx.dtype = voxels.dtype
+        sums = voxels.new_zeros((masks.shape[1], voxels.shape[2]), dtype=torch.float32)
+        for sample, mask in zip(voxels, masks, strict=True):
+            for part, members in zip(sample.split(_VOXELS_AT_ONCE), mask.split(_VOXELS_AT_ONCE, dim=1), strict=True):
+                sums.addmm_(members.float(), part.float())
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (masks,) = ctx.saved_tensors
+        return masks.transpose(1, 2).to(ctx.dtype) @ gradient.to(ctx.dtype), None
 
 
 class PrototypeContrastiveLoss(nn.Module):
@@ -193,9 +214,7 @@ class PrototypeContrastiveLoss(nn.Module):
         kept = [row for row, count in enumerate(counts) if count >= min_count]
         if not kept:
             return {}
-        # A matrix product with the masks sums without a copy of the volume.
-        sums = torch.bmm(members[:, kept].float(), features.flatten(2).transpose(1, 2).float()).sum(dim=0)
-        sums = sum_over_processes(sums)
+        sums = sum_over_processes(_MaskedSums.apply(features.flatten(2).transpose(1, 2), members[:, kept]))
         return {classes[row]: sums[position] / counts[row] for position, row in enumerate(kept)}
 
     def _sample(

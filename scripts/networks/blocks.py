@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
+from monai.networks.blocks import ADN, Convolution
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 Normalization = Literal["batch", "instance", "group"]
 Upsampling = Literal["transposed", "trilinear", "nearest"]
@@ -110,9 +114,60 @@ def convolution_stack(
     )
 
 
+def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cast tensors on a CPU to what autocast would compute convolutions in, or else to the type of the first one."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensors[0].dtype
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+class _TransposedConvolutionFunction(torch.autograd.Function):
+    """Transposed convolution without padding whose gradient of the bias is a sum of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, ...]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.stride = stride
+        return F.conv_transpose3d(features, weight, bias, stride)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        none, ones = [0, 0, 0], [1, 1, 1]
+        of_features, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, features, weight, None, ctx.stride, none, ones, True, none, 1, [True, True, False]
+        )
+        return of_features, of_weight, gradient.sum(dim=(0, 2, 3, 4)), None
+
+
+class TransposedConvolution(nn.ConvTranspose3d):
+    """Transposed convolution that trains faster on CPUs.
+
+    There PyTorch computes the gradients of features and weights four times more slowly where it computes that of the
+    bias with them. Parameters and results are those of ``torch.nn.ConvTranspose3d``.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Compute the output.
+
+        Args:
+            features: (B, in_channels, X, Y, Z).
+
+        Returns:
+            features, (B, out_channels, X', Y', Z').
+        """
+        if not torch.jit.is_scripting() and self.training and features.device.type == "cpu":
+            assert self.bias is not None
+            tensors = _as_autocast(features, self.weight, self.bias)
+            output: torch.Tensor = _TransposedConvolutionFunction.apply(*tensors, self.stride)
+            return output
+        return F.conv_transpose3d(features, self.weight, self.bias, self.stride)
+
+
 def resampling_convolution(
     in_channels: int, out_channels: int, *, normalization: Normalization, transposed: bool
-) -> Convolution:
+) -> nn.Sequential:
     """Build a 2x2x2 convolution of stride 2 that halves (or, transposed, doubles) the spatial size.
 
     Args:
@@ -124,19 +179,12 @@ def resampling_convolution(
     Returns:
         the convolution with normalization and ReLU.
     """
-    return Convolution(
-        3,
-        in_channels,
-        out_channels,
-        strides=2,
-        kernel_size=2,
-        norm=normalization_layer(normalization),
-        act=("relu", {"inplace": True}),
-        adn_ordering="NA",
-        is_transposed=transposed,
-        padding=0,
-        output_padding=0 if transposed else None,
-    )
+    convolution = TransposedConvolution if transposed else nn.Conv3d
+    unit = nn.Sequential()
+    unit.add_module("conv", convolution(in_channels, out_channels, kernel_size=2, stride=2))
+    norm, act = normalization_layer(normalization), ("relu", {"inplace": True})
+    unit.add_module("adn", ADN("NA", out_channels, act=act, norm=norm, norm_dim=3))
+    return unit
 
 
 def upsampling_unit(
@@ -165,6 +213,47 @@ def upsampling_unit(
         nn.Upsample(scale_factor=2, mode=upsampling, align_corners=True if upsampling == "trilinear" else None),
         convolution_stack(in_channels, out_channels, num_convolutions=1, normalization=normalization),
     )
+
+
+class _KeptStatistics(AbstractContextManager):
+    """Let the batch normalizations of a unit leave their running statistics as they are; may be entered again."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        self.layers = [layer for layer in unit.modules() if isinstance(layer, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self.momenta = [layer.momentum for layer in self.layers]
+        self.counts = [copy.deepcopy(layer.num_batches_tracked) for layer in self.layers]
+        for layer in self.layers:
+            layer.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for layer, momentum, count in zip(self.layers, self.momenta, self.counts, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked = count
+
+
+def recompute(unit: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Compute a unit without holding its feature maps for the backward pass, which computes them anew.
+
+    Args:
+        unit: layers without dropout.
+        features: their input.
+
+    Returns:
+        their output, the same as that of ``unit(features)``, as are the gradients and the running statistics.
+    """
+    if not (unit.training and torch.is_grad_enabled()):
+        output: torch.Tensor = unit(features)
+    else:
+        output = checkpoint(
+            unit,
+            features,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _KeptStatistics(unit)),
+        )
+    return output
 
 
 class DeepestStage(nn.Sequential):
@@ -237,8 +326,36 @@ class Decoder(nn.Module):
         """
         features = pyramid[4]
         for i, (up, stack) in enumerate(zip(self.up, self.stacks)):
-            features = stack(up(features) + pyramid[3 - i])
+            # The last unit makes the largest maps: 2 % of a training step computes them anew, a tenth of its memory
+            # would hold them.
+            upsampled = recompute(up, features) if i == 3 and not torch.jit.is_scripting() else up(features)
+            features = stack(upsampled + pyramid[3 - i])
         return features
+
+
+class _SampleProducts(torch.autograd.Function):
+    """Product of the voxels of each sample with weights of its own, one sample after the other.
+
+    The gradient of a single product follows the layout of its factors, that of a batch of them does not: on a CPU the
+    one of the weights is ten times faster.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, voxels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(voxels, weight)
+        scores = voxels.new_empty((*voxels.shape[:2], weight.shape[1]))
+        for result, sample, factor in zip(scores, voxels, weight):
+            torch.addmm(bias, sample, factor.t(), out=result)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        voxels, weight = ctx.saved_tensors
+        of_voxels, of_weight = torch.empty_like(voxels), torch.empty_like(weight)
+        for sample in range(len(voxels)):
+            torch.mm(gradient[sample], weight[sample], out=of_voxels[sample])
+            torch.mm(gradient[sample].t(), voxels[sample], out=of_weight[sample])
+        return of_voxels, of_weight, gradient.sum(dim=(0, 1))
 
 
 class Head(nn.Module):
@@ -271,11 +388,8 @@ class Head(nn.Module):
         """
         weight = self.weight.flatten(1) * channel_weights.unsqueeze(1)
         voxels = features.flatten(2).transpose(1, 2)
-        if self.training:
-            # The gradient of a single product follows the layout of its factors, that of a batch of them does not:
-            # on a CPU the one of the weights is ten times faster.
-            pairs = zip(voxels.unbind(), weight.unbind())
-            scores = torch.stack([torch.addmm(self.bias, sample, factor.t()) for sample, factor in pairs])
+        if not torch.jit.is_scripting() and self.training and features.device.type == "cpu":
+            scores: torch.Tensor = _SampleProducts.apply(*_as_autocast(voxels, weight, self.bias))
         else:
             scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
         return scores.transpose(1, 2).unflatten(2, features.shape[2:])

@@ -15,6 +15,7 @@ from .blocks import (
     check_channels,
     check_dropout,
     convolution_stack,
+    recompute,
     resampling_convolution,
 )
 
@@ -51,8 +52,9 @@ class VNetEncoder(nn.Module):
         """
         features = image
         pyramid: list[torch.Tensor] = []
-        for stage in self.stages:
-            features = stage(features)
+        for i, stage in enumerate(self.stages):
+            # The first stage is one convolution of the image, the cheapest at full resolution.
+            features = recompute(stage, features) if i == 0 and not torch.jit.is_scripting() else stage(features)
             pyramid.append(features)
         return pyramid
 

@@ -79,7 +79,9 @@ def report(phantom_dir, tmp_path, monkeypatch):
 def test_the_report_holds_machine_steps_and_inference(report):
     facts = json.loads((report / "benchmark.json").read_text())
     assert facts["machine"]["torch"] == torch.__version__
-    baseline, bundle = facts["step"]
+    steps = {row["mode"]: row for row in facts["step"]}
+    assert {*step.MODES} <= {*steps}
+    baseline, bundle = steps["baseline"], steps["bundle"]
     assert baseline["precision"] == "float32"
     assert baseline["ratio"] == 1
     assert bundle["seconds"] * bundle["ratio"] == pytest.approx(baseline["seconds"])
@@ -95,7 +97,7 @@ def test_the_report_holds_machine_steps_and_inference(report):
     assert re.fullmatch(r"step [\d.]+x, inference [\d.]+x, memory 1.0 GiB", facts["summary"])
     text = (report / "benchmark.md").read_text()
     assert text.endswith(facts["summary"] + "\n")
-    assert text.count("\n| ") == 2 * 2 + 2 + len(modes)
+    assert text.count("\n| ") == 2 * 2 + len(steps) + len(modes)
 
 
 def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):

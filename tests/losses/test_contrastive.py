@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from scripts.losses.contrastive import PrototypeContrastiveLoss
+from scripts.losses.contrastive import PrototypeContrastiveLoss, _unit
 
 FORMS = ["hinge", "infonce", "literal", "own_class_minimized"]
 ROOT_2 = math.sqrt(2)
@@ -117,6 +117,35 @@ def test_fallback_to_labeled_voxels():
     # Without labeled voxels, or without one of that class, class 1 takes no part.
     assert loss(features, pseudo_label, reliable).item() == pytest.approx(0, abs=1e-5)
     assert loss(features, pseudo_label, reliable, labeled, label * 0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_sums_in_parts_are_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    values, classes = (
+        torch.rand(2, 4, 3, 4, 5, generator=generator),
+        torch.randint(2, (2, 1, 3, 4, 5), generator=generator),
+    )
+    reliable = torch.rand(2, 1, 3, 4, 5, generator=generator) < 0.7
+    loss = PrototypeContrastiveLoss(2, sample_fraction=1.0, margin=2.0)
+    results = []
+    for voxels_at_once in (7, 60, 2**16):
+        monkeypatch.setattr("scripts.losses.contrastive._VOXELS_AT_ONCE", voxels_at_once)
+        features = values.clone().requires_grad_()
+        value = loss(features, classes, reliable)
+        value.backward()
+        results.append((value, features.grad))
+    # By the way of autograd, of the separation alone: the one term that goes through the sums.
+    features = values.clone().requires_grad_()
+    units = [
+        _unit((features * mask).sum((0, 2, 3, 4)) / mask.sum()) for mask in (reliable & (classes == k) for k in (0, 1))
+    ]
+    (2 - (units[0] - units[1]).square().sum().sqrt()).backward()
+    alone = features.grad
+    for value, gradient in results:
+        torch.testing.assert_close(value, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+        reliable_voxels = reliable.expand_as(gradient)
+        torch.testing.assert_close(gradient[reliable_voxels], alone[reliable_voxels], rtol=1e-3, atol=1e-6)
 
 
 def test_min_reliable_is_the_smallest_allowed_count():

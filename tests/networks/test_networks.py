@@ -6,13 +6,24 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from conftest import needs_bfloat16
 from torch import nn
 
-from scripts.networks.blocks import CHANNELS, ChannelDropout, Decoder, Head, check_channels, normalization_layer
+from scripts.networks.blocks import (
+    CHANNELS,
+    ChannelDropout,
+    Decoder,
+    Head,
+    TransposedConvolution,
+    check_channels,
+    normalization_layer,
+    recompute,
+    resampling_convolution,
+)
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.resnet_vnet import ResNet34Encoder, ResNetVNet
 from scripts.networks.vnet import VNet, VNetEncoder
@@ -169,6 +180,65 @@ def test_head_is_dropout_and_convolution(memory_format, training):
         torch.testing.assert_close(ours, theirs)
     for name in ("weight", "bias"):
         torch.testing.assert_close(getattr(head, name).grad, getattr(convolution, name).grad)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_transposed_convolution_is_that_of_torch(memory_format, precision):
+    ours, theirs = TransposedConvolution(6, 4, kernel_size=2, stride=2), nn.ConvTranspose3d(6, 4, 2, stride=2)
+    theirs.load_state_dict(ours.state_dict())
+    values = torch.randn(2, 6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    results = []
+    for layer in (ours, theirs):
+        features = values.clone().to(memory_format=memory_format).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            output = layer.to(memory_format=memory_format)(features)
+        (output.float() * torch.arange(output.numel()).reshape(output.shape).sin()).sum().backward()
+        results.append((output, features.grad, layer.weight.grad, layer.bias.grad))
+    for our, their in zip(*results, strict=True):
+        assert our.dtype == their.dtype
+        assert their.abs().sum() > 0
+        torch.testing.assert_close(our, their, **({"rtol": 0.02, "atol": 0.02} if precision == torch.bfloat16 else {}))
+    assert results[0][0].dtype == precision
+    torch.testing.assert_close(ours.eval()(values), theirs(values))
+
+
+def _note_size(sizes, tensor):
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("normalization", ["batch", "instance", "group"])
+def test_recomputing_changes_nothing_but_memory(normalization):
+    unit = resampling_convolution(16, 16, normalization=normalization, transposed=True)
+    values = torch.randn(2, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    results = []
+    for compute in (lambda layers, features: layers(features), recompute):
+        layers, features = copy.deepcopy(unit), values.clone().requires_grad_()
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note_size, saved), lambda tensor: tensor):
+            output = compute(layers, features)
+        # Twice, as a graph that is retained can be.
+        for _ in range(2):
+            output.square().sum().backward(retain_graph=True)
+        gradients = [parameter.grad for parameter in layers.parameters()]
+        results.append((sum(saved), [output, features.grad, *gradients, *layers.state_dict().values()]))
+    (plain_size, plain), (size, recomputed) = results
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert torch.equal(ours, theirs)
+    assert size < plain_size / 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_recomputed_without_a_gradient(training):
+    unit = resampling_convolution(16, 16, normalization="batch", transposed=True).train(training)
+    calls = []
+    unit.register_forward_hook(lambda *_: calls.append(1))
+    with torch.set_grad_enabled(not training):
+        output = recompute(unit, torch.randn(1, 16, 2, 2, 2))
+    if output.requires_grad:
+        output.sum().backward()
+    assert calls == [1]
 
 
 def test_resnet_vnet_has_no_other_dropout(changeable, image):
