@@ -49,15 +49,22 @@ def inference_modes(patch_size: Sequence[int], strides: Sequence[int]) -> list[M
     # The half voxel keeps MONAI from rounding a stride down.
     overlap = [max(0.0, 1 - (stride + 0.5) / size) for stride, size in zip(strides, patch_size, strict=True)]
     protocol = {"overlap": overlap, "blending": "constant"}
+    default = {"overlap": 0.5, "blending": "gaussian"}
+    fastest = {"precision": "auto"}
     return [
-        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False, "amp": False}),
-        Mode("protocol's windows, channels last", protocol),
-        Mode("Gaussian, 75 % overlap", {"overlap": 0.75, "blending": "gaussian"}),
-        Mode(DEFAULT, {"overlap": 0.5, "blending": "gaussian"}),
-        Mode("Gaussian, 25 % overlap", {"overlap": 0.25, "blending": "gaussian"}),
+        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False, "keep_memory": False, "amp": False}),
+        Mode("protocol's windows", protocol),
+        Mode("protocol's windows, precision auto", {**protocol, **fastest}),
+        Mode("Gaussian, 75 % overlap", {**default, "overlap": 0.75}),
+        Mode(DEFAULT, default),
+        Mode(f"{DEFAULT}, memory handed back", {**default, "keep_memory": False}),
+        Mode(f"{DEFAULT}, empty windows skipped", {**default, "skip_empty_windows": True}),
+        Mode(f"{DEFAULT}, precision auto", {**default, **fastest}),
+        Mode("Gaussian, 25 % overlap", {**default, "overlap": 0.25}),
         Mode("whole volume", {"whole_volume": True}),
-        Mode("V-Net alone, Gaussian, 50 % overlap", {"overlap": 0.5, "blending": "gaussian"}, "vnet"),
-        Mode("ResNet34-V-Net alone, Gaussian, 50 % overlap", {"overlap": 0.5, "blending": "gaussian"}, "resnet_vnet"),
+        Mode("whole volume, precision auto", {"whole_volume": True, **fastest}),
+        Mode(f"V-Net alone, {DEFAULT}", default, "vnet"),
+        Mode(f"ResNet34-V-Net alone, {DEFAULT}", default, "resnet_vnet"),
     ]
 
 
@@ -173,6 +180,7 @@ def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mappin
     parser.update({**settings, "datalist": list(images)})
     if parser.get_parsed_content("load_pretrain"):
         check_weights(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network"))
+    parser.get_parsed_content("kept_memory")
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.inferer = _TimedInferer(evaluator.inferer)
     evaluator.run()

@@ -88,7 +88,7 @@ def test_the_report_holds_machine_steps_and_inference(report):
     assert 0 < bundle["loss_share"] < 1
     modes = {row["mode"]: row for row in facts["inference"]}
     assert modes["window by window"]["agreement"] == 100
-    assert modes["protocol's windows, channels last"]["agreement"] > 99.9
+    assert modes["protocol's windows"]["agreement"] > 99.9
     assert modes["whole volume"]["agreement"] < 100
     assert all(
         row["seconds"] * row["ratio"] == pytest.approx(modes["window by window"]["seconds"]) for row in modes.values()
