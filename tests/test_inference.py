@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import ROOT, assert_refused, needs_bfloat16
 from scipy import ndimage
 
 from scripts.networks.dual_network import DualNetwork
@@ -176,6 +176,27 @@ def test_options_that_save_memory_do_not_change_the_label_map(weights, phantom_d
     clear = np.abs(probabilities[..., 1] - 0.5) > 1e-5
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(maps["batch"][0][clear], label[clear])
+
+
+@needs_bfloat16
+def test_precision_is_that_of_the_network_by_option(weights, phantom_dir, tmp_path, make_workflow):
+    maps = {}
+    for name, options in {"default": {}, "float32": {"precision": "float32"}, "auto": {"precision": "auto"}}.items():
+        options = {**options, "device": "cpu", "spacing": None, "save_probabilities": True}
+        segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path / name, **options)
+        maps[name] = np.asanyarray(nib.load(tmp_path / name / "phantom_001_probabilities.nii.gz").dataobj)
+    # On CPUs a volume has the same label map everywhere unless another precision is asked for.
+    np.testing.assert_array_equal(maps["default"], maps["float32"])
+    assert 0 < np.abs(maps["auto"] - maps["float32"]).max() < 0.1
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, 1), ({"keep_memory": "false"}, 0)])
+def test_freed_memory_is_kept_by_option(weights, phantom_dir, tmp_path, make_workflow, monkeypatch, options, kept):
+    calls = []
+    monkeypatch.setattr("scripts.memory.keep_freed_memory", lambda: calls.append(1))
+    options = {**options, "device": "cpu"}
+    segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path / "out", **options)
+    assert len(calls) == kept
 
 
 def test_probabilities_and_uncertainty_are_written_by_option(weights, phantom_dir, tmp_path, make_workflow):
