@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""An iteration in float16, as on a GPU without bfloat16, here on the CPU: the gradient is scaled; and memory is kept."""
+"""An iteration in float16, as on a GPU without bfloat16, here on the CPU: the gradient is scaled. Memory is kept."""
 
 from __future__ import annotations
 
