@@ -473,7 +473,7 @@ def uncertainty(
 
 def benchmark(
     output_dir: str,
-    parts: str | list[str] = "step,inference,pools",
+    parts: str | list[str] = "step,inference,start,pools",
     data: str | None = None,
     dataset_dir: str | None = None,
     split_file: str | None = None,
@@ -490,9 +490,11 @@ def benchmark(
 
     Args:
         output_dir: folder of benchmark.md, benchmark.json and the label maps.
-        parts: what to measure: step, inference, and pools (short trainings on pools of pool_sizes cases).
+        parts: what to measure: step, inference, start (of short trainings on the data set, with and without a cache
+            on disk), and pools (short trainings on pools of pool_sizes cases).
         data: data set whose spacing, intensities and classes the weights were trained with, such as left_atrium.
-        dataset_dir: folder of the data set whose test cases the inference segments; by default phantom volumes.
+        dataset_dir: folder of the data set whose test cases the inference segments and on whose training cases the
+            part start trains; by default phantom volumes.
         split_file: its split file; by default split.json in that folder.
         num_cases: test cases to segment.
         patch_size: crop of the training and window of the inference.
@@ -504,16 +506,17 @@ def benchmark(
         overwrite: replace the report of an earlier call.
     """
     folder = str(_PHANTOM_DIR) if dataset_dir is None else _text("dataset_dir", dataset_dir)
+    splits = str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file)
     cases = study_cases(
-        folder,
-        str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file),
-        num_cases=_whole_number("num_cases", num_cases, at_least=1),
-        phantom_dir=_PHANTOM_DIR,
+        folder, splits, num_cases=_whole_number("num_cases", num_cases, at_least=1), phantom_dir=_PHANTOM_DIR
     )
+    overlay = _optional(_text, "data", data)
     line = run_benchmark(
         _text("output_dir", output_dir),
         cases,
-        inference_configs(_optional(_text, "data", data)),
+        inference_configs(overlay),
+        training_overlays=[f"data_{overlay}"] if overlay and dataset_dir else [],
+        training_data={"dataset_dir": folder, "split_file": splits} if dataset_dir else None,
         parts=_texts("parts", parts),
         patch_size=_sizes("patch_size", patch_size),
         strides=_sizes("strides", strides),

@@ -18,10 +18,10 @@ from ..files import CONFIGS, write_json, write_text
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
-from .pool import SMALLEST_POOL, measure_pools, measure_waiting
+from .pool import SMALLEST_POOL, measure_pools, measure_starts
 from .step import measure_steps
 
-PARTS = ("step", "inference", "pools")
+PARTS = ("step", "inference", "start", "pools")
 #: How the columns of the tables are called and written.
 _HEADINGS = {
     "seconds": "seconds",
@@ -29,7 +29,9 @@ _HEADINGS = {
     "loss_share": "losses",
     "peak_mebibytes": "peak memory [MiB]",
     "seconds_to_first_iteration": "seconds to the end of the first iteration",
-    "seconds_per_iteration": "seconds of each further one",
+    "seconds_to_first_step": "seconds to the first step",
+    "seconds_per_iteration": "seconds of an iteration",
+    "waiting_share": "not the step",
     "dice": "Dice [%]",
     "agreement": "same label [% of voxels]",
 }
@@ -39,7 +41,9 @@ _FORMS = {
     "loss_share": "{:.1%}",
     "peak_mebibytes": "{:.0f}",
     "seconds_to_first_iteration": "{:.1f}",
+    "seconds_to_first_step": "{:.1f}",
     "seconds_per_iteration": "{:.2f}",
+    "waiting_share": "{:.1%}",
     "dice": "{:.2f}",
     "agreement": "{:.3f}",
 }
@@ -54,6 +58,8 @@ def run_benchmark(
     cases: Sequence[Case],
     config_file: Sequence[str],
     *,
+    training_overlays: Sequence[str] = (),
+    training_data: Mapping[str, str] | None = None,
     parts: Sequence[str] = PARTS,
     patch_size: Sequence[int] = (112, 112, 80),
     strides: Sequence[int] = (18, 18, 4),
@@ -72,6 +78,8 @@ def run_benchmark(
         output_dir: folder of the report and of the label maps.
         cases: volumes for the inference.
         config_file: configuration of the inference, see :func:`scripts.predict.inference_configs`.
+        training_overlays: names of the configurations behind ``train`` for the short trainings of the part "start".
+        training_data: dataset_dir and split_file of these; by default generated volumes.
         parts: what to measure, of :data:`PARTS`.
         patch_size: crop of the training and window of the inference.
         strides: steps of the window in the protocol.
@@ -109,8 +117,8 @@ def run_benchmark(
     texts: list[str] = []
     summary: dict[str, str] = {}
 
-    def add(title: str, table: pd.DataFrame, note: str = "", **figures: str) -> None:
-        texts.append("\n\n".join(filter(None, (f"## {title}", _markdown(table), note))) + "\n")
+    def add(title: str, table: pd.DataFrame, **figures: str) -> None:
+        texts.append(f"## {title}\n\n{_markdown(table)}\n")
         show(texts[-1])
         summary.update(figures)
         line = _in_one_line(summary)
@@ -134,12 +142,15 @@ def run_benchmark(
         facts["inference"] = modes.to_dict("records")
         ratio = modes.set_index("mode").loc[DEFAULT, "ratio"]
         add(f"Inference of {len(cases)} volume(s)", modes, inference=f"{ratio:.1f}x")
+    if "start" in parts:
+        data = {**training_data, **overrides} if training_data else {"device": device}
+        starts = measure_starts(training_overlays, overrides=data)
+        facts["start"] = starts.to_dict("records")
+        add("Two short trainings on one data set", starts, waiting=f"{starts['waiting_share'].iloc[-1]:.1%}")
     if "pools" in parts:
         pools = pd.DataFrame(measure_pools(pool_sizes, overrides={"device": device}))
-        share = measure_waiting(overrides={"device": device}).waiting_share
-        facts |= {"pools": pools.to_dict("records"), "waiting_share": share}
-        note = f"{share:.1%} of the time of a training from memory is not the step."
-        add("Short trainings on pools of several sizes", pools, note, waiting=f"{share:.1%}")
+        facts["pools"] = pools.to_dict("records")
+        add("Short trainings on pools of several sizes", pools)
     return _in_one_line(summary)
 
 

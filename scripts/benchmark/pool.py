@@ -8,11 +8,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
@@ -49,13 +50,16 @@ class PoolMeasurement:
 
 @dataclass(frozen=True)
 class WaitingMeasurement:
-    """How much of a training's time is the step.
+    """How long a training takes to begin, and how much of its time afterwards is the step.
 
     Attributes:
+        seconds_to_first_step: from the start of the process to the beginning of its first step: libraries, checks,
+            volumes.
         seconds_per_iteration: mean time from the end of one step to that of the next.
         seconds_per_step: mean time of the step alone: transfer, forward, backward and optimizer.
     """
 
+    seconds_to_first_step: float
     seconds_per_iteration: float
     seconds_per_step: float
 
@@ -137,9 +141,28 @@ def measure_waiting(
     measured = iterations - warm_up
     steps = [end - start for start, end in zip(training.step_starts, training.step_ends, strict=True)]
     return WaitingMeasurement(
+        seconds_to_first_step=training.step_starts[0] - training.started,
         seconds_per_iteration=(training.step_ends[-1] - training.step_ends[warm_up - 1]) / measured,
         seconds_per_step=sum(steps[warm_up:]) / measured,
     )
+
+
+def measure_starts(overlays: Sequence[str] = (), *, overrides: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Measure two short trainings on one data set, of which the second finds its volumes prepared on the disk.
+
+    Args:
+        overlays: see :func:`measure_waiting`.
+        overrides: see :func:`measure_waiting`.
+
+    Returns:
+        a row each: ``start``, ``seconds_to_first_step``, ``seconds_per_iteration``, ``waiting_share``.
+    """
+    rows = []
+    with TemporaryDirectory() as folder:
+        for start in ("first", "from the cache on disk"):
+            waiting = measure_waiting(overlays, overrides={**(overrides or {}), "cache_dir": folder})
+            rows.append({"start": start, **asdict(waiting), "waiting_share": waiting.waiting_share})
+    return pd.DataFrame(rows).drop(columns="seconds_per_step")
 
 
 def make_pool(folder: str | Path, num_cases: int) -> None:

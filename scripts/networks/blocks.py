@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -220,17 +219,20 @@ class _KeptStatistics(AbstractContextManager):
 
     def __init__(self, unit: nn.Module) -> None:
         self.layers = [layer for layer in unit.modules() if isinstance(layer, _BatchNorm)]
+        counters = (layer.num_batches_tracked for layer in self.layers)
+        self.counters = [counter for counter in counters if counter is not None]
 
     def __enter__(self) -> None:
         self.momenta = [layer.momentum for layer in self.layers]
-        self.counts = [copy.deepcopy(layer.num_batches_tracked) for layer in self.layers]
+        self.counts = [counter.clone() for counter in self.counters]
         for layer in self.layers:
             layer.momentum = 0.0
 
     def __exit__(self, *_: object) -> None:
-        for layer, momentum, count in zip(self.layers, self.momenta, self.counts, strict=True):
+        for layer, momentum in zip(self.layers, self.momenta, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked = count
+        for counter, count in zip(self.counters, self.counts, strict=True):
+            counter.copy_(count)
 
 
 def recompute(unit: nn.Module, features: torch.Tensor) -> torch.Tensor:

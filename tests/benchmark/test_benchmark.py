@@ -119,7 +119,7 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
             ["--output_dir", str(earlier.parent)],
             f"{earlier} exists: replace it by --overwrite true, or choose another --output_dir.",
         ),
-        (["--parts", "speed"], "parts must be of step, inference, pools, got 'speed'."),
+        (["--parts", "speed"], "parts must be of step, inference, start, pools, got 'speed'."),
         (["--patch_size", "32"], "patch_size must be three whole numbers, such as [96,96,96], got 32."),
     ):
         with pytest.raises(SystemExit):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import assert_refused
 
 from scripts.benchmark import pool
 from scripts.benchmark.measuring import Measured
-from scripts.benchmark.pool import WaitingMeasurement, make_pool, measure_pools, measure_waiting
+from scripts.benchmark.pool import WaitingMeasurement, make_pool, measure_pools, measure_starts, measure_waiting
 from scripts.data.cases import load_cases
 
 
@@ -47,8 +48,23 @@ def test_times_and_memory_are_those_of_the_training(monkeypatch):
     assert (row.seconds_to_first_iteration, row.seconds_per_iteration, row.peak_mebibytes) == (6, 13 / 3, 512)
     # After the first two steps: ten seconds for two iterations, of which 2 + 3 seconds are the steps.
     waiting = measure_waiting(iterations=4, warm_up=2)
-    assert waiting == WaitingMeasurement(seconds_per_iteration=5, seconds_per_step=2.5)
+    assert waiting == WaitingMeasurement(seconds_to_first_step=4, seconds_per_iteration=5, seconds_per_step=2.5)
     assert waiting.waiting_share == 0.5
+
+
+def test_the_second_start_finds_the_volumes_of_the_first(monkeypatch):
+    seen = []
+
+    def measure(overlays, overrides):
+        files = list(Path(overrides["cache_dir"]).iterdir())
+        seen.append((overlays, overrides["patch_size"], len(files)))
+        (Path(overrides["cache_dir"]) / "volume").touch()
+        return WaitingMeasurement(seconds_to_first_step=3, seconds_per_iteration=4, seconds_per_step=3)
+
+    monkeypatch.setattr(pool, "measure_waiting", measure)
+    starts = measure_starts(["data_left_atrium"], overrides={"patch_size": [32, 32, 32]})
+    assert seen == [(["data_left_atrium"], [32, 32, 32], 0), (["data_left_atrium"], [32, 32, 32], 1)]
+    assert starts["waiting_share"].tolist() == [0.25, 0.25]
 
 
 @pytest.mark.parametrize(
