@@ -93,7 +93,6 @@ _CHECKS: dict[str, Check] = {
     "channels_last": _TRUTH,
     "keep_memory": _TRUTH,
     "uses_boxes": _TRUTH,
-    "amp": _TRUTH,
     "load_pretrain": _TRUTH,
     "save_probabilities": _TRUTH,
     "save_uncertainty": _TRUTH,

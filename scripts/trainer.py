@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .errors import BundleError
-from .memory import keep_freed_memory
 from .parallel import mean_over_processes
 from .precision import Precision, resolve_precision
 
@@ -51,7 +50,6 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         precision: see :func:`scripts.precision.resolve_precision`; "float16" scales the gradient.
         channels_last: hand the images over in the memory format channels_last_3d, which is faster on CPUs and on GPUs
             with tensor cores where the weights are in that format too.
-        keep_memory: on a CPU, keep freed memory for the next step, see :func:`scripts.memory.keep_freed_memory`.
         **kwargs: see ``monai.engines.SupervisedTrainer``.
 
     Raises:
@@ -70,7 +68,6 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         auxiliary_optimizer: Optimizer | None = None,
         precision: Precision = "float32",
         channels_last: bool | str = False,
-        keep_memory: bool | str = False,
         **kwargs: Any,
     ) -> None:
         device = torch.device(device)
@@ -90,13 +87,10 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.dtype: torch.dtype = getattr(torch, precision)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
-        self.keep_memory = str2bool(keep_memory)
         self.state.terms = {}
 
     def run(self) -> None:  # type: ignore[override]
         """Train until ``state.max_epochs``, with the batches that follow those of the last run."""
-        if self.keep_memory and self.state.device.type == "cpu":
-            keep_freed_memory()
         loader: Any = self.data_loader
         loader.start_at(self.state.iteration)
         super().run()

@@ -25,6 +25,7 @@ from scripts.precision import resolve_precision
 ROOT = Path(__file__).resolve().parents[1]
 #: Overrides that make a training run of seconds, with the same figures on every processor.
 SMALL = {
+    "keep_memory": False,
     "patch_size": [32, 32, 32],
     "iterations": 4,
     "val_interval": 2,

@@ -32,7 +32,7 @@ ALLOWED = {
     "memory": set(),
     "evaluator": {"precision"},
     "inferer": set(),
-    "trainer": {"errors", "memory", "parallel", "precision"},
+    "trainer": {"errors", "parallel", "precision"},
     "handlers": {"errors", "files", "evaluation", "parallel", "weights"},
     "settings": {"errors", "precision"},
     "grid": {"errors", "console", "files", "data.splits", "settings"},

@@ -185,7 +185,6 @@ def test_precision_is_that_of_the_network_by_option(weights, phantom_dir, tmp_pa
         options = {**options, "device": "cpu", "spacing": None, "save_probabilities": True}
         segment(make_workflow, weights, phantom_dir / "images/phantom_001.nii.gz", tmp_path / name, **options)
         maps[name] = np.asanyarray(nib.load(tmp_path / name / "phantom_001_probabilities.nii.gz").dataobj)
-    # On CPUs a volume has the same label map everywhere unless another precision is asked for.
     np.testing.assert_array_equal(maps["default"], maps["float32"])
     assert 0 < np.abs(maps["auto"] - maps["float32"]).max() < 0.1
 
@@ -224,7 +223,7 @@ def test_label_maps_alone_are_written_by_default(weights, phantom_dir, tmp_path,
 
 def test_options_of_the_command_line_may_be_texts(weights, phantom_dir, tmp_path, make_workflow):
     file = phantom_dir / "images/phantom_001.nii.gz"
-    options = {"save_probabilities": "false", "save_uncertainty": "true", "amp": "false", "output_ext": ".nii"}
+    options = {"save_probabilities": "false", "save_uncertainty": "true", "precision": "float32", "output_ext": ".nii"}
     segment(make_workflow, weights, file, tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phantom_001_seg.nii", "phantom_001_uncertainty.nii"]
     (tmp_path / "phantom_001_seg.nii").unlink()

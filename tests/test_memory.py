@@ -15,13 +15,14 @@ from scripts.memory import keep_freed_memory
 
 #: Resident memory in MiB before, with and after tensors of 160 MiB.
 PROGRAM = """
+import os
 import sys
 import torch
 from scripts.memory import keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as numbers:
-        return int(numbers.read().split()[1]) * 4096 // 2**20
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

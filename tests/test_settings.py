@@ -29,7 +29,7 @@ from scripts.settings import check_settings
         ("cache_dir", ""),
         ("cache_dir", "null"),
         ("uses_boxes", "no"),
-        ("amp", "maybe"),
+        ("keep_memory", "maybe"),
         ("spacing", "null"),
         ("cache_memory_gigabytes", 0),
         ("cache_gigabytes", 0),

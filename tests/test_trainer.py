@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""An iteration in float16, as on a GPU without bfloat16, here on the CPU: the gradient is scaled. Memory is kept."""
+"""An iteration in float16, as on a GPU without bfloat16, here on the CPU: the gradient is scaled."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Steep(Method):
 def train(monkeypatch):
     monkeypatch.setattr("scripts.trainer.resolve_precision", lambda precision, device: precision)
 
-    def train(slopes, precision="float16", **options):
+    def train(slopes, precision="float16"):
         network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(network.weight)
         optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
@@ -53,7 +53,6 @@ def train(monkeypatch):
             optimizer,
             precision=precision,
             epoch_length=len(slopes),
-            **options,
         )
         trainer.weights = []
         trainer.add_event_handler("ITERATION_COMPLETED", lambda: trainer.weights.append(network.weight.item()))
@@ -80,11 +79,3 @@ def test_an_infinite_gradient_costs_a_step_and_half_of_the_scale(train):
 def test_a_gradient_that_no_scale_makes_finite_stops_the_run(train):
     with assert_refused(r"iteration 32: gradient_norm = nan on unnamed cases", NonFiniteLossError):
         train([float("nan")] * 100)
-
-
-@pytest.mark.parametrize(("keep_memory", "calls"), [("true", 1), (True, 1), ("false", 0), (False, 0)])
-def test_freed_memory_is_kept_by_option(train, monkeypatch, keep_memory, calls):
-    called = []
-    monkeypatch.setattr("scripts.trainer.keep_freed_memory", lambda: called.append(1))
-    train([1.0], precision="float32", keep_memory=keep_memory)
-    assert len(called) == calls

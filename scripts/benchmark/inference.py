@@ -52,7 +52,7 @@ def inference_modes(patch_size: Sequence[int], strides: Sequence[int]) -> list[M
     default = {"overlap": 0.5, "blending": "gaussian"}
     fastest = {"precision": "auto"}
     return [
-        Mode(_BASELINE, {**protocol, "sw_batch_size": 1, "channels_last": False, "keep_memory": False, "amp": False}),
+        Mode(_BASELINE, {**protocol, "precision": "float32", "channels_last": False, "keep_memory": False}),
         Mode("protocol's windows", protocol),
         Mode("protocol's windows, precision auto", {**protocol, **fastest}),
         Mode("Gaussian, 75 % overlap", {**default, "overlap": 0.75}),

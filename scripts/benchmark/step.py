@@ -94,6 +94,7 @@ def _time_steps(
     parser.read_config(list(config_file))
     parser.update(dict(overrides))
     batch = _noise(parser)
+    parser.get_parsed_content("kept_memory")
     trainer = SemiSupervisedTrainer(
         device=parser.get_parsed_content("device"),
         max_epochs=1,
@@ -104,7 +105,6 @@ def _time_steps(
         auxiliary_optimizer=parser.get_parsed_content("auxiliary_optimizer"),
         precision=parser.get_parsed_content("precision"),
         channels_last=parser.get_parsed_content("channels_last"),
-        keep_memory=parser.get_parsed_content("keep_memory"),
     )
     seconds: list[float] = []
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seconds.append(-_now(trainer)))

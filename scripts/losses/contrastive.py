@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ..parallel import from_first_process, gather_over_processes, process_rank, sum_over_processes
 from .supervised import check_voxel_map
@@ -46,6 +47,7 @@ class _MaskedSums(torch.autograd.Function):
         return sums
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (masks,) = ctx.saved_tensors
         return masks.transpose(1, 2).to(ctx.dtype) @ gradient.to(ctx.dtype), None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import ADN, Convolution
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -113,39 +115,50 @@ def convolution_stack(
     )
 
 
+def _trains_on_cpu(training: bool, features: torch.Tensor) -> bool:
+    """Whether a gradient will be computed where the ways below are the faster ones."""
+    return training and features.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Cast tensors on a CPU to what autocast would compute convolutions in, or else to the type of the first one."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensors[0].dtype
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    """Cast tensors on a CPU to what autocast, where it is on, would compute convolutions in."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
 
 
 class _TransposedConvolutionFunction(torch.autograd.Function):
-    """Transposed convolution without padding whose gradient of the bias is a sum of its own."""
+    """Transposed convolution of stride 2 without padding whose gradient of the bias is a sum of its own."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, ...]
-    ) -> torch.Tensor:
+    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(features, weight)
-        ctx.stride = stride
-        return F.conv_transpose3d(features, weight, bias, stride)
+        return F.conv_transpose3d(features, weight, bias, stride=2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features, weight = ctx.saved_tensors
-        none, ones = [0, 0, 0], [1, 1, 1]
+        stride, none, ones = [2, 2, 2], [0, 0, 0], [1, 1, 1]
         of_features, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, features, weight, None, ctx.stride, none, ones, True, none, 1, [True, True, False]
+            gradient, features, weight, None, stride, none, ones, True, none, 1, [True, True, False]
         )
-        return of_features, of_weight, gradient.sum(dim=(0, 2, 3, 4)), None
+        return of_features, of_weight, gradient.sum(dim=(0, 2, 3, 4))
 
 
 class TransposedConvolution(nn.ConvTranspose3d):
-    """Transposed convolution that trains faster on CPUs.
+    """Transposed 2x2x2 convolution of stride 2 that trains faster on CPUs.
 
     There PyTorch computes the gradients of features and weights four times more slowly where it computes that of the
     bias with them. Parameters and results are those of ``torch.nn.ConvTranspose3d``.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
     """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Compute the output.
@@ -154,14 +167,15 @@ class TransposedConvolution(nn.ConvTranspose3d):
             features: (B, in_channels, X, Y, Z).
 
         Returns:
-            features, (B, out_channels, X', Y', Z').
+            features, (B, out_channels, 2X, 2Y, 2Z).
         """
-        if not torch.jit.is_scripting() and self.training and features.device.type == "cpu":
-            assert self.bias is not None
-            tensors = _as_autocast(features, self.weight, self.bias)
-            output: torch.Tensor = _TransposedConvolutionFunction.apply(*tensors, self.stride)
-            return output
-        return F.conv_transpose3d(features, self.weight, self.bias, self.stride)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles the whole of a condition)
+            if _trains_on_cpu(self.training, features):
+                assert self.bias is not None
+                tensors = _as_autocast(features, self.weight, self.bias)
+                output: torch.Tensor = _TransposedConvolutionFunction.apply(*tensors)
+                return output
+        return F.conv_transpose3d(features, self.weight, self.bias, stride=2)
 
 
 def resampling_convolution(
@@ -178,12 +192,14 @@ def resampling_convolution(
     Returns:
         the convolution with normalization and ReLU.
     """
-    convolution = TransposedConvolution if transposed else nn.Conv3d
-    unit = nn.Sequential()
-    unit.add_module("conv", convolution(in_channels, out_channels, kernel_size=2, stride=2))
+    convolution = (
+        TransposedConvolution(in_channels, out_channels)
+        if transposed
+        else nn.Conv3d(in_channels, out_channels, kernel_size=2, stride=2)
+    )
     norm, act = normalization_layer(normalization), ("relu", {"inplace": True})
-    unit.add_module("adn", ADN("NA", out_channels, act=act, norm=norm, norm_dim=3))
-    return unit
+    adn = ADN("NA", out_channels, act=act, norm=norm, norm_dim=3)
+    return nn.Sequential(OrderedDict(conv=convolution, adn=adn))
 
 
 def upsampling_unit(
@@ -245,7 +261,7 @@ def recompute(unit: nn.Module, features: torch.Tensor) -> torch.Tensor:
     Returns:
         their output, the same as that of ``unit(features)``, as are the gradients and the running statistics.
     """
-    if not (unit.training and torch.is_grad_enabled()):
+    if not unit.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         output: torch.Tensor = unit(features)
     else:
         output = checkpoint(
@@ -328,8 +344,7 @@ class Decoder(nn.Module):
         """
         features = pyramid[4]
         for i, (up, stack) in enumerate(zip(self.up, self.stacks)):
-            # The last unit makes the largest maps: 2 % of a training step computes them anew, a tenth of its memory
-            # would hold them.
+            # The last unit makes the largest maps: computing them anew costs hardly any time, holding them much memory.
             upsampled = recompute(up, features) if i == 3 and not torch.jit.is_scripting() else up(features)
             features = stack(upsampled + pyramid[3 - i])
         return features
@@ -351,6 +366,7 @@ class _SampleProducts(torch.autograd.Function):
         return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         voxels, weight = ctx.saved_tensors
         of_voxels, of_weight = torch.empty_like(voxels), torch.empty_like(weight)
@@ -390,10 +406,11 @@ class Head(nn.Module):
         """
         weight = self.weight.flatten(1) * channel_weights.unsqueeze(1)
         voxels = features.flatten(2).transpose(1, 2)
-        if not torch.jit.is_scripting() and self.training and features.device.type == "cpu":
-            scores: torch.Tensor = _SampleProducts.apply(*_as_autocast(voxels, weight, self.bias))
-        else:
-            scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles the whole of a condition)
+            if _trains_on_cpu(self.training, features):
+                products: torch.Tensor = _SampleProducts.apply(*_as_autocast(voxels, weight, self.bias))
+                return products.transpose(1, 2).unflatten(2, features.shape[2:])
+        scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
         return scores.transpose(1, 2).unflatten(2, features.shape[2:])
 
 

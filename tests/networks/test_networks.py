@@ -185,7 +185,7 @@ def test_head_is_dropout_and_convolution(memory_format, training):
 @pytest.mark.parametrize("precision", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 def test_transposed_convolution_is_that_of_torch(memory_format, precision):
-    ours, theirs = TransposedConvolution(6, 4, kernel_size=2, stride=2), nn.ConvTranspose3d(6, 4, 2, stride=2)
+    ours, theirs = TransposedConvolution(6, 4), nn.ConvTranspose3d(6, 4, 2, stride=2)
     theirs.load_state_dict(ours.state_dict())
     values = torch.randn(2, 6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     results = []
@@ -229,11 +229,17 @@ def test_recomputing_changes_nothing_but_memory(normalization):
     assert size < plain_size / 2
 
 
+def test_networks_compile_for_training():
+    network = torch.compile(VNet(), backend="eager")
+    network(torch.randn(1, 1, 32, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_is_recomputed_without_a_gradient(training):
     unit = resampling_convolution(16, 16, normalization="batch", transposed=True).train(training)
     calls = []
-    unit.register_forward_hook(lambda *_: calls.append(1))
+    unit.register_forward_pre_hook(lambda *_: calls.append(1))
     with torch.set_grad_enabled(not training):
         output = recompute(unit, torch.randn(1, 16, 2, 2, 2))
     if output.requires_grad:
