@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from monai.utils.misc import str2bool
 from torch import nn
 
+from .reliability import predicted_class
 from .supervised import check_logits
 
 Target = Literal["soft", "hard"]
@@ -75,6 +76,6 @@ class UncertaintyLoss(nn.Module):
                 sharpened = (teacher / self.temperature).softmax(dim=1)
             cross_entropy = -(sharpened * log_student).sum(dim=1)
         else:
-            cross_entropy = -log_student.gather(1, teacher.argmax(dim=1, keepdim=True)).squeeze(1)
+            cross_entropy = -log_student.gather(1, predicted_class(teacher)).squeeze(1)
         weight = torch.exp(-(divergence.detach() if self.detach_weight else divergence))
         return (weight * cross_entropy + divergence).sum() / max(1, divergence.numel())

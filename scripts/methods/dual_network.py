@@ -14,10 +14,10 @@ from ..losses.consistency import ConsistencyLoss
 from ..losses.contrastive import PrototypeContrastiveLoss
 from ..losses.pseudo_label import PseudoLabelLoss
 from ..losses.rectification import RectificationLoss
-from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability
+from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability, predicted_class
 from ..losses.supervised import SupervisedLoss
 from ..losses.uncertainty import UncertaintyLoss
-from ..networks.blocks import SegmentationNetwork
+from ..networks.blocks import SegmentationNetwork, split_crops
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .base import Method, weighted_sum
@@ -35,19 +35,14 @@ _Target = tuple[torch.Tensor, torch.Tensor]
 class _View(NamedTuple):
     """What one of the two networks says of the batch; labeled crops come first."""
 
-    features: torch.Tensor
+    labeled_features: torch.Tensor
+    unlabeled_features: torch.Tensor
+    #: In float32 and class by class in memory, as the losses compute.
     logits: torch.Tensor
-    num_labeled: int
+    labeled: torch.Tensor
+    unlabeled: torch.Tensor
     #: What teaches on the unlabeled crops, (B_u, C, X, Y, Z); no gradient is taken of it.
     teaching: torch.Tensor
-
-    @property
-    def labeled(self) -> torch.Tensor:
-        return self.logits[: self.num_labeled]
-
-    @property
-    def unlabeled(self) -> torch.Tensor:
-        return self.logits[self.num_labeled :]
 
     def region(self, region: Region) -> torch.Tensor:
         return self.logits if region == "all" else self.unlabeled
@@ -208,12 +203,14 @@ class DualNetworkMethod(Method):
 
     def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
-        logits = subnetwork.head(features)
-        teaching = logits[num_labeled:]
+        logits = subnetwork.head(features).to(torch.float32, memory_format=torch.contiguous_format)
+        labeled, unlabeled = logits.tensor_split([num_labeled])
+        labeled_features, unlabeled_features = split_crops(features, num_labeled)
+        teaching = unlabeled
         if not self.pseudo_label_dropout:
             with torch.no_grad():
-                teaching = subnetwork.head_without_dropout(features[num_labeled:])
-        return _View(features, logits, num_labeled, teaching)
+                teaching = subnetwork.head_without_dropout(unlabeled_features)
+        return _View(labeled_features, unlabeled_features, logits, labeled, unlabeled, teaching)
 
     def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
         if self.roles != "winner" and self.pseudo_label_source != "winner" and self.contrastive_network != "loser":
@@ -237,8 +234,8 @@ class DualNetworkMethod(Method):
         self, teacher: _View, student: _View, reliable: tuple[torch.Tensor, torch.Tensor], student_wins: bool
     ) -> tuple[_Target, _Target]:
         """What the Teacher and the Student learn on the unlabeled crops: pseudo-labels, and where they count."""
-        of_teacher = (teacher.teaching.argmax(dim=1, keepdim=True), reliable[0])
-        of_student = (student.teaching.argmax(dim=1, keepdim=True), reliable[1])
+        of_teacher = (predicted_class(teacher.teaching), reliable[0])
+        of_student = (predicted_class(student.teaching), reliable[1])
         if self.pseudo_label_source == "cross":
             return of_student, of_teacher
         if self.pseudo_label_source == "self":
@@ -266,16 +263,16 @@ class DualNetworkMethod(Method):
         terms = []
         for learner in learners:
             view = views[learner]
-            classes = view.teaching.argmax(dim=1, keepdim=True)
+            classes = predicted_class(view.teaching)
             # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
             if self.pseudo_label_source in ("winner", "union"):
                 classes = torch.where(reliable[learner], targets[learner][0], classes)
             terms.append(
                 self.contrastive(
-                    view.features[view.num_labeled :],
+                    view.unlabeled_features,
                     classes,
                     reliable[learner],
-                    labeled_features=None if label is None else view.features[: view.num_labeled],
+                    labeled_features=None if label is None else view.labeled_features,
                     label=label,
                 )
             )

@@ -376,6 +376,43 @@ class _SampleProducts(torch.autograd.Function):
         return of_voxels, of_weight, gradient.sum(dim=(0, 1))
 
 
+class _SplitCrops(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.like = features.shape, features.stride()
+        ctx.number = number
+        return features[:number], features[number:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        given = [gradient for gradient in gradients if gradient is not None]
+        if not given:
+            return None, None
+        whole = torch.empty_strided(*ctx.like, dtype=given[0].dtype, device=given[0].device)
+        for part, gradient in zip(whole.tensor_split([ctx.number]), gradients, strict=True):
+            part.zero_() if gradient is None else part.copy_(gradient)
+        return whole, None
+
+
+def split_crops(features: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split a batch of maps in two, whose gradients come back in the layout of the whole.
+
+    The gradient of a slice has the layout of a new tensor instead, in which a map of channels last takes several times
+    as long to be added.
+
+    Args:
+        features: (B, K, X, Y, Z).
+        number: how many crops the first part has.
+
+    Returns:
+        the first part, (number, K, X, Y, Z), and the rest.
+    """
+    parts: tuple[torch.Tensor, torch.Tensor] = _SplitCrops.apply(features, number)
+    return parts
+
+
 class Head(nn.Module):
     """1x1x1 convolution of the last feature map with a dropout of channels, as one matrix product.
 
