@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from .supervised import check_logits
+from .voxels import sum_over_voxels
 
 Mode = Literal["voxel", "volume"]
 
@@ -54,14 +56,20 @@ class ConsistencyLoss(nn.Module):
                 "logits_a and logits_b must have the same shape, "
                 f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}."
             )
-        axes = [1] if self.mode == "voxel" else list(range(1, logits_a.ndim))
+        if self.mode == "voxel":
+            total = sum_over_voxels(self._sum, logits_a, logits_b)
+            return total / max(1, logits_a.numel() // logits_a.shape[1])
+        axes = list(range(1, logits_a.ndim))
+        return self._sum(logits_a.float(), logits_b.float(), axes) / max(1, len(logits_a))
+
+    @classmethod
+    def _sum(cls, logits_a: torch.Tensor, logits_b: torch.Tensor, axes: Sequence[int] = (1,)) -> torch.Tensor:
         # 1 - cos is half the squared distance of the unit vectors; this form does not cancel where the networks agree.
-        difference = self._unit_probabilities(logits_a, axes) - self._unit_probabilities(logits_b, axes)
-        distance = difference.square().sum(dim=axes) / 2
-        return distance.sum() / max(1, distance.numel())
+        difference = cls._unit_probabilities(logits_a, axes) - cls._unit_probabilities(logits_b, axes)
+        return difference.square().sum() / 2
 
     @staticmethod
-    def _unit_probabilities(logits: torch.Tensor, axes: list[int]) -> torch.Tensor:
-        probabilities = logits.float().softmax(dim=1)
+    def _unit_probabilities(logits: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+        probabilities = logits.softmax(dim=1)
         # Probabilities sum to 1, so that this norm is never 0.
-        return probabilities * probabilities.square().sum(dim=axes, keepdim=True).rsqrt()
+        return probabilities * probabilities.square().sum(dim=tuple(axes), keepdim=True).rsqrt()

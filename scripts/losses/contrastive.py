@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any, Literal, get_args
 
@@ -33,24 +34,31 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return ((a - b).square().sum(dim=-1) + _DISTANCE_EPSILON).sqrt()
 
 
-class _MaskedSums(torch.autograd.Function):
-    """Sums of features over masked voxels in float32, as products with the masks, without a copy of the volume."""
+class _SumsAndSample(torch.autograd.Function):
+    """Sums of features over masked voxels in float32, and single voxels, with one gradient for both.
+
+    The sums are products with the masks, without a copy of the features in float32.
+    """
 
     @staticmethod
-    def forward(ctx: Any, voxels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(masks)
+    def forward(
+        ctx: Any, voxels: torch.Tensor, masks: torch.Tensor, sample: torch.Tensor, voxel: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(masks, sample, voxel)
         ctx.dtype = voxels.dtype
         sums = voxels.new_zeros((masks.shape[1], voxels.shape[2]), dtype=torch.float32)
-        for sample, mask in zip(voxels, masks, strict=True):
-            for part, members in zip(sample.split(_VOXELS_AT_ONCE), mask.split(_VOXELS_AT_ONCE, dim=1), strict=True):
+        for features, mask in zip(voxels, masks, strict=True):
+            for part, members in zip(features.split(_VOXELS_AT_ONCE), mask.split(_VOXELS_AT_ONCE, dim=1), strict=True):
                 sums.addmm_(members.float(), part.float())
-        return sums
+        return sums, voxels[sample, voxel].float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (masks,) = ctx.saved_tensors
-        return masks.transpose(1, 2).to(ctx.dtype) @ gradient.to(ctx.dtype), None
+    def backward(ctx: Any, of_sums: torch.Tensor, of_sample: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        masks, sample, voxel = ctx.saved_tensors
+        gradient = masks.transpose(1, 2).to(ctx.dtype) @ of_sums.to(ctx.dtype)
+        gradient.index_put_((sample, voxel), of_sample.to(ctx.dtype), accumulate=True)
+        return gradient, None, None, None
 
 
 class PrototypeContrastiveLoss(nn.Module):
@@ -150,11 +158,21 @@ class PrototypeContrastiveLoss(nn.Module):
         self._check(features, pseudo_label, reliable, labeled_features, label)
         # Mixed precision would compute the products below in half precision, which cannot hold a sum over a volume.
         with torch.autocast(device_type=features.device.type, enabled=False):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.form != "infonce"):
-                classes, prototypes = self._prototypes(features, pseudo_label, reliable, labeled_features, label)
-            sampled_classes = range(self.num_classes) if self.form == "literal" else classes
-            vectors, rows, sizes = self._sample(features, pseudo_label, reliable, list(sampled_classes), generator)
-            terms = [self._alignment(vectors, rows, sizes, prototypes)] if classes and sum(sizes) else []
+            members, counts = self._members(pseudo_label, reliable)
+            means = self._labeled_means(labeled_features, label, [c for c in counts if counts[c] < self.min_reliable])
+            reliable_classes = [c for c in counts if counts[c] >= self.min_reliable]
+            classes = sorted({*reliable_classes, *means})
+            sampled_classes = list(range(self.num_classes)) if self.form == "literal" else classes
+            position, rows, sizes = self._draw(pseudo_label, reliable, sampled_classes, generator)
+            # Voxels before channels, as in the product of the head: gradients of one layout are added fast.
+            voxels = features.flatten(2).transpose(1, 2)
+            sums, vectors = _SumsAndSample.apply(voxels, members[:, reliable_classes], *position)
+            sums = sum_over_processes(sums)
+            means.update({c: total / counts[c] for c, total in zip(reliable_classes, sums, strict=True)})
+            prototypes = _unit(torch.stack([means[c] for c in classes])) if classes else sums
+            terms = []
+            if classes and sum(sizes):
+                terms.append(self._alignment(_unit(vectors), rows, sizes, prototypes))
             if len(classes) > 1 and self.form != "infonce":
                 terms.append(self._separation(prototypes))
             if not terms:
@@ -187,56 +205,37 @@ class PrototypeContrastiveLoss(nn.Module):
                 )
             check_voxel_map(label, "label", labeled_features, "labeled_features")
 
-    def _prototypes(
-        self,
-        features: torch.Tensor,
-        pseudo_label: torch.Tensor,
-        reliable: torch.Tensor,
-        labeled_features: torch.Tensor | None,
-        label: torch.Tensor | None,
-    ) -> tuple[list[int], torch.Tensor]:
-        """Sorted classes that have a prototype, and their prototypes scaled to length 1, (classes, K)."""
-        found = self._class_means(features, pseudo_label, reliable, self.min_reliable, list(range(self.num_classes)))
-        missing = [index for index in range(self.num_classes) if index not in found]
-        if missing and labeled_features is not None and label is not None:
-            every_voxel = torch.ones_like(label, dtype=torch.bool)
-            found.update(self._class_means(labeled_features, label, every_voxel, 1, missing))
-        classes = sorted(found)
-        if not classes:
-            return classes, features.new_zeros((0, features.shape[1]), dtype=torch.float32)
-        return classes, _unit(torch.stack([found[index] for index in classes]))
+    def _members(self, class_map: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, dict[int, int]]:
+        """Masked voxels of each class, (B, C, voxels), and how many of each class all processes have."""
+        members = torch.cat([(class_map == index) & mask for index in range(self.num_classes)], dim=1).flatten(2)
+        return members, dict(enumerate(sum_over_processes(members.sum(dim=(0, 2))).tolist()))
 
-    @staticmethod
-    def _class_means(
-        features: torch.Tensor, class_map: torch.Tensor, mask: torch.Tensor, min_count: int, classes: list[int]
+    def _labeled_means(
+        self, features: torch.Tensor | None, label: torch.Tensor | None, classes: list[int]
     ) -> dict[int, torch.Tensor]:
-        """Mean feature over the masked voxels of each of these classes that has at least ``min_count`` of them."""
-        members = torch.cat([(class_map == index) & mask for index in classes], dim=1).flatten(2)
-        counts = sum_over_processes(members.sum(dim=(0, 2))).tolist()
-        kept = [row for row, count in enumerate(counts) if count >= min_count]
-        if not kept:
+        """Mean feature of the labeled voxels of each of these classes that has any."""
+        if not classes or features is None or label is None:
             return {}
-        sums = sum_over_processes(_MaskedSums.apply(features.flatten(2).transpose(1, 2), members[:, kept]))
-        return {classes[row]: sums[position] / counts[row] for position, row in enumerate(kept)}
+        members, counts = self._members(label, torch.ones_like(label, dtype=torch.bool))
+        classes = [index for index in classes if counts[index]]
+        none = label.new_zeros(0, dtype=torch.long)
+        sums, _ = _SumsAndSample.apply(features.flatten(2).transpose(1, 2), members[:, classes], none, none)
+        sums = sum_over_processes(sums)
+        return {index: total / counts[index] for index, total in zip(classes, sums, strict=True)}
 
-    def _sample(
-        self,
-        features: torch.Tensor,
-        pseudo_label: torch.Tensor,
-        reliable: torch.Tensor,
-        classes: list[int],
-        generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    def _draw(
+        self, pseudo_label: torch.Tensor, reliable: torch.Tensor, classes: list[int], generator: torch.Generator | None
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, list[int]]:
         """Draw uncertain voxels of each class from those of all processes.
 
         Returns:
-            features of those drawn from this process, scaled to length 1, (samples, K); the place of each in
+            crop and voxel of those drawn from this process, (samples,) each; the place of their classes in
             ``classes``, (samples,); how many were drawn of each class over all processes.
         """
         uncertain = ~reliable
         candidates = [((pseudo_label == index) & uncertain).flatten().nonzero().squeeze(1) for index in classes]
         own_counts = [[len(voxels) for voxels in candidates]]
-        counts = gather_over_processes(torch.tensor(own_counts, dtype=torch.long, device=features.device))
+        counts = gather_over_processes(torch.tensor(own_counts, dtype=torch.long, device=reliable.device))
         counts = counts.cpu()
         totals, firsts = counts.sum(dim=0).tolist(), counts[: process_rank()].sum(dim=0).tolist()
         chosen, sizes = [], []
@@ -250,10 +249,8 @@ class PrototypeContrastiveLoss(nn.Module):
         rows = [torch.full_like(voxels, row) for row, voxels in enumerate(chosen)]
         no_voxel = reliable.new_zeros(0, dtype=torch.long)
         position = torch.cat([no_voxel, *chosen])
-        # Voxels before channels, as in the product of the prototypes: gradients of one layout are added fast.
-        flat = features.flatten(2).transpose(1, 2)
-        sample, voxel = position // flat.shape[1], position % flat.shape[1]
-        return _unit(flat[sample, voxel].float()), torch.cat([no_voxel, *rows]), sizes
+        num_voxels = max(1, math.prod(reliable.shape[1:]))
+        return (position // num_voxels, position % num_voxels), torch.cat([no_voxel, *rows]), sizes
 
     def _alignment(
         self, vectors: torch.Tensor, rows: torch.Tensor, sizes: list[int], prototypes: torch.Tensor

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..parallel import num_processes, sum_over_processes
 from .supervised import check_logits, check_voxel_map
+from .voxels import sum_over_voxels
 
 Renormalization = Literal["none", "total_over_valid"]
 
@@ -59,12 +60,15 @@ class PseudoLabelLoss(nn.Module):
         check_voxel_map(reliable, "reliable", logits)
         if reliable.dtype != torch.bool:
             raise ValueError(f"reliable must be bool, got {reliable.dtype}.")
-        with torch.no_grad():
-            target = pseudo_label.long().masked_fill(~reliable, _IGNORED_CLASS).squeeze(1)
-            # The floor of 1 keeps an empty mask at 0 / 1 without asking the device for the count.
-            valid_count = sum_over_processes(reliable.sum().float()).clamp(min=1)
-        total = F.cross_entropy(logits.float(), target, ignore_index=_IGNORED_CLASS, reduction="sum")
+        # The floor of 1 keeps an empty mask at 0 / 1 without asking the device for the count.
+        valid_count = sum_over_processes(reliable.sum().float()).clamp(min=1)
+        total = sum_over_voxels(self._sum, logits, pseudo_label, reliable)
         loss = sum_over_processes(total) / valid_count
         if self.renormalize == "total_over_valid":
             loss = loss * (num_processes() * reliable.numel() / valid_count)
         return loss
+
+    @staticmethod
+    def _sum(logits: torch.Tensor, pseudo_label: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:
+        target = pseudo_label.long().masked_fill(~reliable, _IGNORED_CLASS).squeeze(1)
+        return F.cross_entropy(logits, target, ignore_index=_IGNORED_CLASS, reduction="sum")

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from ..parallel import sum_over_processes
+from .reliability import predicted_class
 from .supervised import check_logits, check_voxel_map
+from .voxels import sum_over_voxels
 
 
 class RectificationLoss(nn.Module):
     r"""Squared error on the labeled voxels that exactly one of two networks gives confidently to a foreground class.
 
-    .. math:: L_{rect} = \frac{\sum_{c \ge 1} \sum_i m_{i,c} \, (p_i(c) - y_i(c))^2}
+    .. math:: L_{rect} = \sum_{k \in \{a, b\}} \frac{\sum_{c \ge 1} \sum_i m_{i,c} \, (p^k_i(c) - y_i(c))^2}
         {\max(1, \sum_{c \ge 1} \sum_i m_{i,c})}
 
     where :math:`m_{i,c}` is true if "arg-max is c and the largest probability is at least ``threshold``" holds for
@@ -35,42 +37,47 @@ class RectificationLoss(nn.Module):
             raise ValueError(f"threshold must be from 0 to 1, got {threshold!r}.")
         self.threshold = threshold
 
-    def forward(self, logits: torch.Tensor, other_logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Correct one network where the other sees something else.
+    def forward(self, logits_a: torch.Tensor, logits_b: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Correct two networks where they see something different.
 
         Args:
-            logits: unnormalized scores of the network to train, (B, C, X, Y, Z), C >= 2.
-            other_logits: unnormalized scores of the other network, same shape; detached here.
+            logits_a: unnormalized scores of one network, (B, C, X, Y, Z), C >= 2.
+            logits_b: unnormalized scores of the other network, same shape.
             label: class indices, (B, 1, X, Y, Z).
 
         Returns:
-            The loss, a float32 scalar connected to ``logits`` alone; a connected zero where the networks agree.
+            The sum of the losses of both networks, a float32 scalar; a connected zero where the networks agree.
 
         Raises:
             ValueError: when the shapes do not fit.
         """
-        check_logits(logits)
-        if logits.shape != other_logits.shape:
+        check_logits(logits_a, "logits_a")
+        if logits_a.shape != logits_b.shape:
             raise ValueError(
-                "logits and other_logits must have the same shape, "
-                f"got {tuple(logits.shape)} and {tuple(other_logits.shape)}."
+                "logits_a and logits_b must have the same shape, "
+                f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}."
             )
-        check_voxel_map(label, "label", logits)
-        probabilities = logits.float().softmax(dim=1)
+        check_voxel_map(label, "label", logits_a, "logits_a")
         with torch.no_grad():
-            own_class = self._confident_class(probabilities)
-            other_class = self._confident_class(other_logits.float().softmax(dim=1))
-            target = label.squeeze(1)
-        squared_error = probabilities.new_zeros(())
-        disputed_count = torch.zeros((), dtype=torch.long, device=logits.device)
-        for index in range(1, logits.shape[1]):
-            disputed = (own_class == index) ^ (other_class == index)
-            error = (probabilities[:, index] - (target == index).float()).square()
-            squared_error = squared_error + (error * disputed).sum()
-            disputed_count = disputed_count + disputed.sum()
-        return sum_over_processes(squared_error) / sum_over_processes(disputed_count).clamp(min=1)
+            disputed = self._confident(logits_a) ^ self._confident(logits_b)
+            disputed_count = sum_over_processes(disputed.sum())
+        squared_error = sum_over_processes(sum_over_voxels(self._squared_error, logits_a, logits_b, label, disputed))
+        return squared_error / disputed_count.clamp(min=1)
 
-    def _confident_class(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Class index where confident, (B, X, Y, Z); the background 0 stands for "no confident foreground"."""
-        largest, index = probabilities.max(dim=1)
-        return index.masked_fill(largest < self.threshold, 0)
+    def _confident(self, logits: torch.Tensor) -> torch.Tensor:
+        """Where the network is confident of which foreground class, (B, C - 1, X, Y, Z)."""
+        probabilities = logits.float().softmax(dim=1)
+        confident = probabilities.amax(dim=1, keepdim=True) >= self.threshold
+        return self._foreground(predicted_class(probabilities), logits.shape[1]) & confident
+
+    @staticmethod
+    def _squared_error(*maps: torch.Tensor) -> torch.Tensor:
+        logits_a, logits_b, label, disputed = maps
+        target = RectificationLoss._foreground(label, logits_a.shape[1]).float()
+        errors = [(logits.softmax(dim=1)[:, 1:] - target).square() for logits in (logits_a, logits_b)]
+        return ((errors[0] + errors[1]) * disputed).sum()
+
+    @staticmethod
+    def _foreground(class_map: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """Tell where each foreground class is, bool, (B, C - 1, X, Y, Z)."""
+        return torch.cat([class_map == index for index in range(1, num_classes)], dim=1)

@@ -11,6 +11,7 @@ from monai.utils.misc import str2bool
 from torch import nn
 
 from ..parallel import mean_over_processes, sum_over_processes
+from .voxels import sum_over_voxels
 
 _SMOOTH = 1e-5
 
@@ -97,9 +98,12 @@ class SupervisedLoss(nn.Module):
         check_voxel_map(label, "label", logits)
         if logits.numel() == 0:
             return logits.float().sum()
-        logits, label = logits.float(), label.long()
-        cross_entropy = mean_over_processes(F.cross_entropy(logits, label.squeeze(1)))
-        return self.dice_weight * self._dice(logits, label) + self.cross_entropy_weight * cross_entropy
+        cross_entropy = mean_over_processes(sum_over_voxels(self._cross_entropy, logits, label) / label.numel())
+        return self.dice_weight * self._dice(logits.float(), label) + self.cross_entropy_weight * cross_entropy
+
+    @staticmethod
+    def _cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, label.squeeze(1).long(), reduction="sum")
 
     def _dice(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # MONAI's Dice loss is the same in one process, but its sums cannot be taken over several.

@@ -13,6 +13,7 @@ from torch import nn
 
 from .reliability import predicted_class
 from .supervised import check_logits
+from .voxels import sum_over_voxels
 
 Target = Literal["soft", "hard"]
 
@@ -66,9 +67,12 @@ class UncertaintyLoss(nn.Module):
                 "logits_student and logits_teacher must have the same shape, "
                 f"got {tuple(logits_student.shape)} and {tuple(logits_teacher.shape)}."
             )
-        log_student = logits_student.float().log_softmax(dim=1)
+        total = sum_over_voxels(self._sum, logits_student, logits_teacher.detach())
+        return total / max(1, logits_student.numel() // logits_student.shape[1])
+
+    def _sum(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        log_student = student.log_softmax(dim=1)
         with torch.no_grad():
-            teacher = logits_teacher.float()
             log_teacher = teacher.log_softmax(dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
         if self.target == "soft":
@@ -78,4 +82,4 @@ class UncertaintyLoss(nn.Module):
         else:
             cross_entropy = -log_student.gather(1, predicted_class(teacher)).squeeze(1)
         weight = torch.exp(-(divergence.detach() if self.detach_weight else divergence))
-        return (weight * cross_entropy + divergence).sum() / max(1, divergence.numel())
+        return (weight * cross_entropy + divergence).sum()

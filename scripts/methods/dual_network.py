@@ -170,9 +170,7 @@ class DualNetworkMethod(Method):
             terms["loss_supervised_resnet_vnet"] = self.supervised(student.labeled, label)
         student_wins = self._student_wins(terms)
         if has_labels and self.rectification_weight:
-            terms["loss_rectification"] = self.rectification(
-                teacher.labeled, student.labeled, label
-            ) + self.rectification(student.labeled, teacher.labeled, label)
+            terms["loss_rectification"] = self.rectification(teacher.labeled, student.labeled, label)
             weights["weight_rectification"] = self.rectification_weight(step)
         if self.consistency_weight and (has_unlabeled or self.consistency_region == "all"):
             terms["loss_consistency"] = self.consistency(

@@ -79,9 +79,7 @@ class MutualCorrection(Method):
         }
         weights: dict[str, float] = {}
         if self.rectification_weight:
-            terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label) + self.rectification(
-                resnet_vnet, vnet, label
-            )
+            terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label)
             weights["weight_rectification"] = self.rectification_weight(step)
         if has_unlabeled and self.pseudo_label_weight:
             with torch.no_grad():

@@ -54,8 +54,6 @@ class SupervisedDualNetwork(Method):
         }
         weights: dict[str, float] = {}
         if self.rectification_weight:
-            terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label) + self.rectification(
-                resnet_vnet, vnet, label
-            )
+            terms["loss_rectification"] = self.rectification(vnet, resnet_vnet, label)
             weights["weight_rectification"] = self.rectification_weight(step)
         return weighted_sum(terms, weights)

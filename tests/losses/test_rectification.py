@@ -26,34 +26,42 @@ LABEL = make_map(1, 0, 0)
 
 
 def test_value_by_hand():
-    # Disputed: the first voxel and, as 0.55 < 0.6, the second one.
-    assert RectificationLoss()(LOGITS, OTHER, LABEL).item() == pytest.approx((0.2**2 + 0.55**2) / 2, rel=1e-5)
+    # Disputed: the first voxel and, as 0.55 < 0.6, the second one. Each network has its squared error there.
+    expected = (0.2**2 + 0.55**2) / 2 + (0.9**2 + 0.9**2) / 2
+    assert RectificationLoss()(LOGITS, OTHER, LABEL).item() == pytest.approx(expected, rel=1e-5)
+    assert RectificationLoss()(OTHER, LOGITS, LABEL).item() == pytest.approx(expected, rel=1e-5)
     # Without a threshold both call the second voxel foreground.
-    assert RectificationLoss(0)(LOGITS, OTHER, LABEL).item() == pytest.approx(0.2**2, rel=1e-5)
-    # The mask is the same for both networks, the squared error is not.
-    assert RectificationLoss()(OTHER, LOGITS, LABEL).item() == pytest.approx((0.9**2 + 0.9**2) / 2, rel=1e-5)
+    assert RectificationLoss(0)(LOGITS, OTHER, LABEL).item() == pytest.approx(0.2**2 + 0.9**2, rel=1e-5)
 
 
 def test_the_threshold_itself_is_confident():
     certain = torch.tensor([-200.0, 200.0]).reshape(1, 2, 1, 1, 1)
     assert RectificationLoss(1)(certain, -certain, make_map(0)).item() == 1
+    # A tie is the class that comes first, here the background.
+    assert RectificationLoss(0.5)(0 * certain, certain, make_map(0)).item() == pytest.approx(0.5**2 + 1)
+    assert RectificationLoss(0.5)(0 * certain, -certain, make_map(0)).item() == 0
 
 
 def test_value_of_three_classes():
     # Class 1 against class 2: the voxel is disputed in both channels.
     logits, other = make_voxels([0.1, 0.7, 0.2]), make_voxels([0.1, 0.1, 0.8])
     loss = RectificationLoss()(logits, other, make_map(2))
-    assert loss.item() == pytest.approx((0.7**2 + 0.8**2) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx((0.7**2 + 0.8**2 + 0.1**2 + 0.2**2) / 2, rel=1e-5)
     # Against the background only the channel of class 1 is.
     loss = RectificationLoss()(logits, make_voxels([0.8, 0.1, 0.1]), make_map(2))
-    assert loss.item() == pytest.approx(0.7**2, rel=1e-5)
+    assert loss.item() == pytest.approx(0.7**2 + 0.1**2, rel=1e-5)
 
 
-def test_gradient_only_to_the_disputed_voxels_of_the_first_network():
+def test_each_network_learns_by_its_own_error_on_the_disputed_voxels():
     logits, other = LOGITS.clone().requires_grad_(), OTHER.clone().requires_grad_()
     RectificationLoss()(logits, other, LABEL).backward()
-    assert other.grad is None
-    assert (logits.grad.abs().sum(dim=1).flatten() > 0).tolist() == [True, True, False]
+    disputed = torch.tensor([1.0, 1.0, 0.0])
+    for found, values in ((logits.grad, LOGITS), (other.grad, OTHER)):
+        values = values.clone().requires_grad_()
+        errors = (values.softmax(dim=1)[:, 1] - LABEL[:, 0]).square().flatten()
+        ((errors * disputed).sum() / 2).backward()
+        torch.testing.assert_close(found, values.grad)
+        assert (found.abs().sum(dim=1).flatten() > 0).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
@@ -79,6 +87,7 @@ def test_all_background_and_no_voxels(batch):
 def test_saturated_half_precision(dtype):
     logits = torch.tensor([60000.0, -60000.0, -60000.0], dtype=dtype).reshape(1, 3, 1, 1, 1)
     own = logits.flip(1).requires_grad_()
+    # The network that is wrong has a squared error of 1, the other one none.
     loss = RectificationLoss()(own, logits, make_map(0))
     loss.backward()
     assert loss.dtype == torch.float32

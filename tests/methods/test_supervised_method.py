@@ -105,8 +105,7 @@ def test_rectification_is_weighted_and_trains_both():
         assert all(gradient.norm() > 0 for gradient in gradients_of(output["loss_rectification"], subnetwork))
 
     vnet, resnet_vnet = (subnetwork(batch["image"]) for subnetwork in (network.vnet, network.resnet_vnet))
-    loss = RectificationLoss(threshold=0.0)
-    expected = loss(vnet, resnet_vnet, batch["label"]) + loss(resnet_vnet, vnet, batch["label"])
+    expected = RectificationLoss(threshold=0.0)(vnet, resnet_vnet, batch["label"])
     assert output["loss_rectification"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 

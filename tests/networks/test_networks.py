@@ -23,6 +23,7 @@ from scripts.networks.blocks import (
     normalization_layer,
     recompute,
     resampling_convolution,
+    split_crops,
 )
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.resnet_vnet import ResNet34Encoder, ResNetVNet
@@ -227,6 +228,28 @@ def test_recomputing_changes_nothing_but_memory(normalization):
     for ours, theirs in zip(recomputed, plain, strict=True):
         assert torch.equal(ours, theirs)
     assert size < plain_size / 2
+
+
+@pytest.mark.parametrize("learning", [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_parts_of_a_batch_have_the_gradient_of_slices_in_the_layout_of_the_whole(number, learning):
+    def gradient(split):
+        features = torch.arange(3 * 2 * 2 * 2 * 3.0).reshape(3, 2, 2, 2, 3)
+        features = features.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        seen = []
+        # What reaches a map inside a network, before the leaf keeps it in a layout of its own.
+        inner = features * 1
+        inner.register_hook(seen.append)
+        parts = split(inner)
+        torch.stack([part.square().sum() for part, learns in zip(parts, learning) if learns]).sum().backward()
+        return parts, seen[0]
+
+    parts, found = gradient(lambda features: split_crops(features, number))
+    expected_parts, expected = gradient(lambda features: (features[:number], features[number:]))
+    for part, expected_part in zip(parts, expected_parts):
+        assert torch.equal(part, expected_part)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_networks_compile_for_training():
