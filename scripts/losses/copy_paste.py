@@ -12,6 +12,7 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from torch import nn
 
 from ..parallel import sum_over_processes
+from .reliability import predicted_class
 from .supervised import check_logits, check_voxel_map
 
 _SMOOTH = 1e-5
@@ -200,7 +201,7 @@ class EntropyCorrectionLoss(nn.Module):
         _check_mixture(logits, label, labeled, "labeled")
         _check_mixture(logits, label, disputed, "disputed")
         log_probabilities = logits.float().log_softmax(dim=1)
-        wrong = disputed & (logits.argmax(dim=1, keepdim=True) != label)
+        wrong = disputed & (predicted_class(logits) != label)
         divergence = -math.log(logits.shape[1]) - log_probabilities.mean(dim=1, keepdim=True)
         return _mean_over(divergence * _region_weight(labeled, self.unlabeled_weight), wrong)
 

@@ -71,8 +71,9 @@ class RectificationLoss(nn.Module):
         return self._foreground(predicted_class(probabilities), logits.shape[1]) & confident
 
     @staticmethod
-    def _squared_error(*maps: torch.Tensor) -> torch.Tensor:
-        logits_a, logits_b, label, disputed = maps
+    def _squared_error(
+        logits_a: torch.Tensor, logits_b: torch.Tensor, label: torch.Tensor, disputed: torch.Tensor
+    ) -> torch.Tensor:
         target = RectificationLoss._foreground(label, logits_a.shape[1]).float()
         errors = [(logits.softmax(dim=1)[:, 1:] - target).square() for logits in (logits_a, logits_b)]
         return ((errors[0] + errors[1]) * disputed).sum()

@@ -41,7 +41,7 @@ def entropy_bits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def predicted_class(logits: torch.Tensor) -> torch.Tensor:
-    """Find the class of the highest score of each voxel; of equal scores, the first.
+    """Find the class of the highest score of each voxel; of equal scores, the first; where one is NaN, class 0.
 
     Args:
         logits: scores, (B, C, X, Y, Z).
@@ -140,10 +140,10 @@ class ReliabilityFilter(nn.Module):
         )
         return reliable.chunk(num_processes())[process_rank()].reshape(entropy.shape)
 
-    def _keep_by_rank(self, entropy: torch.Tensor, predicted_class: torch.Tensor, num_classes: int) -> torch.Tensor:
+    def _keep_by_rank(self, entropy: torch.Tensor, classes: torch.Tensor, num_classes: int) -> torch.Tensor:
         reliable = torch.zeros_like(entropy, dtype=torch.bool)
         for index in range(num_classes):
-            members = (predicted_class == index).nonzero().squeeze(1)
+            members = (classes == index).nonzero().squeeze(1)
             if members.numel() == 0:
                 continue
             # Rounded first, as the product may lie a hair above the whole number that it stands for.

@@ -72,12 +72,10 @@ class UncertaintyLoss(nn.Module):
 
     def _sum(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         log_student = student.log_softmax(dim=1)
-        with torch.no_grad():
-            log_teacher = teacher.log_softmax(dim=1)
+        log_teacher = teacher.log_softmax(dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
         if self.target == "soft":
-            with torch.no_grad():
-                sharpened = (teacher / self.temperature).softmax(dim=1)
+            sharpened = (teacher / self.temperature).softmax(dim=1)
             cross_entropy = -(sharpened * log_student).sum(dim=1)
         else:
             cross_entropy = -log_student.gather(1, predicted_class(teacher)).squeeze(1)

@@ -35,7 +35,7 @@ class _SumOverVoxels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., torch.Tensor], *maps: torch.Tensor) -> torch.Tensor:
         learning = [index for index, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        gradients = [torch.empty_like(maps[index].flatten(2)) for index in learning]
+        gradients = [torch.empty_like(maps[index].flatten(2), dtype=torch.float32) for index in learning]
         total = torch.zeros((), device=maps[0].device)
         with torch.autocast(maps[0].device.type, enabled=False):
             for sample, voxels, piece in _pieces(maps):
@@ -47,15 +47,15 @@ class _SumOverVoxels(torch.autograd.Function):
                         gradient[sample, :, voxels] = part[0]
                 total += value.detach()
         ctx.save_for_backward(*gradients)
-        ctx.shapes = {index: maps[index].shape for index in learning}
+        ctx.forms = {index: (maps[index].shape, maps[index].dtype) for index in learning}
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         of_maps: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for (index, shape), values in zip(ctx.shapes.items(), ctx.saved_tensors, strict=True):
-            of_maps[index + 1] = (values * gradient).view(shape)
+        for (index, (shape, dtype)), values in zip(ctx.forms.items(), ctx.saved_tensors, strict=True):
+            of_maps[index + 1] = (values * gradient).to(dtype).view(shape)
         return tuple(of_maps)
 
 
@@ -73,5 +73,7 @@ def sum_over_voxels(function: Callable[..., torch.Tensor], *maps: torch.Tensor) 
     Returns:
         The sum over all voxels, a float32 scalar; a zero connected to the maps for a batch without voxels.
     """
+    if not torch.is_grad_enabled():
+        maps = tuple(values.detach() for values in maps)
     total: torch.Tensor = _SumOverVoxels.apply(function, *maps)
     return total

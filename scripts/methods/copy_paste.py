@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask, keep_largest_components
+from ..losses.reliability import predicted_class
 from .base import Method
 from .teacher import MovingAverageTeacher, TeacherMode
 
@@ -122,7 +123,7 @@ class CopyPasteMethod(Method):
 
     @torch.no_grad()
     def _pseudo_label(self, unlabeled: torch.Tensor) -> torch.Tensor:
-        return keep_largest_components(self.teacher(unlabeled).argmax(dim=1, keepdim=True))
+        return keep_largest_components(predicted_class(self.teacher(unlabeled)))
 
     @staticmethod
     def _check_pairs(batch: Mapping[str, torch.Tensor]) -> None:

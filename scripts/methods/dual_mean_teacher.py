@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..losses.copy_paste import copy_paste_mask
+from ..losses.reliability import predicted_class
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
@@ -93,7 +94,7 @@ class DualMeanTeacher(Method):
         """Put a box of each crop into the next one, and likewise what the teacher says of them."""
         if len(image) < 2:
             raise ValueError(f"unlabeled_batch_size must be at least 2, as crops are mixed, got {len(image)}.")
-        pseudo_label = self.teacher(image).argmax(dim=1, keepdim=True)
+        pseudo_label = predicted_class(self.teacher(image))
         outside = copy_paste_mask(image, fraction=self.box_fraction)
         mixed_image, mixed_label = (torch.where(outside, part, part.roll(1, dims=0)) for part in (image, pseudo_label))
         return mixed_image, mixed_label

@@ -202,7 +202,7 @@ class DualNetworkMethod(Method):
     def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
         logits = subnetwork.head(features).to(torch.float32, memory_format=torch.contiguous_format)
-        labeled, unlabeled = logits.tensor_split([num_labeled])
+        labeled, unlabeled = split_crops(logits, num_labeled)
         labeled_features, unlabeled_features = split_crops(features, num_labeled)
         teaching = unlabeled
         if not self.pseudo_label_dropout:
@@ -261,7 +261,7 @@ class DualNetworkMethod(Method):
         terms = []
         for learner in learners:
             view = views[learner]
-            classes = predicted_class(view.teaching)
+            classes = predicted_class(view.teaching.detach())
             # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
             if self.pseudo_label_source in ("winner", "union"):
                 classes = torch.where(reliable[learner], targets[learner][0], classes)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..losses.copy_paste import CopyPasteLoss, DistanceCorrectionLoss, EntropyCorrectionLoss
+from ..losses.reliability import predicted_class
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .base import weighted_sum
@@ -82,7 +83,7 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
         for name, (image, label, labeled) in mixtures.items():
             # One pass for each mixture, as in the public code: batch normalization sees one kind of crop at a time.
             students = {"vnet": self.network.vnet(image), "resnet_vnet": self.network.resnet_vnet(image)}
-            first, second = (logits.argmax(dim=1, keepdim=True) for logits in students.values())
+            first, second = (predicted_class(logits) for logits in students.values())
             for student, logits in students.items():
                 terms[f"loss_{name}_{student}"] = self.copy_paste(logits, label, labeled)
                 predictions.append((logits, label, labeled, first != second))

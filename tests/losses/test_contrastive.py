@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from scripts.losses.contrastive import PrototypeContrastiveLoss, _unit
+from scripts.losses.contrastive import PrototypeContrastiveLoss, _SumsAndSample, _unit
 
 FORMS = ["hinge", "infonce", "literal", "own_class_minimized"]
 ROOT_2 = math.sqrt(2)
@@ -117,6 +117,21 @@ def test_fallback_to_labeled_voxels():
     # Without labeled voxels, or without one of that class, class 1 takes no part.
     assert loss(features, pseudo_label, reliable).item() == pytest.approx(0, abs=1e-5)
     assert loss(features, pseudo_label, reliable, labeled, label * 0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_sums_and_sample_have_the_gradient_of_autograd():
+    values, masks = torch.randn(2, 6, 4), torch.rand(2, 3, 6) < 0.5
+    # One voxel twice, and one that is in the sums too.
+    position = torch.tensor([0, 1, 1, 0]), torch.tensor([5, 2, 2, 0])
+    masks[0, :, 0] = True
+    found, expected = values.clone().requires_grad_(), values.clone().requires_grad_()
+    sums, sample = _SumsAndSample.apply(found, masks, *position)
+    expected_sums = torch.einsum("bcv,bvk->ck", masks.float(), expected)
+    torch.testing.assert_close(sums, expected_sums)
+    torch.testing.assert_close(sample, expected[position])
+    (sums.square().sum() + sample.pow(3).sum()).backward()
+    (expected_sums.square().sum() + expected[position].pow(3).sum()).backward()
+    torch.testing.assert_close(found.grad, expected.grad)
 
 
 def test_sums_in_parts_are_the_same(monkeypatch):

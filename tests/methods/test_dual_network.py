@@ -150,7 +150,7 @@ def test_supervised_terms_train_one_network_each():
 
 def test_rectification_trains_both_on_labeled_crops():
     network, rectification = TinyPair(), Recording(RectificationLoss())
-    output = only("rectification", network, rectification=rectification)(make_batch(), 0)
+    output = only("rectification", network, rectification=rectification)(make_batch(num_unlabeled=3), 0)
     assert_trains(output["loss_rectification"], network, vnet=True, resnet_vnet=True)
     assert [len(logits) for logits in rectification.arguments[0][:3]] == [2, 2, 2]
 
