@@ -14,6 +14,7 @@ from typing import Any
 
 import fire
 import numpy as np
+from fire.decorators import SetParseFns
 from monai.utils.misc import str2bool
 from rich.console import Console
 from rich.markup import escape
@@ -114,6 +115,8 @@ def check(
     _console.print("no problem found")
 
 
+# Names of cases, such as 007 or 12_1, are not numbers.
+@SetParseFns(labeled=str)
 def prepare(
     name: str,
     output_dir: str,
@@ -121,7 +124,7 @@ def prepare(
     fold: int | str | None = None,
     num_folds: int | None = None,
     num_labeled: int | None = None,
-    labeled: str | list[str] | None = None,
+    labeled: str | None = None,
     num_validation: int = 0,
     seed: int = 0,
     spacing: float | list[float] | None = None,
@@ -674,10 +677,7 @@ def _case_names(name: str, value: Any) -> list[str]:
         except UnicodeDecodeError as error:
             raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
         return [line.strip() for line in lines if line.strip()]
-    # Names of digits alone have become numbers.
-    values = value if isinstance(value, (list, tuple)) else [value]
-    texts = [str(item) if type(item) is int else item for item in values]
-    return _texts(name, texts if len(texts) > 1 else texts[0])
+    return _texts(name, value)
 
 
 def _sizes(name: str, value: Any) -> list[int]:

@@ -426,6 +426,14 @@ def test_a_split_that_fails_tells_of_the_cases_that_lack_for_it(tmp_path, prepar
     assert "there are 0 groups" in lines[-1]
 
 
+@pytest.mark.parametrize("names", ["12_1,007", "12_1", "1e5", "3"])
+def test_labeled_cases_whose_names_look_like_numbers(tmp_path, prepare, names):
+    make_pairs(tmp_path / "source", ["12_1", "007", "1e5", "3", "a", "b"])
+    code, lines = prepare("folder", "--labeled", names, "--num_folds", 2)
+    assert code == 0, lines
+    assert sorted(read_split(tmp_path / "prepared/split.json").labeled) == sorted(names.split(","))
+
+
 def test_labeled_cases_by_name(tmp_path, prepare):
     make_pairs(tmp_path / "source", [f"{i:02d}" for i in range(6)])
     assert prepare("folder", "--labeled", "01,04", "--fold", "all", "--num_folds", 2)[0] == 0
