@@ -201,7 +201,7 @@ class DualNetworkMethod(Method):
 
     def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
-        logits = subnetwork.head(features).to(torch.float32, memory_format=torch.contiguous_format)
+        logits = subnetwork.head(features).contiguous().float()
         labeled, unlabeled = split_crops(logits, num_labeled)
         labeled_features, unlabeled_features = split_crops(features, num_labeled)
         teaching = unlabeled
