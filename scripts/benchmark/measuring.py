@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,7 +48,7 @@ def measure_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Me
             function stay as they are.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             measured = pool.submit(_run, partial(function, *args, **kwargs)).result()
         except BrokenProcessPool:
@@ -76,6 +78,18 @@ def describe_machine(device: str | torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "monai": monai.__version__,
     }
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, though that be killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _run(function: Callable[[], Any]) -> Measured | str:

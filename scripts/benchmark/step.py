@@ -129,27 +129,30 @@ def _noise(parser: ConfigParser) -> dict[str, torch.Tensor]:
 
 
 def _time_losses(trainer: SemiSupervisedTrainer, batch: Mapping[str, torch.Tensor]) -> float:
-    """Time the method forward and backward with feature maps that are there already."""
+    """Time the method forward and backward with feature maps and scores that are there already."""
     method: Any = trainer.method
+    networks = (method.network.vnet, method.network.resnet_vnet)
     images = torch.cat([batch[key] for key in ("image", "unlabeled") if key in batch]).to(
         trainer.state.device, memory_format=trainer.memory_format
     )
     batch = {key: value.to(trainer.state.device) for key, value in batch.items()}
     fastest = float("inf")
-    with torch.autocast(images.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32):
-        with torch.no_grad():
-            features = [network.features(images) for network in (method.network.vnet, method.network.resnet_vnet)]
-        with ExitStack() as stack:
-            for network, value in zip((method.network.vnet, method.network.resnet_vnet), features, strict=True):
-                stack.enter_context(
-                    mock.patch.object(network, "features", lambda _, value=value: value.requires_grad_())
-                )
-            for _ in range(3):
-                for value in features:
-                    value.grad = None
-                start = _now(trainer)
-                method(batch, trainer.state.iteration)["loss"].backward()
-                fastest = min(fastest, _now(trainer) - start)
+    mixed_precision = torch.autocast(images.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32)
+    with mixed_precision, ExitStack() as stack:
+        maps: list[torch.Tensor] = []
+        for network in networks:
+            with torch.no_grad():
+                features = network.features(images)
+                scores = network.head(features)
+            for name, value in (("features", features), ("head", scores)):
+                stack.enter_context(mock.patch.object(network, name, lambda _, value=value: value.requires_grad_()))
+                maps.append(value)
+        for _ in range(3):
+            for value in maps:
+                value.grad = None
+            start = _now(trainer)
+            method(batch, trainer.state.iteration)["loss"].backward()
+            fastest = min(fastest, _now(trainer) - start)
     return fastest
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -39,6 +42,32 @@ def test_peak_memory_is_that_of_the_measured_process():
 def test_a_killed_measurement_is_reported():
     with assert_refused("a measurement was killed"):
         measure_alone(die)
+
+
+def test_a_measurement_ends_with_the_process_that_started_it(tmp_path):
+    script = "from scripts.benchmark.measuring import measure_alone\n"
+    script += "from test_benchmark import write_pid_and_sleep\n"
+    script += f"measure_alone(write_pid_and_sleep, {str(tmp_path / 'pid')!r})\n"
+    path = os.pathsep.join([os.getcwd(), os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
+    starter = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 120)
+    starter.kill()
+    starter.wait()
+    measurement = f"/proc/{(tmp_path / 'pid').read_text()}/stat"
+    wait_for(lambda: not os.path.exists(measurement), 30)
+
+
+def write_pid_and_sleep(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_modes_take_the_strides_of_the_protocol():
