@@ -148,7 +148,8 @@ def prepare(
         output_dir: folder of the data set.
         source: folder or tar file as it was downloaded.
         fold: fold whose split is written as split_fold<K>_<N>.json, or all; without it split.json of fold 0.
-        num_folds: folds by patient, drawn with the seed; left_atrium and pancreas have those of the literature.
+        num_folds: folds by patient, drawn with the seed; left_atrium and pancreas have those of the literature. 0 for
+            no test list, so that every case with a label is there for the training.
         num_labeled: number of labeled cases.
         labeled: the labeled cases by name, with commas between them, or a text file with one a line.
         num_validation: cases of the validation list.
@@ -168,12 +169,16 @@ def prepare(
     folder = Path(_text("output_dir", output_dir))
     splits = SplitSettings(
         fold=fold if fold is None or fold == "all" else _whole_number("fold", fold, at_least=0),
-        num_folds=_optional(_whole_number, "num_folds", num_folds, at_least=2),
+        num_folds=_optional(_whole_number, "num_folds", num_folds, at_least=0),
         num_labeled=_optional(_whole_number, "num_labeled", num_labeled, at_least=1),
         labeled=() if labeled is None else _case_names("labeled", labeled),
         num_validation=_whole_number("num_validation", num_validation, at_least=0),
         seed=_whole_number("seed", seed, at_least=0),
     )
+    if splits.num_folds == 1:
+        raise BundleError("num_folds must be 0 or at least 2, got 1.")
+    if splits.num_folds == 0 and splits.fold is not None:
+        raise BundleError(f"fold must not be given with num_folds 0, got {splits.fold!r}.")
     if splits.labeled and splits.num_labeled is not None:
         raise BundleError("labeled and num_labeled must not both be given.")
     # Only what was given: an option of another data set is refused.

@@ -36,6 +36,8 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
         raise BundleError(f"network must be {' or '.join(get_args(Member))}, got {network!r}.")
     if not Path(ckpt_path).is_file():
         raise BundleError(f"ckpt_path {ckpt_path} does not exist: train first, or name a file of weights.")
+    if Path(output).resolve() == Path(ckpt_path).resolve():
+        raise BundleError(f"output must be another file than ckpt_path, got {output} for both.")
     if Path(output).exists() and not overwrite:
         raise BundleError(f"output {output} exists: replace it by --overwrite true, or choose another file.")
     state = read_tensors(ckpt_path)

@@ -47,7 +47,7 @@ def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
         name: what to call it in the message.
 
     Returns:
-        the volume with its voxels in memory, in the type of their scaled values.
+        the volume with its voxels in memory, in the type of their scaled values, without trailing axes of length 1.
 
     Raises:
         BundleError: when it cannot be read, or holds colors or complex numbers.
@@ -57,7 +57,7 @@ def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
         voxels = np.asanyarray(volume.dataobj)
         if voxels.dtype.kind not in "biuf":
             raise ValueError(f"its voxels must be numbers, got {voxels.dtype}")
-        return nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=voxels.dtype)
+        return nib.squeeze_image(nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=voxels.dtype))
     except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
         raise BundleError(f"{name} {path} cannot be read as NIfTI: {one_line(error)}".strip()) from error
 

@@ -36,6 +36,8 @@ from .evaluation.metrics import foreground_names
 from .files import CONFIGS, check_path
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
+#: Those that configs/metadata.json is of.
+_WEIGHTS = CONFIGS.parent / "models/model.pt"
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
 #: Arguments of the command, which a misspelled override may have meant.
 _ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
@@ -142,7 +144,7 @@ def predict_volumes(
             return
         names = None
         if dicom_seg:
-            names = _class_names(class_names, workflow.parser, is_own_model=model is not None or "ckpt_path" in given)
+            names = _class_names(class_names, workflow.parser, model)
         _run_on_series(workflow, series, folder, output, class_names=names, overwrite=overwrite)
 
 
@@ -358,14 +360,14 @@ def _check_model(model: str, parser: ConfigParser) -> None:
         raise BundleError(f"model {model} has {out_channels} classes, num_classes is {num_classes}.")
 
 
-def _class_names(given: Sequence[str] | None, parser: ConfigParser, *, is_own_model: bool) -> list[str]:
-    """Take the names as they are given, or those of the data overlay, or those of the shipped weights."""
+def _class_names(given: Sequence[str] | None, parser: ConfigParser, model: str | None) -> list[str]:
+    """Take the names as they are given, or those of the data overlay, or those of the weights of the metadata."""
     num_classes = parser.get_parsed_content("num_classes")
     if given is not None:
         names = list(given)
     elif "class_names" in parser:
         names = parser.get_parsed_content("class_names")
-    elif not is_own_model:
+    elif model is None and Path(parser.get_parsed_content("ckpt_path")).resolve() == _WEIGHTS.resolve():
         channels = parser["_meta_#network_data_format#outputs#pred#channel_def"]
         names = [channels[str(index)] for index in range(1, len(channels))]
     else:

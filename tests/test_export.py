@@ -145,6 +145,8 @@ def test_extract_refuses(bundle, tmp_path, capsys):
     with assert_refused("ckpt_path .*vnet.pt does not hold the weights of the dual network"):
         extract_network(bundle / "models/vnet.pt", "vnet", output)
     assert not output.exists()
+    with assert_refused("output must be another file than ckpt_path, got .* for both"):
+        extract_network(weights, "vnet", weights, overwrite=True)
     output.write_text("mine")
     with pytest.raises(SystemExit):
         main(["extract", "--ckpt_path", str(weights), "--network", "vnet", "--output", str(output)])

@@ -84,3 +84,12 @@ def test_colors_and_complex_numbers_are_refused(tmp_path, dtype):
     nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), dtype=np.dtype(dtype)), AFFINE), tmp_path / "a.nii.gz")
     with assert_refused(r"^image .*a\.nii\.gz cannot be read as NIfTI: its voxels must be numbers, got "):
         read_nifti(tmp_path / "a.nii.gz", "image")
+
+
+def test_a_fourth_axis_of_length_one_is_left_out(tmp_path):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1)
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii.gz")
+    volume = read_nifti(tmp_path / "a.nii.gz")
+    assert (volume.shape, volume.get_data_dtype()) == ((2, 3, 4), np.int16)
+    assert np.array_equal(volume.dataobj, voxels[..., 0])
+    assert np.array_equal(volume.affine, AFFINE)

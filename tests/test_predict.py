@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -292,6 +293,13 @@ def test_options_are_refused(options, message, study, weights, tmp_path):
     assert names_in(tmp_path / "out") == []
 
 
+def test_names_of_the_shipped_weights_are_not_given_to_those_of_a_file(study, weights, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"ckpt_path": str(weights), "patch_size": [32, 32, 32]}))
+    files = [*inference_configs(), str(tmp_path / "mine.json")]
+    with assert_refused("dicom_seg needs the names of the classes"):
+        predict_volumes(study, tmp_path / "out", files, overrides={"device": "cpu"}, dicom_seg=True)
+
+
 def test_torchscript_files_are_checked(phantom_dir, study, model, tmp_path):
     volume = phantom_dir / "images/phantom_000.nii.gz"
     (tmp_path / "text.ts").write_text("no model")
@@ -309,9 +317,10 @@ def test_torchscript_files_are_checked(phantom_dir, study, model, tmp_path):
         segment(study, tmp_path / "out", model=str(model), dicom_seg=True)
 
 
-def test_the_shipped_weights_have_the_names_of_the_metadata(study, network, tmp_path):
+def test_the_shipped_weights_have_the_names_of_the_metadata(study, network, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     torch.save(network.state_dict(), tmp_path / "models/model.pt")
+    monkeypatch.setattr("scripts.predict._WEIGHTS", tmp_path / "models/model.pt")
     segment(study / "CT ä", tmp_path / "out", overrides={"bundle_root": str(tmp_path)}, dicom_seg=True)
     seg = hd.seg.segread(tmp_path / "out/CT ä_seg.dcm")
     assert seg.get_segment_description(1).segment_label == "left atrium"

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
-from conftest import assert_refused
+from conftest import ROOT, assert_refused
 
 from scripts.settings import check_settings
 
@@ -90,3 +93,22 @@ def test_allowed_settings_pass():
     # One wrong value among them is found, so the others were looked at and passed.
     with assert_refused(r"^seed must be [^;]*$"):
         check_settings(**allowed, seed=-1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", "abc"), ("deterministic", "maybe")])
+def test_what_is_set_at_the_very_beginning_costs_one_line_too(key, value, phantom_dir, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "training",
+        "--config_file",
+        str(ROOT / "configs/train.json"),
+    ]
+    command += ["--dataset_dir", str(phantom_dir), "--output_dir", str(tmp_path / "run"), f"--{key}", value]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {key} must be ")
+    assert not (tmp_path / "run").exists()

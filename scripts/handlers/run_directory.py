@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ _INFERENCE_KEYS = (
     "largest_component",
     "normalization",
 )
+#: What makes the volumes that a network sees.
+_PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
+#: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
+_TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS)
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
     _CONFIGURATION_FILE,
@@ -168,14 +172,11 @@ class RunDirectory:
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(self.settings, default=str))
         # What an older version of the bundle did not write down cannot be compared.
-        changed = [
-            f"{name} was {begun[name]}, is {value}"
-            for name, value in now.items()
-            if name in begun and begun[name] != value
-        ]
+        changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
+        changed = {**_differences(self.path / _CONFIGURATION_FILE, self.configuration(), _TRAINING_KEYS), **changed}
         if changed:
             raise BundleError(
-                f"the run in {self.path} was begun with other settings ({'; '.join(changed)}): resume it with those, "
+                f"the run in {self.path} was begun with other settings ({_listed(changed)}): resume it with those, "
                 "or train anew in another --output_dir."
             )
 
@@ -194,6 +195,41 @@ class RunDirectory:
             write_json(self.path / _CONFIGURATION_FILE, configuration)
             inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt")
             write_json(self.path / _INFERENCE_FILE, inference)
+
+
+def check_preprocessing(weights: str, configuration: dict[str, Any] | None) -> None:
+    """Make sure that weights are evaluated on volumes such as they were trained on.
+
+    Args:
+        weights: file of the weights; where it lies in the folder of a run, the configuration of the run is known.
+        configuration: that of the evaluation, or None where it is not known.
+
+    Raises:
+        BundleError: when the run had another preprocessing.
+    """
+    changed = _differences(Path(weights).parent / _CONFIGURATION_FILE, configuration, _PREPROCESSING_KEYS)
+    if changed:
+        raise BundleError(
+            f"{weights} was trained with another preprocessing ({_listed(changed)}): give the evaluation all files "
+            "and options of the training."
+        )
+
+
+def _differences(file: Path, now: dict[str, Any] | None, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """Compare keys with the configuration of a run, where both are known: what was, and what is."""
+    if now is None or not file.is_file():
+        return {}
+    try:
+        begun = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"{file} is damaged: move it away, and nothing is compared with it.") from error
+    # Through JSON, as the file went.
+    pairs = {name: (begun.get(name), json.loads(json.dumps(now.get(name)))) for name in names}
+    return {name: (was, value) for name, (was, value) in pairs.items() if was != value}
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{name} was {was}, is {value}" for name, (was, value) in changed.items())
 
 
 def inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:

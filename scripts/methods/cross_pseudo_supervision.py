@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..losses.reliability import predicted_class
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
@@ -52,9 +53,8 @@ class CrossPseudoSupervision(Method):
         weights: dict[str, float] = {}
         if has_unlabeled and self.pseudo_label_weight:
             vnet, resnet_vnet = vnet[num_labeled:].float(), resnet_vnet[num_labeled:].float()
-            # An arg-max carries no gradient: each network is a constant where it teaches.
-            terms["loss_pseudo_label"] = F.cross_entropy(vnet, resnet_vnet.argmax(dim=1)) + F.cross_entropy(
-                resnet_vnet, vnet.argmax(dim=1)
-            )
+            # A class carries no gradient: each network is a constant where it teaches.
+            of_vnet, of_resnet_vnet = (predicted_class(scores.detach()).squeeze(1) for scores in (vnet, resnet_vnet))
+            terms["loss_pseudo_label"] = F.cross_entropy(vnet, of_resnet_vnet) + F.cross_entropy(resnet_vnet, of_vnet)
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
         return weighted_sum(terms, weights)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,7 @@ def write_package(
             inference = package.configs["inference"]
             sizes = {key: inference[key] for key in ("in_channels", "num_classes", "patch_size")}
             built.append(write_triton_model(Path(temporary) / "triton" / name, package.network, **sizes))
+        _refuse_other_files(targets[0], folder, package.weights)
         for number, (path, target) in enumerate(zip(built, targets)):
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -194,6 +196,16 @@ def _write_folder(folder: Path, package: Package) -> None:
     write_text(folder / "docs/packages/run.md", (_PAGES / "run.md").read_text(encoding="utf-8"))
     write_text(folder / "docs/README.md", package.readme)
     write_text(folder / "docs/data_license.txt", package.data_license)
+
+
+def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> None:
+    """Refuse to replace a folder that holds more than an earlier call wrote: a run, data, weights trained in it."""
+    for path in sorted(present.rglob("*")):
+        relative = path.relative_to(present)
+        if path.is_dir() or "__pycache__" in relative.parts or (built / relative).exists():
+            continue
+        if weights is None or not filecmp.cmp(path, weights, shallow=False):
+            raise BundleError(f"{present} holds {relative}, which is not of the new package: move it away.")
 
 
 def _add_weights(folder: Path, source: Path, large_files_url: str | None) -> None:

@@ -147,7 +147,7 @@ def run_package(
         recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items() if key != "cases"),
         commit=commit,
     )
-    _refuse_private(folder, facts, f"{json.dumps(configs)}\n{readme}")
+    _refuse_private(folder, facts, f"{json.dumps(configs, ensure_ascii=False)}\n{readme}")
     return Package(
         name=name,
         configs=configs,
@@ -259,7 +259,8 @@ def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
     """Refuse to carry away where the run found its data."""
     private = [str(Path.home()), str(folder.resolve()), facts.get("dataset_dir"), facts.get("split_file")]
     for path in private:
-        if path and path != "/" and path in text:
+        # In the configurations as JSON writes it, where a backslash is two.
+        if path and path != "/" and (path in text or json.dumps(path, ensure_ascii=False)[1:-1] in text):
             raise BundleError(f"the configuration of the run in {folder} names {path}, which must not go along.")
 
 

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.bundle import ConfigParser
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
@@ -92,9 +93,9 @@ def claim_study(
     weights = Path(parser.get_parsed_content("ckpt_path"))
     configuration = {name: value for name, value in parser.get().items() if name != "ckpt_path"}
     content = {
-        "cases": _digest("\n".join(case.name for case in cases).encode()),
+        "cases": _digest("\n".join(f"{case.name} {case.image.resolve()} {case.label.resolve()}" for case in cases)),
         "weights": _digest(weights.read_bytes()) if weights.is_file() else None,
-        "configuration": _digest(json.dumps(configuration, sort_keys=True, default=str).encode()),
+        "configuration": _digest(json.dumps(configuration, sort_keys=True, default=str)),
         **settings,
     }
     folder = Path(output_dir)
@@ -172,7 +173,9 @@ def measure_on_reference(
     prediction = prediction.as_reoriented(axes)
     if prediction.shape != reference.shape or not np.allclose(prediction.affine, reference.affine, atol=1e-4):
         prediction = resample_from_to(prediction, reference, order=0)
-    return evaluate_case(label_array(prediction), label_array(reference), num_classes, reference.header.get_zooms()[:3])
+    # Of the affine, as everywhere: the sizes in the header of a file may say something else.
+    spacing = voxel_sizes(reference.affine).tolist()
+    return evaluate_case(label_array(prediction), label_array(reference), num_classes, spacing)
 
 
 def label_array(volume: nib.Nifti1Image) -> npt.NDArray[np.int64]:
@@ -187,5 +190,5 @@ def label_array(volume: nib.Nifti1Image) -> npt.NDArray[np.int64]:
     return np.rint(np.asanyarray(volume.dataobj)).astype(np.int64)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _digest(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]

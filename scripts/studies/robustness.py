@@ -13,7 +13,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
 from monai.transforms import GaussianSmooth, RandBiasField
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 
@@ -23,7 +25,7 @@ from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.pictures import DOTS_PER_INCH, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, label_array, measure_on_reference, segment, segmented, study_cases
+from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def _bias_field(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.N
 
 def _blur(sigma_mm: float) -> Change:
     def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
-        sigma = [sigma_mm / float(size) for size in volume.header.get_zooms()[:3]]
+        sigma = [sigma_mm / float(size) for size in voxel_sizes(volume.affine)]
         return _with(volume, GaussianSmooth(sigma=sigma)(volume.get_fdata(dtype=np.float32)[None])[0])
 
     return change
@@ -67,7 +69,7 @@ def _orientation(codes: str) -> Change:
 def _spacing(factor: float) -> Change:
     def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
         # The sizes are those of the axes of the patient, whatever the order in which the file stores them.
-        sizes = nib.as_closest_canonical(volume).header.get_zooms()[:3]
+        sizes = voxel_sizes(nib.as_closest_canonical(volume).affine)
         return resample_to_output(volume, [factor * float(size) for size in sizes], order=1)
 
     return change
@@ -141,6 +143,10 @@ def study_robustness(
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     output = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update(dict(overrides or {}))
+    num_classes = parser.get_parsed_content("num_classes")
     tables = []
     for name in CHANGES:
         if name != "none" and changes is not None and name not in changes:
@@ -148,9 +154,8 @@ def study_robustness(
         path = output / f"{name}.csv"
         if not path.is_file():
             _logger.info("%s: %s", name, CHANGES[name][0])
-            write_text(
-                path, _measure(name, cases, output / name, config_file, overrides or {}, seed).to_csv(index=False)
-            )
+            _segment_changed(name, cases, output / name, config_file, overrides or {}, seed)
+            write_text(path, _measure(cases, output / name, num_classes).to_csv(index=False))
         table = pd.read_csv(
             path, dtype={"case": str}, keep_default_na=False, na_values={name: [""] for name in METRIC_NAMES}
         )
@@ -162,20 +167,21 @@ def study_robustness(
     return write_text(output / "robustness.md", _summarize(table, len(cases)))
 
 
-def _measure(
+def _segment_changed(
     name: str, cases: Sequence[Case], folder: Path, config_file: Sequence[str], overrides: Mapping[str, Any], seed: int
-) -> pd.DataFrame:
+) -> None:
     change = CHANGES[name][1]
     volumes = (
         (case, change(read_nifti(case.image), np.random.RandomState([seed, index]))) for index, case in enumerate(cases)
     )
     segment(volumes, folder, config_file, overrides)
-    pairs = [(segmented(folder, case), read_nifti(case.label)) for case in cases]
-    num_classes = 1 + max(int(label_array(volume).max()) for pair in pairs for volume in pair)
+
+
+def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFrame:
     return pd.DataFrame(
         {"case": case.name, **row}
-        for case, pair in zip(cases, pairs)
-        for row in measure_on_reference(*pair, max(num_classes, 2))
+        for case in cases
+        for row in measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from monai.metrics import calibration_binning
+from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
 from ..errors import BundleError
@@ -149,9 +150,7 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
     probabilities = np.moveaxis(segmented(folder, case, "probabilities").get_fdata(dtype=np.float32), -1, 0)
     disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32).squeeze()
     label, predicted = label_array(reference), label_array(prediction)
-    distance = ndimage.distance_transform_edt(
-        ~((label > 0) | (predicted > 0)), sampling=reference.header.get_zooms()[:3]
-    )
+    distance = ndimage.distance_transform_edt(~((label > 0) | (predicted > 0)), sampling=voxel_sizes(reference.affine))
     regions = {"all": np.ones(label.shape, dtype=bool), "near": distance <= margin_mm}
     wrong = predicted != label
     entropy = stats.entropy(probabilities, axis=0)

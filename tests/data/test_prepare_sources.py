@@ -307,6 +307,24 @@ def test_another_archive_is_refused(tmp_path, prepare):
     assert prepare("decathlon", source="Task02/Task02")[0] == 0
 
 
+def test_a_corrected_archive_of_the_same_name_is_unpacked_anew(tmp_path, prepare):
+    make_task(tmp_path / "task/Task02", [f"a{i}" for i in range(5)])
+    for folder, expected in (("Task02/imagesTr", 1), ("Task02", 0)):
+        with tarfile.open(tmp_path / "Task02.tar", "w") as tar:
+            tar.add(tmp_path / "task" / folder, folder)
+        code, lines = prepare("decathlon", source="Task02.tar")
+        assert code == expected, lines
+
+
+def test_of_two_labels_of_a_case_none_is_taken(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcd")
+    save(tmp_path / "source/labels/b.nii", volumes(8)[1])
+    code, lines = prepare("folder", "--num_folds", 2)
+    assert code == 1
+    assert any("b: one label is needed, got b.nii and b.nii.gz in labels." in line for line in lines)
+    assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == set("acd")
+
+
 def test_test_images_are_unlabeled(tmp_path, prepare):
     make_task(tmp_path / "source", [f"a{i}" for i in range(5)], test=["x", "y"])
     assert prepare("decathlon", "--test_images", "true")[0] == 1, "x and y are copies of a0 and a1"
@@ -449,6 +467,23 @@ def test_labeled_cases_by_name(tmp_path, prepare):
     assert "must not both be given" in prepare("folder", "--labeled", "00", "--num_labeled", 1)[1][-1]
 
 
+@pytest.mark.parametrize("words", [["--num_labeled", "4"], ["--labeled", "a,b,c,d"], []])
+def test_every_label_is_for_the_training_without_folds(tmp_path, prepare, words):
+    make_pairs(tmp_path / "source", "abcdefg")
+    for name in "efg":
+        (tmp_path / f"source/labels/{name}.nii.gz").unlink()
+    if words[:1] == ["--num_labeled"]:
+        refusal = prepare("folder", "--num_folds", 4, *words)[1][-1]
+        assert "num_labeled must be from 1 to 3" in refusal
+        assert "got 4; held out for test and validation: 1 (num_folds 0 leaves the test list empty)." in refusal
+    code, lines = prepare("folder", "--num_folds", 0, *words)
+    assert code == 0, lines
+    split = read_split(tmp_path / "prepared/split.json")
+    assert (split.labeled, split.unlabeled) == (tuple("abcd"), tuple("efg"))
+    assert (split.validation, split.test) == ((), ())
+    assert (split.name, "no test list" in split.description) == ("folder_4", True)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -509,8 +544,9 @@ def test_a_split_is_written_once(tmp_path, prepare):
         (["pancreas", "--tumor", "cut"], "tumor must be one of merge, keep, got 'cut'."),
         (["decathlon", "--channel", "-1"], "channel must be a whole number of at least 0, got -1."),
         (["folder", "--fold", "7"], "fold must be from 0 to 1, got 7."),
-        (["folder", "--num_folds", "1"], "num_folds must be a whole number of at least 2, got 1."),
-        (["folder", "--num_folds", "3"], "num_folds is 3, but there are 2 groups (patients) with a label to deal."),
+        (["folder", "--num_folds", "1"], "num_folds must be 0 or at least 2, got 1."),
+        (["folder", "--num_folds", "0", "--fold", "all"], "fold must not be given with num_folds 0, got 'all'."),
+        (["folder", "--num_folds", "3"], "num_folds is 3, but there are 2 groups (patients) with a label to deal; "),
         (["folder", "--num_labeled", "2"], "num_labeled must be from 1 to 1, the training cases with foreground"),
         (["folder", "--labeled", "z"], "labeled must name cases with foreground in their label, got z."),
         (["folder", "--spacing", "0"], "spacing must be one or three sizes above 0 mm, got 0."),

@@ -12,7 +12,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
-from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.run_directory import RunDirectory, check_preprocessing
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
 
@@ -86,6 +86,47 @@ def test_what_the_beginning_of_a_run_did_not_record_is_not_compared(tmp_path):
     RunDirectory(str(tmp_path), resume=True, settings={"seed": 1, "network": "new"}).claim()
     with pytest.raises(BundleError, match="seed was 1, is 2"):
         RunDirectory(str(tmp_path), resume=True, settings={"seed": 2, "network": "new"}).claim()
+
+
+def begin_with(folder, configuration):
+    base = {key: value for key, value in ConfigParser.load_config_files(str(ROOT / "configs/train.json")).items()}
+    directory = RunDirectory(str(folder), resume=True, configuration=lambda: {**base, **configuration})
+    if not (folder / "run.json").is_file():
+        directory.resume = False
+        directory.begin()
+    else:
+        directory.claim()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2}},
+        {"augmentation": [{"_target_": "RandFlipd", "prob": 0.2}]},
+        {"window": {"_target_": "ScaleIntensityRanged", "a_min": -200}},
+        {"normalize": []},
+    ],
+)
+def test_a_run_is_not_resumed_with_other_options_of_its_parts(tmp_path, change):
+    begun = {"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1}, "augmentation": []}
+    begin_with(tmp_path, begun)
+    begin_with(tmp_path, begun)
+    with pytest.raises(BundleError, match=f"other settings \\({next(iter(change))} was "):
+        begin_with(tmp_path, {**begun, **change})
+    (tmp_path / "run_config.json").write_text("{")
+    with pytest.raises(BundleError, match="run_config.json is damaged"):
+        begin_with(tmp_path, begun)
+
+
+def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
+    begin_with(tmp_path, {"spacing": [1.0, 1.0, 1.0]})
+    configuration = json.loads((tmp_path / "run_config.json").read_text())
+    weights = str(tmp_path / "model_final.pt")
+    check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
+    check_preprocessing(weights, None)
+    check_preprocessing(str(tmp_path / "elsewhere" / "model.pt"), {**configuration, "spacing": None})
+    with pytest.raises(BundleError, match=r"another preprocessing \(spacing was \[1.0, 1.0, 1.0\], is None\)"):
+        check_preprocessing(weights, {**configuration, "spacing": None})
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):

@@ -351,6 +351,15 @@ def test_what_a_bundle_cannot_hold_is_refused(change, message, run_dir, tmp_path
         make_package(changed(run_dir, tmp_path, change))
 
 
+@pytest.mark.parametrize("folder", ["/daten/M\u00fcller", "C:\\daten\\scans"])
+def test_folders_of_any_letters_do_not_go_along(folder, run_dir, tmp_path):
+    copy = changed(run_dir, tmp_path, set_item("optimizer#lr", f"$len(r'{folder}') / 1000"))
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**facts, "dataset_dir": folder}))
+    with assert_refused("the configuration of the run .* names .*, which must not go along"):
+        make_package(copy)
+
+
 def changed(run_dir, tmp_path, change):
     """A copy of the run with another configuration."""
     copy = shutil.copytree(run_dir, tmp_path / "run")

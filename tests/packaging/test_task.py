@@ -330,8 +330,13 @@ def test_nothing_is_replaced_unasked_or_by_halves(weights, tmp_path):
     with assert_refused("^weights .* does not fit: .*check num_classes"):
         package("left_atrium", tmp_path, weights=weights, overwrite=True)
     assert (folder / "mine.txt").read_text() == "mine"
+    with assert_refused(f"{folder} holds mine.txt, which is not of the new package: move it away."):
+        package("left_atrium", tmp_path, without_weights=True, overwrite=True)
+    assert (folder / "mine.txt").read_text() == "mine"
+    (folder / "mine.txt").unlink()
+    (folder / "LICENSE").write_text("changed")
     package("left_atrium", tmp_path, without_weights=True, overwrite=True)
-    assert not (folder / "mine.txt").exists()
+    assert (folder / "LICENSE").read_text() != "changed"
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -122,6 +122,11 @@ def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
         study_robustness(*arguments, overrides=overrides, seed=1)
     with assert_refused("holds a study of other configuration: choose another"):
         study_robustness(*arguments, overrides={**overrides, "overlap": 0.25})
+    # Cases of the same names, prepared in another way.
+    shutil.copytree(phantom_dir, tmp_path / "again")
+    elsewhere = (str(tmp_path / "again"), str(tmp_path / "again" / "split.json"), *arguments[2:])
+    with assert_refused("holds a study of other cases: choose another"):
+        study_robustness(*elsewhere, overrides=overrides)
     other_weights = tmp_path / "other.pt"
     torch.save(DualNetwork().state_dict(), other_weights)
     with assert_refused("holds a study of other weights: choose another"):

@@ -44,7 +44,7 @@ class SplitSettings:
     Attributes:
         fold: number of the fold of ``split_fold<K>_<N>.json`` (without N where no number of labeled cases is set),
             "all" for every one, None for ``split.json`` of fold 0.
-        num_folds: number of folds; None for that of the data set.
+        num_folds: number of folds; None for that of the data set, 0 for an empty test list.
         num_labeled: number of labeled cases; None for that of the data set.
         labeled: labeled cases by name instead.
         num_validation: cases of the validation list.
@@ -119,7 +119,8 @@ def prepare_dataset(
     if source is None:
         source = download(options["task"], output_dir)
     if source.is_file():
-        source = unpack(source, output_dir / _SOURCE_FOLDER / source.name.split(".")[0])
+        # With its size, so that another archive of the name is not taken for one that was unpacked before.
+        source = unpack(source, output_dir / _SOURCE_FOLDER / f"{source.name.split('.')[0]}_{source.stat().st_size}")
     found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
     cases, unnamed = _with_usable_names(found.cases)
     write_json(output_dir / _SETTINGS_FILE, settings)
@@ -226,7 +227,8 @@ def _write_splits(
             for fold in folds
         ]
         notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
-        source_of_lists = f"fold {{}} of {num_folds}, drawn with seed {splits.seed}"
+        source_of_lists = f"fold {{}} of {num_folds}" if num_folds else "no test list"
+        source_of_lists += f", drawn with seed {splits.seed}"
     # One name for the files of all folds, so that a pattern finds them.
     number = splits.num_labeled or len(splits.labeled) or found.num_labeled
     paths = []
@@ -235,7 +237,7 @@ def _write_splits(
         stem = "split" if splits.fold is None else f"split_fold{fold}" + f"_{number}" * bool(number)
         split = write_split(
             output_dir / f"{stem}.json",
-            name=f"{name}_fold{fold}_{counts['labeled']}",
+            name=f"{name}{f'_fold{fold}' if num_folds else ''}_{counts['labeled']}",
             description=f"{name}, {source_of_lists.format(fold)}: "
             f"{', '.join(f'{count} {key}' for key, count in counts.items())}.",
             lists=drawn.lists,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,12 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
 def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
-    labels = {_name(path): path for path in _visible(source / _LABELS) if stem(path) is not None}
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in _visible(source / _LABELS):
+        if stem(path) is not None:
+            files[_name(path)].append(path)
+    repeated = {name: paths for name, paths in files.items() if len(paths) > 1}
+    labels = {name: paths[0] for name, paths in files.items() if name not in repeated}
     images, others = [], []
     for path in entries:
         is_image = path.is_dir() if not has_images else path.is_dir() or stem(path) is not None
@@ -69,8 +74,12 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
             images.append(path)
         elif path.is_file():
             others.append(path.name)
-    rows = [_Row(path, labels.pop(_name(path), None)) for path in images]
+    rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in repeated]
     problems = [f"{name}: {_LABELS}/{path.name} has no image." for name, path in sorted(labels.items())]
+    problems += [
+        f"{name}: one label is needed, got {' and '.join(path.name for path in paths)} in {_LABELS}."
+        for name, paths in sorted(repeated.items())
+    ]
     notes = [f"{len(others)} files are no volumes and passed over, such as {others[0]}."] if others else []
     return rows, problems, notes
 

@@ -42,7 +42,8 @@ class Lists:
 
     Attributes:
         lists: the ids of each list.
-        left_out: cases without a label whose patient is in the validation or the test list.
+        left_out: cases in none of them: without a label, where their patient is in the validation or the test list,
+            or withdrawn from the data set.
     """
 
     lists: Mapping[str, Sequence[str]]
@@ -61,13 +62,15 @@ def draw_lists(
 ) -> Lists:
     """Draw the lists of one of k folds; the test lists of all folds cover every group with a label once.
 
+    Without folds the test list is empty, and every case with a label is there for the training.
+
     Groups are dealt to the folds so that each fold gets as many cases, as many of each set of classes, and as large and
     as small foregrounds as the others. The labeled cases of a smaller number are among those of a larger one.
 
     Args:
         cases: all cases; those without a label become unlabeled.
         fold: whose cases are the test list, from 0.
-        num_folds: number of folds.
+        num_folds: number of folds; 0 for an empty test list, with ``fold`` 0.
         num_labeled: labeled cases; None takes all labeled ones where some have no label, otherwise a fifth.
         labeled: the labeled cases by name instead; their groups are in no test and no validation list.
         num_validation: cases for the validation, at least, since groups stay together.
@@ -79,8 +82,8 @@ def draw_lists(
     Raises:
         BundleError: when there are too few cases, or one of ``labeled`` is not there or has no foreground.
     """
-    if not 0 <= fold < num_folds:
-        raise BundleError(f"fold must be from 0 to {num_folds - 1}, got {fold}.")
+    if not 0 <= fold < max(1, num_folds):
+        raise BundleError(f"fold must be from 0 to {max(1, num_folds) - 1}, got {fold}.")
     by_name = {case.name: case for case in cases}
     unknown = [name for name in labeled if name not in by_name or not by_name[name].classes]
     if unknown:
@@ -96,16 +99,18 @@ def draw_lists(
     }
     if len(dealt) < num_folds:
         raise BundleError(
-            f"num_folds is {num_folds}, but there are {len(dealt)} groups (patients) with a label to deal."
+            f"num_folds is {num_folds}, but there are {len(dealt)} groups (patients) with a label to deal; "
+            "0 leaves the test list empty."
         )
-    number_of = _deal(dealt, num_folds=num_folds, seed=seed)
+    number_of = _deal(dealt, num_folds=num_folds, seed=seed) if num_folds else {}
     tested = {name for name, number in number_of.items() if number == fold}
     validated: set[str] = set()
     order = np.random.default_rng((seed, 1)).permutation(sorted(dealt.keys() - tested)).tolist()
     while sum(len(dealt[name]) for name in validated) < num_validation and order:
         validated.add(order.pop())
     trained = [case for name, members in groups.items() if name not in tested | validated for case in members]
-    chosen = _choose_labeled(trained, labeled=labeled, num_labeled=num_labeled, seed=seed)
+    held_out = sum(len(dealt[name]) for name in tested | validated)
+    chosen = _choose_labeled(trained, labeled=labeled, num_labeled=num_labeled, held_out=held_out, seed=seed)
     return Lists(
         {
             "labeled": sorted(chosen),
@@ -197,7 +202,7 @@ def _deal(groups: Mapping[str, Sequence[FoldCase]], *, num_folds: int, seed: int
 
 
 def _choose_labeled(
-    trained: Sequence[FoldCase], *, labeled: Sequence[str], num_labeled: int | None, seed: int
+    trained: Sequence[FoldCase], *, labeled: Sequence[str], num_labeled: int | None, held_out: int, seed: int
 ) -> set[str]:
     if labeled:
         return set(labeled)
@@ -208,6 +213,6 @@ def _choose_labeled(
     if not 1 <= num_labeled <= len(usable):
         raise BundleError(
             f"num_labeled must be from 1 to {len(usable)}, the training cases with foreground in their label, "
-            f"got {num_labeled}."
+            f"got {num_labeled}; held out for test and validation: {held_out} (num_folds 0 leaves the test list empty)."
         )
     return set(np.random.default_rng((seed, 2)).permutation(usable)[:num_labeled].tolist())
