@@ -89,7 +89,7 @@ def test_what_the_beginning_of_a_run_did_not_record_is_not_compared(tmp_path):
 
 
 def begin_with(folder, configuration):
-    base = {key: value for key, value in ConfigParser.load_config_files(str(ROOT / "configs/train.json")).items()}
+    base = ConfigParser.load_config_files(str(ROOT / "configs/train.json"))
     directory = RunDirectory(str(folder), resume=True, configuration=lambda: {**base, **configuration})
     if not (folder / "run.json").is_file():
         directory.resume = False
@@ -114,7 +114,7 @@ def test_a_run_is_not_resumed_with_other_options_of_its_parts(tmp_path, change):
     with pytest.raises(BundleError, match=f"other settings \\({next(iter(change))} was "):
         begin_with(tmp_path, {**begun, **change})
     (tmp_path / "run_config.json").write_text("{")
-    with pytest.raises(BundleError, match="run_config.json is damaged"):
+    with pytest.raises(BundleError, match=r"run_config\.json is damaged"):
         begin_with(tmp_path, begun)
 
 
