@@ -51,10 +51,14 @@ def predicted_class(logits: torch.Tensor) -> torch.Tensor:
     """
     # On a CPU Tensor.max and Tensor.argmax take many times as long as comparisons with the highest score.
     highest = logits.amax(dim=1, keepdim=True)
-    classes = torch.zeros_like(highest, dtype=torch.long)
-    for index in reversed(range(logits.shape[1])):
-        classes.masked_fill_(logits[:, index : index + 1] == highest, index)
-    return classes
+    # So does filling by masks; a byte holds the classes of any network here, at most 128.
+    classes = torch.zeros_like(highest, dtype=torch.uint8)
+    free = torch.ones_like(highest, dtype=torch.bool)
+    for index in range(logits.shape[1]):
+        first = (logits[:, index : index + 1] == highest) & free
+        free ^= first
+        classes.add_(first, alpha=index)
+    return classes.long()
 
 
 def _order_statistic(values: torch.Tensor, rank: int) -> torch.Tensor:

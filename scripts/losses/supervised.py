@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from monai.networks.utils import one_hot
 from monai.utils.misc import str2bool
 from torch import nn
 
@@ -108,7 +107,7 @@ class SupervisedLoss(nn.Module):
     def _dice(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # MONAI's Dice loss is the same in one process, but its sums cannot be taken over several.
         probabilities = logits.softmax(dim=1)[:, 1:]
-        target = one_hot(label, logits.shape[1])[:, 1:]
+        target = torch.cat([label == index for index in range(1, logits.shape[1])], dim=1).float()
         axes = (0, *range(2, logits.ndim))
         overlap = sum_over_processes((probabilities * target).sum(dim=axes))
         total = sum_over_processes(((probabilities.square() if self.squared else probabilities) + target).sum(dim=axes))
