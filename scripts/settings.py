@@ -9,11 +9,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
+from monai.utils.misc import str2bool
 
 from .errors import BundleError
 from .precision import Precision, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
+
+
+def truth(name: str, value: Any) -> bool:
+    """Read a setting that is true or false, also as a text.
+
+    Args:
+        name: what to call it in the message.
+        value: its value.
+
+    Raises:
+        BundleError: when it is neither.
+    """
+    try:
+        return bool(str2bool(value))
+    except ValueError:
+        raise BundleError(f"{name} must be true or false, got {value!r}.") from None
 
 
 def _whole(value: Any) -> bool:

@@ -29,13 +29,13 @@ from tqdm import tqdm
 from ..errors import BundleError
 from ..files import write_json
 from ..nifti import write_nifti
+from .splits import IMAGE_PATTERN, LABEL_PATTERN
 
 FloatArray = NDArray[np.float32]
 Vector = tuple[float, float, float]
 
 SPLIT_FILE_NAME = "split.json"
 MAX_CLASSES = 5
-_IMAGE_PATTERN, _LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
 _CASE_NAME = re.compile(r"phantom_\d{3,}")
 # Finished files, and the temporary ones that a killed process leaves.
 _VOLUME_NAME = re.compile(r"phantom_\d{3,}\.nii\.gz|\.phantom_\d{3,}\.nii\.\w+\.gz")
@@ -123,16 +123,16 @@ def generate_phantom_dataset(
     cases = [f"phantom_{index:03d}" for index in range(num_cases)]
     for index, case in enumerate(tqdm(cases, desc="phantom", unit="case", disable=None)):
         image, label = _generate_case(index, shape=shape, modality=modality, num_classes=num_classes, seed=seed)
-        write_nifti(image, output_path / _IMAGE_PATTERN.format(case=case))
-        write_nifti(label, output_path / _LABEL_PATTERN.format(case=case))
+        write_nifti(image, output_path / IMAGE_PATTERN.format(case=case))
+        write_nifti(label, output_path / LABEL_PATTERN.format(case=case))
 
     split: dict[str, Any] = {
         "version": 1,
         "name": f"phantom_{modality}_{num_cases}",
         "description": f"{num_cases} generated {modality.upper()} volumes with {num_classes} classes, seed {seed}.",
         "seed": seed,
-        "image": _IMAGE_PATTERN,
-        "label": _LABEL_PATTERN,
+        "image": IMAGE_PATTERN,
+        "label": LABEL_PATTERN,
     }
     start = 0
     for list_name, count in counts.items():
@@ -170,7 +170,7 @@ def is_phantom_case(case: str) -> bool:
 
 
 def _volume_folders(output_path: Path) -> list[Path]:
-    return [(output_path / pattern).parent for pattern in (_IMAGE_PATTERN, _LABEL_PATTERN)]
+    return [(output_path / pattern).parent for pattern in (IMAGE_PATTERN, LABEL_PATTERN)]
 
 
 def _is_volume(path: Path) -> bool:

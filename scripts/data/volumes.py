@@ -27,6 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
 from ..nifti import WholeFiles
+from ..settings import truth
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
@@ -87,7 +88,7 @@ def check_volumes(
         "overwrite": overwrite,
         "skip_existing": skip_existing,
     }
-    wanted = {name: _truth(name, value) for name, value in options.items()}
+    wanted = {name: truth(name, value) for name, value in options.items()}
     if wanted["overwrite"] and wanted["skip_existing"]:
         raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
     postfixes = [output_postfix, *(name for name in _OTHER_MAPS if wanted[f"save_{name}"])]
@@ -193,13 +194,6 @@ def _check_names(output_postfix: Any, output_ext: Any) -> None:
             f"output_postfix must not be {' or '.join(_OTHER_MAPS)}, the names of the other maps, "
             f"got {output_postfix!r}."
         )
-
-
-def _truth(name: str, value: Any) -> bool:
-    try:
-        return str2bool(value)
-    except ValueError:
-        raise BundleError(f"{name} must be true or false, got {value!r}.") from None
 
 
 class ReadableVolumes(IterableDataset):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from .supervised import check_logits
+from .supervised import check_pair
 from .voxels import sum_over_voxels
 
 Mode = Literal["voxel", "volume"]
@@ -50,12 +50,7 @@ class ConsistencyLoss(nn.Module):
         Raises:
             ValueError: when the shapes do not fit.
         """
-        check_logits(logits_a, "logits_a")
-        if logits_a.shape != logits_b.shape:
-            raise ValueError(
-                "logits_a and logits_b must have the same shape, "
-                f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}."
-            )
+        check_pair(logits_a, logits_b, "logits_a", "logits_b")
         if self.mode == "voxel":
             total = sum_over_voxels(self._sum, logits_a, logits_b)
             return total / max(1, logits_a.numel() // logits_a.shape[1])

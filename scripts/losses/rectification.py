@@ -9,7 +9,7 @@ from torch import nn
 
 from ..parallel import sum_over_processes
 from .reliability import predicted_class
-from .supervised import check_logits, check_voxel_map
+from .supervised import check_pair, check_voxel_map
 from .voxels import sum_over_voxels
 
 
@@ -51,12 +51,7 @@ class RectificationLoss(nn.Module):
         Raises:
             ValueError: when the shapes do not fit.
         """
-        check_logits(logits_a, "logits_a")
-        if logits_a.shape != logits_b.shape:
-            raise ValueError(
-                "logits_a and logits_b must have the same shape, "
-                f"got {tuple(logits_a.shape)} and {tuple(logits_b.shape)}."
-            )
+        check_pair(logits_a, logits_b, "logits_a", "logits_b")
         check_voxel_map(label, "label", logits_a, "logits_a")
         with torch.no_grad():
             disputed = self._confident(logits_a) ^ self._confident(logits_b)

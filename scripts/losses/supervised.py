@@ -29,6 +29,26 @@ def check_logits(logits: torch.Tensor, name: str = "logits") -> None:
         raise ValueError(f"{name} must be of shape (B, C, X, Y, Z) with C >= 2, got {tuple(logits.shape)}.")
 
 
+def check_pair(first: torch.Tensor, second: torch.Tensor, first_name: str, second_name: str) -> None:
+    """Refuse the scores of two networks that are not of one shape, (B, C, X, Y, Z), C >= 2.
+
+    Args:
+        first: scores of one network.
+        second: scores of the other.
+        first_name: what to call the first in the message.
+        second_name: what to call the second in the message.
+
+    Raises:
+        ValueError: when the shapes differ, or are not those of scores.
+    """
+    check_logits(first, first_name)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same shape, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+
+
 def check_voxel_map(
     voxel_map: torch.Tensor, name: str, reference: torch.Tensor, reference_name: str = "logits"
 ) -> None:

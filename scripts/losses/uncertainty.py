@@ -12,7 +12,7 @@ from monai.utils.misc import str2bool
 from torch import nn
 
 from .reliability import predicted_class
-from .supervised import check_logits
+from .supervised import check_pair
 from .voxels import sum_over_voxels
 
 Target = Literal["soft", "hard"]
@@ -61,12 +61,7 @@ class UncertaintyLoss(nn.Module):
         Raises:
             ValueError: when the shapes do not fit.
         """
-        check_logits(logits_student, "logits_student")
-        if logits_student.shape != logits_teacher.shape:
-            raise ValueError(
-                "logits_student and logits_teacher must have the same shape, "
-                f"got {tuple(logits_student.shape)} and {tuple(logits_teacher.shape)}."
-            )
+        check_pair(logits_student, logits_teacher, "logits_student", "logits_teacher")
         total = sum_over_voxels(self._sum, logits_student, logits_teacher.detach())
         return total / max(1, logits_student.numel() // logits_student.shape[1])
 
