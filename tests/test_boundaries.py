@@ -24,7 +24,7 @@ ALLOWED = {
     "losses": {"parallel"},
     # Networks only as the type of an argument: a method receives its network.
     "methods": {"losses", "networks", "schedules"},
-    "data": {"errors", "files", "nifti", "parallel", "weights"},
+    "data": {"errors", "files", "nifti", "parallel", "settings", "weights"},
     "evaluation": {"errors", "files", "nifti", "weights"},
     "weights": {"errors"},
     "console": {"errors", "files"},
@@ -64,6 +64,7 @@ ALLOWED = {
         "nifti",
         "packaging",
         "predict",
+        "settings",
         "studies",
     },
     "__init__": set(),
