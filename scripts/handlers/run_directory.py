@@ -197,7 +197,7 @@ class RunDirectory:
             write_json(self.path / _INFERENCE_FILE, inference)
 
 
-def check_preprocessing(weights: str, configuration: dict[str, Any] | None) -> None:
+def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
     """Make sure that weights are evaluated on volumes such as they were trained on.
 
     Args:

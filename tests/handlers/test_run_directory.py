@@ -123,7 +123,7 @@ def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
     configuration = json.loads((tmp_path / "run_config.json").read_text())
     weights = str(tmp_path / "model_final.pt")
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
-    check_preprocessing(weights, None)
+    check_preprocessing(weights)
     check_preprocessing(str(tmp_path / "elsewhere" / "model.pt"), {**configuration, "spacing": None})
     with pytest.raises(BundleError, match=r"another preprocessing \(spacing was \[1.0, 1.0, 1.0\], is None\)"):
         check_preprocessing(weights, {**configuration, "spacing": None})
