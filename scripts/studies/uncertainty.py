@@ -148,7 +148,7 @@ def study_uncertainty(
 def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:
     reference, prediction = read_nifti(case.label), segmented(folder, case)
     probabilities = np.moveaxis(segmented(folder, case, "probabilities").get_fdata(dtype=np.float32), -1, 0)
-    disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32).squeeze()
+    disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32)
     label, predicted = label_array(reference), label_array(prediction)
     distance = ndimage.distance_transform_edt(~((label > 0) | (predicted > 0)), sampling=voxel_sizes(reference.affine))
     regions = {"all": np.ones(label.shape, dtype=bool), "near": distance <= margin_mm}

@@ -50,11 +50,12 @@ def test_a_measurement_ends_with_the_process_that_started_it(tmp_path):
     script += f"measure_alone(write_pid_and_sleep, {str(tmp_path / 'pid')!r})\n"
     path = os.pathsep.join([os.getcwd(), os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
     starter = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
-    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 120)
+    assert comes_true(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "", seconds=120)
+    measurement = int((tmp_path / "pid").read_text())
+    assert is_running(measurement)
     starter.kill()
     starter.wait()
-    measurement = f"/proc/{(tmp_path / 'pid').read_text()}/stat"
-    wait_for(lambda: not os.path.exists(measurement), 30)
+    assert comes_true(lambda: not is_running(measurement), seconds=30)
 
 
 def write_pid_and_sleep(path):
@@ -63,11 +64,19 @@ def write_pid_and_sleep(path):
     time.sleep(600)
 
 
-def wait_for(condition, seconds):
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def comes_true(condition, *, seconds):
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+    while not condition() and time.monotonic() < end:
         time.sleep(0.1)
+    return condition()
 
 
 def test_modes_take_the_strides_of_the_protocol():

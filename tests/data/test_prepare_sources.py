@@ -215,6 +215,20 @@ def test_a_label_whose_header_is_wrong_is_flipped_with_a_note(flip, name, tmp_pa
     np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/PANCREAS_0001.nii.gz"), label)
 
 
+def test_of_two_labels_of_a_series_none_is_taken(tmp_path, prepare):
+    make_nih(tmp_path / "source", range(1, 4))
+    save(tmp_path / "source/older/label0002.nii.gz", organ()[1])
+    _, lines = prepare("pancreas", "--num_labeled", 1, "--num_folds", 2)
+    found = "older/label0002.nii.gz", "TCIA_pancreas_labels/label0002.nii.gz"
+    assert any(
+        line.startswith("PANCREAS_0002: one label is needed") and all(x in line for x in found) for line in lines
+    )
+    assert {path.name for path in (tmp_path / "prepared/images").iterdir()} == {
+        "PANCREAS_0001.nii.gz",
+        "PANCREAS_0003.nii.gz",
+    }
+
+
 def test_withdrawn_cases_are_in_no_split(tmp_path, prepare, monkeypatch):
     # An older download: one of the two is still there.
     for number in (number for number in range(1, 83) if number != 25):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -54,14 +55,11 @@ def find_pancreas(source: Path, *, tumor: Tumor = "merge") -> Source:
 
 def _find_nih(source: Path) -> Source:
     folders: dict[str, Path] = {}
-    labels: dict[str, Path] = {}
-    repeated: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = defaultdict(list)
     for path in walk(source):
         label = _LABEL_FILE.fullmatch(path.name)
         if label:
-            name = f"PANCREAS_{label[1]}"
-            if labels.setdefault(name, path) != path:
-                repeated.setdefault(name, [labels[name]]).append(path)
+            files[f"PANCREAS_{label[1]}"].append(path)
         for folder in path.relative_to(source).parents:
             if _CASE_FOLDER.fullmatch(folder.name):
                 folders.setdefault(folder.name, source / folder)
@@ -69,16 +67,18 @@ def _find_nih(source: Path) -> Source:
         folders[source.name] = source
     if not folders:
         raise BundleError(f"source {source} holds neither PANCREAS_0001/**/*.dcm nor {DESCRIPTION_FILE}.")
-    problems = [f"{name}: label{name[-4:]}.nii.gz not found." for name in sorted(folders.keys() - labels.keys())]
+    labels = {name: paths[0] for name, paths in files.items() if len(paths) == 1}
+    problems = [f"{name}: label{name[-4:]}.nii.gz not found." for name in sorted(folders.keys() - files.keys())]
     problems += [
         f"{name}: one label is needed, got {' and '.join(str(path.relative_to(source)) for path in paths)}."
-        for name, paths in sorted(repeated.items())
+        for name, paths in sorted(files.items())
+        if len(paths) > 1
     ]
-    lonely = sorted(labels.keys() - folders.keys() - _WITHDRAWN)
+    lonely = sorted(files.keys() - folders.keys() - _WITHDRAWN)
     notes = [f"{len(lonely)} label files have no DICOM folder, such as that of {lonely[0]}."] if lonely else []
     cases = [
         SourceCase(name, partial(_read_nih, folders[name], labels[name], source=source))
-        for name in sorted((folders.keys() & labels.keys()) - repeated.keys())
+        for name in sorted(folders.keys() & labels.keys())
     ]
     return Source(cases, problems, notes, protocol="pancreas", withdrawn=_WITHDRAWN, num_folds=4, num_labeled=12)
 
