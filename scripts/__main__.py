@@ -175,12 +175,6 @@ def prepare(
         num_validation=_whole_number("num_validation", num_validation, at_least=0),
         seed=_whole_number("seed", seed, at_least=0),
     )
-    if splits.num_folds == 1:
-        raise BundleError("num_folds must be 0 or at least 2, got 1.")
-    if splits.num_folds == 0 and splits.fold is not None:
-        raise BundleError(f"fold must not be given with num_folds 0, got {splits.fold!r}.")
-    if splits.labeled and splits.num_labeled is not None:
-        raise BundleError("labeled and num_labeled must not both be given.")
     # Only what was given: an option of another data set is refused.
     options = dict(others)
     for key, flag in (("crop_to_label", crop_to_label), ("test_images", test_images)):

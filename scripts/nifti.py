@@ -47,7 +47,8 @@ def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:
         name: what to call it in the message.
 
     Returns:
-        the volume with its voxels in memory, in the type of their scaled values, without trailing axes of length 1.
+        the volume with its voxels in memory, in the type of their scaled values, without axes of length 1 behind the
+            third.
 
     Raises:
         BundleError: when it cannot be read, or holds colors or complex numbers.

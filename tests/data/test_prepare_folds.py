@@ -13,6 +13,7 @@ from conftest import assert_refused
 from matplotlib.image import imread
 
 from scripts.data.prepare.folds import FoldCase, draw_lists, protocol_lists, shipped_splits
+from scripts.errors import BundleError
 from scripts.evaluation.montage import draw_montage
 
 KEYS = ("labeled", "unlabeled", "validation", "test")
@@ -59,6 +60,16 @@ def test_folds_are_balanced_in_number_classes_and_size():
     assert max(means) - min(means) < 4.1, "blocks of five neighbors differ by four at most"
 
 
+def test_too_few_cases_for_the_validation_are_refused():
+    cases = [FoldCase(f"c{i}", f"c{i}", (1,)) for i in range(4)]
+    with pytest.raises(BundleError, match=r"num_validation must be at most 2, .*got 3"):
+        draw_lists(cases, fold=0, num_folds=0, labeled=["c0", "c1"], num_validation=3)
+    assert draw_lists(cases, fold=0, num_folds=0, labeled=["c0", "c1"], num_validation=2).lists["validation"] == [
+        "c2",
+        "c3",
+    ]
+
+
 def test_the_seed_decides():
     cases = cohort()
     first, same, other = (draw_lists(cases, fold=0, num_folds=4, num_labeled=5, seed=seed).lists for seed in (1, 1, 2))
@@ -78,6 +89,11 @@ def test_number_of_labeled_cases_by_default():
     some = full + [FoldCase(f"u{i}", f"u{i}") for i in range(30)]
     lists = draw_lists(some, fold=0, num_folds=4).lists
     assert [len(lists[key]) for key in KEYS] == [15, 30, 0, 5]
+
+
+def test_no_test_list_is_advised_where_there_is_none():
+    with pytest.raises(BundleError, match=r"got 99; held out for test and validation: 0\.$"):
+        draw_lists(cohort(), fold=0, num_folds=0, num_labeled=99)
 
 
 def test_empty_labels_are_tested_but_never_trained_with():

@@ -19,9 +19,11 @@ from dicom_series import write_series
 
 from scripts.__main__ import main
 from scripts.data.prepare import conversion
+from scripts.data.prepare.dataset import SplitSettings
 from scripts.data.prepare.folds import shipped_splits
 from scripts.data.prepare.reading import Volumes
 from scripts.data.splits import LIST_NAMES, read_split
+from scripts.errors import BundleError
 
 SHAPE = (10, 9, 8)
 LPS = {
@@ -229,6 +231,16 @@ def test_of_two_labels_of_a_series_none_is_taken(tmp_path, prepare):
     }
 
 
+def test_two_labels_of_what_is_not_there_are_no_problem(tmp_path, prepare):
+    make_nih(tmp_path / "source", range(1, 4))
+    for number in (7, 25):
+        for folder in ("older", "newer"):
+            save(tmp_path / "source" / folder / f"label{number:04d}.nii.gz", organ()[1])
+    _, lines = prepare("pancreas", "--num_labeled", 1, "--num_folds", 2)
+    assert not any("one label is needed" in line for line in lines)
+    assert any(line.startswith("1 label files have no DICOM folder, such as that of PANCREAS_0007") for line in lines)
+
+
 def test_withdrawn_cases_are_in_no_split(tmp_path, prepare, monkeypatch):
     # An older download: one of the two is still there.
     for number in (number for number in range(1, 83) if number != 25):
@@ -254,6 +266,9 @@ def test_withdrawn_cases_are_in_no_split(tmp_path, prepare, monkeypatch):
         assert not gone & set(split.all_cases())
         tested |= set(split.test)
     assert len(tested) == 80
+    code, lines = prepare("pancreas", "--num_folds", 8, output="drawn")
+    assert code == 0
+    assert any("withdrawn by the publisher of the data): PANCREAS_0070." in line for line in lines)
 
 
 def test_spacing_resamples_image_and_label(tmp_path, prepare):
@@ -579,6 +594,18 @@ def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
     assert code == 1
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("words", [["--fold", 7], ["--labeled", "z"]])
+def test_a_split_that_cannot_be_is_refused_before_the_work(words, tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    assert prepare("folder", "--num_folds", 2, *words)[0] == 1
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_split_settings_that_do_not_go_together():
+    with pytest.raises(BundleError, match="fold must not be given with num_folds 0, got 'all'"):
+        SplitSettings(fold="all", num_folds=0)
 
 
 def test_source_and_output(tmp_path, prepare):

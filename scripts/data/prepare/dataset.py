@@ -35,6 +35,7 @@ _FINDERS: Mapping[str, Callable[..., Source]] = {
     "folder": find_folder,
 }
 _SETTINGS_FILE, _SOURCE_FOLDER = "prepared.json", "source"
+_WITHDRAWN = "withdrawn by the publisher of the data"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class SplitSettings:
         labeled: labeled cases by name instead.
         num_validation: cases of the validation list.
         seed: seed of what is drawn.
+
+    Raises:
+        BundleError: when they do not go together.
     """
 
     fold: int | str | None = None
@@ -57,6 +61,14 @@ class SplitSettings:
     labeled: Sequence[str] = ()
     num_validation: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_folds == 1:
+            raise BundleError("num_folds must be 0 or at least 2, got 1.")
+        if self.num_folds == 0 and self.fold is not None:
+            raise BundleError(f"fold must not be given with num_folds 0, got {self.fold!r}.")
+        if self.labeled and self.num_labeled is not None:
+            raise BundleError("labeled and num_labeled must not both be given.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ def prepare_dataset(
         source = unpack(source, output_dir / _SOURCE_FOLDER / f"{source.name.split('.')[0]}_{source.stat().st_size}")
     found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
     cases, unnamed = _with_usable_names(found.cases)
+    _check_splits(splits, cases, num_folds=_num_folds(found, splits))
     write_json(output_dir / _SETTINGS_FILE, settings)
     problems, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
     problems = [*found.problems, *unnamed, *problems]
@@ -201,10 +214,23 @@ def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], l
     return [case for case in cases if case.name not in (*repeated, *unfit)], problems
 
 
+def _num_folds(found: Source, splits: SplitSettings) -> int:
+    return found.num_folds if splits.num_folds is None else splits.num_folds
+
+
+def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], *, num_folds: int) -> None:
+    """Refuse what would otherwise be found out after hours of converting."""
+    if isinstance(splits.fold, int) and splits.fold >= num_folds:
+        raise BundleError(f"fold must be from 0 to {num_folds - 1}, got {splits.fold}.")
+    unknown = sorted(set(splits.labeled) - {case.name for case in cases})
+    if unknown:
+        raise BundleError(f"labeled must name cases with foreground in their label, got {', '.join(unknown[:5])}.")
+
+
 def _write_splits(
     name: str, found: Source, there: Sequence[SourceCase], output_dir: Path, *, splits: SplitSettings, jobs: int
 ) -> tuple[list[Path], list[str]]:
-    num_folds = found.num_folds if splits.num_folds is None else splits.num_folds
+    num_folds = _num_folds(found, splits)
     folds = range(num_folds) if splits.fold == "all" else [int(splits.fold or 0)]
     lists: list[Lists] = []
     notes: list[str] = []
@@ -226,6 +252,8 @@ def _write_splits(
             )
             for fold in folds
         ]
+        withdrawn = [case.name for case in there if case.name in found.withdrawn]
+        notes += _left_out_notes(withdrawn, _WITHDRAWN)
         notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
         source_of_lists = f"fold {{}} of {num_folds}" if num_folds else "no test list"
         source_of_lists += f", drawn with seed {splits.seed}"
@@ -278,7 +306,7 @@ def _lists_of_protocol(
             f"{len(failed)} cases of the protocol could not be prepared, such as {failed[0]}: the split is written "
             "when all are there."
         )
-    return lists, _left_out_notes(lists[0].left_out, "withdrawn by the publisher of the data")
+    return lists, _left_out_notes(lists[0].left_out, _WITHDRAWN)
 
 
 def _left_out_notes(cases: Sequence[str], reason: str) -> list[str]:

@@ -42,8 +42,8 @@ class Lists:
 
     Attributes:
         lists: the ids of each list.
-        left_out: cases in none of them: without a label, where their patient is in the validation or the test list,
-            or withdrawn from the data set.
+        left_out: cases in none of them: of drawn lists those without a label whose patient is in the validation or the
+            test list, of a protocol those that were withdrawn from the data set.
     """
 
     lists: Mapping[str, Sequence[str]]
@@ -108,8 +108,16 @@ def draw_lists(
     order = np.random.default_rng((seed, 1)).permutation(sorted(dealt.keys() - tested)).tolist()
     while sum(len(dealt[name]) for name in validated) < num_validation and order:
         validated.add(order.pop())
+    num_validated = sum(len(dealt[name]) for name in validated)
+    if num_validated < num_validation:
+        raise BundleError(
+            f"num_validation must be at most {num_validated}, the cases with a label that are left for it, "
+            f"got {num_validation}."
+        )
     trained = [case for name, members in groups.items() if name not in tested | validated for case in members]
-    held_out = sum(len(dealt[name]) for name in tested | validated)
+    held_out = f"held out for test and validation: {sum(len(dealt[name]) for name in tested | validated)}"
+    if tested:
+        held_out += " (num_folds 0 leaves the test list empty)"
     chosen = _choose_labeled(trained, labeled=labeled, num_labeled=num_labeled, held_out=held_out, seed=seed)
     return Lists(
         {
@@ -202,7 +210,7 @@ def _deal(groups: Mapping[str, Sequence[FoldCase]], *, num_folds: int, seed: int
 
 
 def _choose_labeled(
-    trained: Sequence[FoldCase], *, labeled: Sequence[str], num_labeled: int | None, held_out: int, seed: int
+    trained: Sequence[FoldCase], *, labeled: Sequence[str], num_labeled: int | None, held_out: str, seed: int
 ) -> set[str]:
     if labeled:
         return set(labeled)
@@ -213,6 +221,6 @@ def _choose_labeled(
     if not 1 <= num_labeled <= len(usable):
         raise BundleError(
             f"num_labeled must be from 1 to {len(usable)}, the training cases with foreground in their label, "
-            f"got {num_labeled}; held out for test and validation: {held_out} (num_folds 0 leaves the test list empty)."
+            f"got {num_labeled}; {held_out}."
         )
     return set(np.random.default_rng((seed, 2)).permutation(usable)[:num_labeled].tolist())

@@ -72,7 +72,7 @@ def _find_nih(source: Path) -> Source:
     problems += [
         f"{name}: one label is needed, got {' and '.join(str(path.relative_to(source)) for path in paths)}."
         for name, paths in sorted(files.items())
-        if len(paths) > 1
+        if len(paths) > 1 and name in folders and name not in _WITHDRAWN
     ]
     lonely = sorted(files.keys() - folders.keys() - _WITHDRAWN)
     notes = [f"{len(lonely)} label files have no DICOM folder, such as that of {lonely[0]}."] if lonely else []
