@@ -166,7 +166,7 @@ class RunDirectory:
 
     def _refuse_other_settings(self) -> None:
         try:
-            begun = json.loads((self.path / _FACTS_FILE).read_text())["settings"]
+            begun = dict(json.loads((self.path / _FACTS_FILE).read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
         # Through JSON, as the settings of the file went.
@@ -200,6 +200,8 @@ class RunDirectory:
 def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
     """Make sure that weights are evaluated on volumes such as they were trained on.
 
+    Compared is what the preprocessing says, not what a reference to another key in it stands for.
+
     Args:
         weights: file of the weights; where it lies in the folder of a run, the configuration of the run is known.
         configuration: that of the evaluation, or None where it is not known.
@@ -223,9 +225,18 @@ def _differences(file: Path, now: dict[str, Any] | None, names: Iterable[str]) -
         begun = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise BundleError(f"{file} is damaged: move it away, and nothing is compared with it.") from error
-    # Through JSON, as the file went.
-    pairs = {name: (begun.get(name), json.loads(json.dumps(now.get(name)))) for name in names}
+    # Through JSON, as the file went. What an older version of the bundle did not write down cannot be compared.
+    pairs = {
+        name: (_without_expression(begun[name]), _without_expression(json.loads(json.dumps(now.get(name)))))
+        for name in names
+        if name in begun
+    }
     return {name: (was, value) for name, (was, value) in pairs.items() if was != value}
+
+
+def _without_expression(value: Any) -> Any:
+    """Take the None of a command line for that of a file."""
+    return None if value == "$None" else value
 
 
 def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -129,6 +129,32 @@ def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
         check_preprocessing(weights, {**configuration, "spacing": None})
 
 
+def test_what_the_configuration_of_a_run_did_not_have_is_not_compared(tmp_path):
+    begin_with(tmp_path, {})
+    path = tmp_path / "run_config.json"
+    configuration = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in configuration.items() if name != "crop"}))
+    begin_with(tmp_path, {"crop": []})
+    check_preprocessing(str(tmp_path / "model_final.pt"), {**configuration, "crop": []})
+    with pytest.raises(BundleError, match="normalize was "):
+        check_preprocessing(str(tmp_path / "model_final.pt"), {**configuration, "normalize": []})
+
+
+def test_none_of_a_command_line_is_that_of_a_file(tmp_path):
+    begin_with(tmp_path, {"spacing": None})
+    begin_with(tmp_path, {"spacing": "$None"})
+    with pytest.raises(BundleError, match="spacing was None, is 2"):
+        begin_with(tmp_path, {"spacing": 2})
+
+
+@pytest.mark.parametrize("settings", [[1], 3, None, "text"])
+def test_settings_of_another_form_are_damaged(settings, tmp_path):
+    begin_with(tmp_path, {})
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    with pytest.raises(BundleError, match=r"run\.json is damaged"):
+        begin_with(tmp_path, {})
+
+
 def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
     RunDirectory(str(tmp_path)).begin()
     (tmp_path / "history.csv").write_text("iteration\n1\n")
