@@ -9,7 +9,7 @@ from torch import nn
 
 from ..parallel import sum_over_processes
 from .reliability import predicted_class
-from .supervised import check_pair, check_voxel_map
+from .supervised import check_pair, check_voxel_map, foreground
 from .voxels import sum_over_voxels
 
 
@@ -63,17 +63,12 @@ class RectificationLoss(nn.Module):
         """Where the network is confident of which foreground class, (B, C - 1, X, Y, Z)."""
         probabilities = logits.float().softmax(dim=1)
         confident = probabilities.amax(dim=1, keepdim=True) >= self.threshold
-        return self._foreground(predicted_class(probabilities), logits.shape[1]) & confident
+        return foreground(predicted_class(probabilities), logits.shape[1]) & confident
 
     @staticmethod
     def _squared_error(
         logits_a: torch.Tensor, logits_b: torch.Tensor, label: torch.Tensor, disputed: torch.Tensor
     ) -> torch.Tensor:
-        target = RectificationLoss._foreground(label, logits_a.shape[1]).float()
+        target = foreground(label, logits_a.shape[1]).float()
         errors = [(logits.softmax(dim=1)[:, 1:] - target).square() for logits in (logits_a, logits_b)]
         return ((errors[0] + errors[1]) * disputed).sum()
-
-    @staticmethod
-    def _foreground(class_map: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """Tell where each foreground class is, bool, (B, C - 1, X, Y, Z)."""
-        return torch.cat([class_map == index for index in range(1, num_classes)], dim=1)

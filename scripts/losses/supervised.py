@@ -13,6 +13,8 @@ from ..parallel import mean_over_processes, sum_over_processes
 from .voxels import sum_over_voxels
 
 _SMOOTH = 1e-5
+#: In the place of PyTorch's -100, which would be passed over in silence: no label has it.
+_NO_CLASS = torch.iinfo(torch.long).min
 
 
 def check_logits(logits: torch.Tensor, name: str = "logits") -> None:
@@ -70,6 +72,19 @@ def check_voxel_map(
         )
 
 
+def foreground(class_map: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Tell where each foreground class is.
+
+    Args:
+        class_map: class indices, (B, 1, X, Y, Z).
+        num_classes: C, with the background.
+
+    Returns:
+        bool, (B, C - 1, X, Y, Z).
+    """
+    return torch.cat([class_map == index for index in range(1, num_classes)], dim=1)
+
+
 class SupervisedLoss(nn.Module):
     r"""Cross-entropy plus foreground Dice of the labeled voxels.
 
@@ -112,6 +127,7 @@ class SupervisedLoss(nn.Module):
 
         Raises:
             ValueError: when the shapes do not fit.
+            IndexError: for a class that is not there, on a CPU; a GPU fails later.
         """
         check_logits(logits)
         check_voxel_map(label, "label", logits)
@@ -122,12 +138,12 @@ class SupervisedLoss(nn.Module):
 
     @staticmethod
     def _cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, label.squeeze(1).long(), reduction="sum")
+        return F.cross_entropy(logits, label.squeeze(1).long(), ignore_index=_NO_CLASS, reduction="sum")
 
     def _dice(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # MONAI's Dice loss is the same in one process, but its sums cannot be taken over several.
         probabilities = logits.softmax(dim=1)[:, 1:]
-        target = torch.cat([label == index for index in range(1, logits.shape[1])], dim=1).float()
+        target = foreground(label, logits.shape[1]).float()
         axes = (0, *range(2, logits.ndim))
         overlap = sum_over_processes((probabilities * target).sum(dim=axes))
         total = sum_over_processes(((probabilities.square() if self.squared else probabilities) + target).sum(dim=axes))

@@ -184,7 +184,8 @@ class DualNetworkMethod(Method):
             reliable = combine_reliability(
                 self.reliability(teacher.teaching), self.reliability(student.teaching), self.reliability_combination
             )
-            targets = self._targets(teacher, student, reliable, student_wins)
+            classes = (predicted_class(teacher.teaching.detach()), predicted_class(student.teaching.detach()))
+            targets = self._targets(classes, reliable, student_wins, num_classes=teacher.logits.shape[1])
             if self.pseudo_label_weight:
                 terms["loss_pseudo_label"] = self.pseudo_label(teacher.unlabeled, *targets[0]) + self.pseudo_label(
                     student.unlabeled, *targets[1]
@@ -192,7 +193,7 @@ class DualNetworkMethod(Method):
                 weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
             if self.contrastive_weight:
                 terms["loss_contrastive"] = self._contrastive(
-                    (teacher, student), reliable, targets, student_wins, batch.get("label")
+                    (teacher, student), classes, reliable, targets, student_wins, batch.get("label")
                 )
                 weights["weight_contrastive"] = self.contrastive_weight(step)
         if not terms:
@@ -229,11 +230,15 @@ class DualNetworkMethod(Method):
 
     @torch.no_grad()
     def _targets(
-        self, teacher: _View, student: _View, reliable: tuple[torch.Tensor, torch.Tensor], student_wins: bool
+        self,
+        classes: tuple[torch.Tensor, torch.Tensor],
+        reliable: tuple[torch.Tensor, torch.Tensor],
+        student_wins: bool,
+        *,
+        num_classes: int,
     ) -> tuple[_Target, _Target]:
         """What the Teacher and the Student learn on the unlabeled crops: pseudo-labels, and where they count."""
-        of_teacher = (predicted_class(teacher.teaching), reliable[0])
-        of_student = (predicted_class(student.teaching), reliable[1])
+        of_teacher, of_student = zip(classes, reliable, strict=True)
         if self.pseudo_label_source == "cross":
             return of_student, of_teacher
         if self.pseudo_label_source == "self":
@@ -241,16 +246,15 @@ class DualNetworkMethod(Method):
         if self.pseudo_label_source == "winner":
             shared = of_student if student_wins else of_teacher
         else:
-            if teacher.logits.shape[1] != 2:
-                raise ValueError(
-                    f"pseudo_label_source 'union' needs two classes, got logits of {teacher.logits.shape[1]}."
-                )
+            if num_classes != 2:
+                raise ValueError(f"pseudo_label_source 'union' needs two classes, got logits of {num_classes}.")
             shared = (torch.maximum(of_teacher[0], of_student[0]), reliable[0])
         return shared, shared
 
     def _contrastive(
         self,
         views: tuple[_View, _View],
+        classes: tuple[torch.Tensor, torch.Tensor],
         reliable: tuple[torch.Tensor, torch.Tensor],
         targets: tuple[_Target, _Target],
         student_wins: bool,
@@ -261,14 +265,14 @@ class DualNetworkMethod(Method):
         terms = []
         for learner in learners:
             view = views[learner]
-            classes = predicted_class(view.teaching.detach())
+            class_map = classes[learner]
             # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
             if self.pseudo_label_source in ("winner", "union"):
-                classes = torch.where(reliable[learner], targets[learner][0], classes)
+                class_map = torch.where(reliable[learner], targets[learner][0], class_map)
             terms.append(
                 self.contrastive(
                     view.unlabeled_features,
-                    classes,
+                    class_map,
                     reliable[learner],
                     labeled_features=None if label is None else view.labeled_features,
                     label=label,

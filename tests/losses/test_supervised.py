@@ -97,6 +97,14 @@ def test_batch_without_voxels_is_a_connected_zero():
     assert loss.item() == 0
 
 
+@pytest.mark.parametrize("value", [-100, -1, 3])
+def test_a_class_that_is_not_there_is_refused(value):
+    label = torch.zeros(1, 1, 4, 4, 4)
+    label[0, 0, 1, 2, 3] = value
+    with pytest.raises(IndexError):
+        SupervisedLoss()(torch.zeros(1, 3, 4, 4, 4), label)
+
+
 def test_refusals():
     loss = SupervisedLoss()
     with pytest.raises(ValueError, match=r"label .* got \(1, 2, 4, 4, 4\) beside \(1, 2, 4, 4, 4\)"):
