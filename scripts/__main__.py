@@ -480,8 +480,8 @@ def benchmark(
     dataset_dir: str | None = None,
     split_file: str | None = None,
     num_cases: int = 1,
-    patch_size: list[int] | tuple[int, ...] = (112, 112, 80),
-    strides: list[int] | tuple[int, ...] = (18, 18, 4),
+    patch_size: list[int] | tuple[int, ...] | None = None,
+    strides: list[int] | tuple[int, ...] | None = None,
     num_steps: int = 3,
     pool_sizes: int | list[int] | tuple[int, ...] = (100, 1000, 10000),
     ckpt_path: str | None = None,
@@ -499,8 +499,10 @@ def benchmark(
             part start trains; by default phantom volumes.
         split_file: its split file; by default split.json in that folder.
         num_cases: test cases to segment.
-        patch_size: crop of the training and window of the inference.
-        strides: steps of the window in the protocol with which the inference is compared.
+        patch_size: crop of the training and window of the inference; by default those of data, without data the paper's
+            112x112x80.
+        strides: steps of the window in the protocol with which the inference is compared; by default those of data,
+            without data the paper's 18x18x4.
         num_steps: steps of training in each mode, after one that warms up.
         pool_sizes: numbers of cases, each at least 10.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory are measured.
@@ -520,8 +522,8 @@ def benchmark(
         training_overlays=[f"data_{overlay}"] if overlay and dataset_dir else [],
         training_data={"dataset_dir": folder, "split_file": splits} if dataset_dir else None,
         parts=_texts("parts", parts),
-        patch_size=_sizes("patch_size", patch_size),
-        strides=_sizes("strides", strides),
+        patch_size=_optional(_sizes, "patch_size", patch_size),
+        strides=_optional(_sizes, "strides", strides),
         num_steps=_whole_number("num_steps", num_steps, at_least=1),
         pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
         ckpt_path=_optional(_text, "ckpt_path", ckpt_path),

@@ -36,6 +36,12 @@ def top_keys(name):
     return {key.split("#")[0] for key in read(name)}
 
 
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("other", [*METHODS, *RECIPES])
+def test_data_and_others_may_be_named_in_any_order(data, other):
+    assert not top_keys(data) & top_keys(other) - {"_desc_"}
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.json")), ids=lambda path: path.stem)
 def test_files_are_pretty_ascii_json(path):
     text = path.read_text()

@@ -47,6 +47,8 @@ _FORMS = {
     "dice": "{:.2f}",
     "agreement": "{:.3f}",
 }
+#: Crop and steps of the paper on the left atrium, where no data set says otherwise.
+_SIZES = {"patch_size": [112, 112, 80], "strides": [18, 18, 4]}
 #: The figures that count, in their order.
 _SUMMARY = ("step", "inference", "memory", "waiting")
 _REPORT = "benchmark.json"
@@ -61,8 +63,8 @@ def run_benchmark(
     training_overlays: Sequence[str] = (),
     training_data: Mapping[str, str] | None = None,
     parts: Sequence[str] = PARTS,
-    patch_size: Sequence[int] = (112, 112, 80),
-    strides: Sequence[int] = (18, 18, 4),
+    patch_size: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
     num_steps: int = 3,
     pool_sizes: Sequence[int] = (100, 1000, 10000),
     ckpt_path: str | None = None,
@@ -77,12 +79,14 @@ def run_benchmark(
     Args:
         output_dir: folder of the report and of the label maps.
         cases: volumes for the inference.
-        config_file: configuration of the inference, see :func:`scripts.predict.inference_configs`.
+        config_file: configuration of the inference, see :func:`scripts.predict.inference_configs`; what follows the
+            first file is of the data set.
         training_overlays: names of the configurations behind ``train`` for the short trainings of the part "start".
         training_data: dataset_dir and split_file of these; by default generated volumes.
         parts: what to measure, of :data:`PARTS`.
-        patch_size: crop of the training and window of the inference.
-        strides: steps of the window in the protocol.
+        patch_size: crop of the training and window of the inference; by default those of the data set, or else the
+            paper's for the left atrium.
+        strides: steps of the window in the protocol; by default likewise.
         num_steps: steps of training in each mode, after one that warms up.
         pool_sizes: numbers of cases of the pools.
         ckpt_path: weights of the dual network for the inference; without, only its time and memory count.
@@ -110,6 +114,8 @@ def run_benchmark(
     if (output / _REPORT).exists() and not overwrite:
         raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = _SIZES | ConfigParser.load_config_files(config_file[1:])
+    patch_size, strides = patch_size or sizes["patch_size"], strides or sizes["strides"]
     overrides = {"device": device, "patch_size": list(patch_size)}
     _check_settings(overrides)
     facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}

@@ -188,7 +188,9 @@ def case_key(entry: Mapping[str, Any], transforms: str) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    content = json.dumps([transforms, {key: _identify(value) for key, value in entry.items()}], sort_keys=True)
+    # The name of a case is never a path, even where a file or a folder is called so.
+    identified = {key: value if key == "case" else _identify(value) for key, value in entry.items()}
+    content = json.dumps([transforms, identified], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

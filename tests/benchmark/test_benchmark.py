@@ -17,9 +17,10 @@ import torch
 from conftest import assert_refused
 
 from scripts.__main__ import main
-from scripts.benchmark import inference, measuring, step
+from scripts.benchmark import benchmark, inference, measuring, step
 from scripts.benchmark.inference import DEFAULT, inference_modes, measure_inference
 from scripts.benchmark.measuring import Measured, measure_alone
+from scripts.errors import BundleError
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
 from scripts.studies.cases import study_cases
@@ -136,6 +137,28 @@ def test_the_report_holds_machine_steps_and_inference(report):
     text = (report / "benchmark.md").read_text()
     assert text.endswith(facts["summary"] + "\n")
     assert text.count("\n| ") == 2 * 2 + len(steps) + len(modes)
+
+
+@pytest.mark.parametrize(
+    ("words", "patch_size", "strides"),
+    [
+        ([], [112, 112, 80], [18, 18, 4]),
+        (["--data", "hippocampus"], [32, 48, 32], [8, 12, 8]),
+        (["--data", "hippocampus", "--patch_size", "[16,32,16]"], [16, 32, 16], [8, 12, 8]),
+    ],
+)
+def test_sizes_are_those_of_the_data(words, patch_size, strides, phantom_dir, tmp_path, monkeypatch):
+    seen = {}
+
+    def measure(cases, config_file, folder, *, strides, overrides, **_):
+        seen.update(overrides, strides=strides)
+        raise BundleError("enough")
+
+    monkeypatch.setattr(benchmark, "measure_inference", measure)
+    words = ["--dataset_dir", str(phantom_dir), "--parts", "inference", *words]
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--output_dir", str(tmp_path), *words])
+    assert (seen["patch_size"], seen["strides"]) == (patch_size, strides)
 
 
 def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):

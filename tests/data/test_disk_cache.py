@@ -231,6 +231,16 @@ def test_a_changed_file_of_a_series_is_seen(tmp_path):
     assert case_key({"image": str(tmp_path)}, "0") != before
 
 
+def test_a_case_called_like_a_folder_does_not_hang_on_what_is_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {"image": "image.nii", "case": "results"}
+    before = case_key(entry, "0")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table").write_text("1")
+    assert case_key(entry, "0") == before
+    assert case_key({**entry, "case": "other"}, "0") != before
+
+
 def test_transforms_are_told_apart_by_every_option():
     keys = {
         transforms_key(steps)
