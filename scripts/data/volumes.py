@@ -23,6 +23,7 @@ from monai.utils import MetaKeys
 from monai.utils.misc import str2bool
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
@@ -36,6 +37,8 @@ _POSTFIX = re.compile(r"[\w.+-]+")
 _MAX_SPACING_RATIO = 1.25
 #: How many times larger than in the training a volume may be along an axis without a warning.
 _MAX_EXTENT_RATIO = 1.5
+#: About how many headers tell of a training.
+_NUM_HEADERS = 250
 _logger = logging.getLogger(__name__)
 
 
@@ -267,9 +270,7 @@ class ReadableVolumes(IterableDataset):
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is None or shape is None:
             return
-        axes = np.argsort(io_orientation(affine)[:, 0])
-        spacing = voxel_sizes(affine)[axes]
-        extent = spacing * np.asarray(shape)[axes]
+        spacing, extent = _sizes(affine, shape)
         if self.trained_spacing is not None:
             ratio = spacing / np.asarray(self.trained_spacing)
             if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
@@ -293,6 +294,48 @@ class ReadableVolumes(IterableDataset):
         failed, self._num_failed.value = self._num_failed.value, 0
         if failed:
             raise BundleError(f"{failed} of {len(self.data)} volumes could not be segmented, see the lines above.")
+
+
+def volume_geometry(data: Sequence[Mapping[str, Any]]) -> dict[str, list[float] | None]:
+    """Describe the volumes of a training, so that inference can warn of others, see :class:`ReadableVolumes`.
+
+    Args:
+        data: dictionaries with the path of a volume under "image" or "unlabeled"; of a longer list the headers of
+            every n-th are read, some 250. Files that cannot be read are left to the training.
+
+    Returns:
+        ``trained_spacing``, the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
+        ``trained_extent``, the largest extent. None for both without any header, and for the first where the volumes
+        themselves differ by more than inference would warn of.
+    """
+    sizes = []
+    for item in data[:: len(data) // _NUM_HEADERS + 1]:
+        try:
+            volume: Any = nib.load(item.get("image") or item["unlabeled"])
+            sizes.append(_sizes(volume.affine, volume.shape[:3]))
+        # As many ways to fail as there are readers.
+        except Exception as error:
+            _logger.debug("%s: %s", item, error)
+    if not sizes:
+        return {"trained_spacing": None, "trained_extent": None}
+    spacings, extents = map(np.array, zip(*sizes, strict=True))
+    smallest, largest = spacings.min(axis=0), spacings.max(axis=0)
+    alike = (largest <= _MAX_SPACING_RATIO**2 * smallest).all()
+    return {
+        "trained_spacing": _rounded(np.sqrt(smallest * largest)) if alike else None,
+        "trained_extent": _rounded(extents.max(axis=0)),
+    }
+
+
+def _sizes(affine: Any, shape: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Voxel sizes and extent in mm along x, y and z of a volume of any orientation."""
+    axes = np.argsort(io_orientation(affine)[:, 0])
+    spacing = voxel_sizes(affine)[axes]
+    return spacing, spacing * np.asarray(shape)[axes]
+
+
+def _rounded(sizes: Iterable[float]) -> list[float]:
+    return [float(f"{size:.4g}") for size in sizes]
 
 
 def _in_mm(sizes: Iterable[float]) -> str:

@@ -89,6 +89,8 @@ class RunDirectory:
             seed, sizes of patch and batch, ...
         configuration: gives the merged configuration for ``run_config.json``, or None where it is not known; with it,
             ``inference.json`` is written too, the overlay with which inference takes the weights of this run.
+        geometry: gives ``trained_spacing`` and ``trained_extent`` of the volumes, see
+            :func:`scripts.data.volumes.volume_geometry`, for that overlay.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class RunDirectory:
         facts: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
         configuration: Callable[[], dict[str, Any] | None] = lambda: None,
+        geometry: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.path = Path(output_dir)
         self.resume = str2bool(resume)
@@ -107,6 +110,7 @@ class RunDirectory:
         self.facts = facts or {}
         self.settings = settings or {}
         self.configuration = configuration
+        self.geometry = geometry
         self._begun = False
 
     def checkpoints(self) -> list[Path]:
@@ -193,7 +197,7 @@ class RunDirectory:
         configuration = self.configuration()
         if configuration is not None:
             write_json(self.path / _CONFIGURATION_FILE, configuration)
-            inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt")
+            inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
             write_json(self.path / _INFERENCE_FILE, inference)
 
 
@@ -243,12 +247,13 @@ def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(f"{name} was {was}, is {value}" for name, (was, value) in changed.items())
 
 
-def inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str, Any]:
+def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Mapping[str, Any]) -> dict[str, Any]:
     """Put together what ``configs/inference.json`` must know of a training to use its weights.
 
     Args:
         configuration: the merged configuration of the training.
         weights: file of the weights.
+        geometry: ``trained_spacing`` and ``trained_extent`` of the volumes; None where it does not tell.
 
     Returns:
         the overlay.
@@ -261,8 +266,8 @@ def inference_overlay(configuration: dict[str, Any], weights: Path) -> dict[str,
         overlay |= {f"network_def#{name}": value for name, value in network.items()}
     else:
         overlay["network_def"] = {"_requires_": default["_requires_"], **network}
-    # Of data that name none, inference must not compare with those of the shipped weights.
-    overlay |= {name: configuration.get(name) for name in ("trained_spacing", "trained_extent")}
+    # Inference must not compare with those of the shipped weights.
+    overlay |= {name: geometry.get(name) for name in ("trained_spacing", "trained_extent")}
     overlay["ckpt_path"] = str(weights)
     return {"_desc_": "Named after configs/inference.json: the weights of this run.", **overlay}
 

@@ -209,7 +209,7 @@ def _inference_config(overlay: Mapping[str, Any], train: Mapping[str, Any]) -> d
     inference = {key: value for key, value in dict(parser.get()).items() if key != "_meta_"}
     inference |= {key: train[key] for key in _VALUES if key in inference}
     # Those of inference.json belong to the weights of this repository.
-    inference |= {"trained_spacing": None, "trained_extent": None}
+    inference |= {name: overlay.get(name) for name in ("trained_spacing", "trained_extent")}
     return inference | {"dataset_dir": "$@bundle_root + '/data/images'"}
 
 

@@ -18,7 +18,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, Identityd, LoadImaged, SaveImaged
 from nibabel.orientations import axcodes2ornt
 
-from scripts.data.volumes import ReadableVolumes, case_name, check_volumes, segment_volumes
+from scripts.data.volumes import ReadableVolumes, case_name, check_volumes, segment_volumes, volume_geometry
 from scripts.errors import BundleError
 
 INFERENCE = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
@@ -311,6 +311,29 @@ def test_volumes_far_larger_than_in_the_training_are_warned_of(tmp_path, caplog,
     warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
     expected = f"{path} spans 5x6x21 mm, the weights are for volumes of up to 4x20x12 mm around the organ: "
     assert [line[: len(expected)] for line in warnings if "spans" in line] == [expected] * num_warnings
+
+
+@pytest.mark.parametrize("axes", ["RAS", "SPL"])
+def test_the_volumes_of_a_training_are_measured(tmp_path, axes):
+    data = []
+    for name, shape, spacing in (("a", (6, 5, 4), [1, 1, 2]), ("b", (4, 5, 6), [1, 1.44, 2])):
+        volume = nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([*spacing, 1]))
+        nib.save(volume.as_reoriented(axcodes2ornt(axes)), tmp_path / f"{name}.nii")
+        data.append({"image" if name == "a" else "unlabeled": str(tmp_path / f"{name}.nii")})
+    expected = {"trained_spacing": [1, 1.2, 2], "trained_extent": [6, 7.2, 12]}
+    assert volume_geometry([*data, {"image": str(tmp_path / "missing.nii")}]) == expected
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([1, 1, 3.2, 1])), tmp_path / "c.nii")
+    wide = volume_geometry([*data, {"image": str(tmp_path / "c.nii")}])
+    assert wide == {"trained_spacing": None, "trained_extent": [6, 7.2, 12]}
+    assert volume_geometry([]) == {"trained_spacing": None, "trained_extent": None}
+
+
+def test_of_a_large_pool_some_headers_are_read(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)))
+    assert volume_geometry([{"image": str(number)} for number in range(10000)])["trained_extent"] == [2, 2, 2]
+    assert 200 < len(read) <= 250
+    assert read[-1] == "9963"
 
 
 def test_channels_are_checked_on_request_only(tmp_path, caplog):

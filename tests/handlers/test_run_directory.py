@@ -23,7 +23,8 @@ def inference_after(tmp_path, *names, **overrides):
     training.read_config([str(ROOT / "configs" / f"{name}.json") for name in ("train", *names)])
     training.update(overrides)
     folder = tmp_path / "run"
-    directory = RunDirectory(str(folder), configuration=lambda: dict(training.get()))
+    geometry = {"trained_spacing": None, "trained_extent": [20.0, 30.0, 40.0]}
+    directory = RunDirectory(str(folder), configuration=lambda: dict(training.get()), geometry=lambda: geometry)
     directory.claim()
     directory.begin()
     parser = ConfigParser()
@@ -38,7 +39,7 @@ def test_inference_knows_what_a_training_was_given(tmp_path):
     assert parser.get_parsed_content("patch_size") == [32, 32, 32]
     assert parser.get_parsed_content("spacing") is None
     assert parser.get_parsed_content("trained_spacing") is None
-    assert parser.get_parsed_content("trained_extent") is None
+    assert parser.get_parsed_content("trained_extent") == [20, 30, 40]
     assert parser.get_parsed_content("class_names") == ["spleen"]
     assert parser.get_parsed_content("ckpt_path") == str(tmp_path / "run" / "model_final.pt")
     network = parser.get_parsed_content("network_def")
@@ -50,7 +51,8 @@ def test_inference_knows_what_a_training_was_given(tmp_path):
 
 def test_inference_takes_spacing_and_window_of_the_data(tmp_path):
     parser = inference_after(tmp_path, "data_hippocampus")
-    assert parser.get_parsed_content("trained_extent") == [43, 59, 47]
+    # Its own volumes, not those that the shipped weights were trained on.
+    assert parser.get_parsed_content("trained_extent") == [20, 30, 40]
     parser = inference_after(tmp_path / "pancreas", "data_pancreas")
     assert parser.get_parsed_content("spacing") == [1.0, 1.0, 1.0]
     names = {type(transform).__name__ for transform in parser.get_parsed_content("preprocessing").transforms}

@@ -152,6 +152,15 @@ def test_its_metadata_tell_of_the_run(bundle, run_dir):
     assert "atri" not in (readme + json.dumps(metadata)).lower()
 
 
+def test_inference_warns_of_volumes_unlike_those_of_the_training(bundle, run_dir):
+    inference, overlay = (
+        json.loads(path.read_text()) for path in (bundle / "configs/inference.json", run_dir / "inference.json")
+    )
+    for name in ("trained_spacing", "trained_extent"):
+        assert len(overlay[name]) == 3
+        assert inference[name] == overlay[name]
+
+
 def test_no_path_and_no_case_goes_along(bundle, run_dir, data_dir):
     cases = [path.name.removesuffix(".nii.gz") for path in (data_dir / "images").iterdir()]
     private = [words.encode() for words in (str(run_dir.parent), str(data_dir), *cases)]
@@ -246,7 +255,7 @@ def test_every_method_can_be_packaged(overlay, run_dir, tmp_path):
     )
     weights = copy / "model_final.pt"
     (copy / "run_config.json").write_text(json.dumps(config))
-    (copy / "inference.json").write_text(json.dumps(inference_overlay(config, weights)))
+    (copy / "inference.json").write_text(json.dumps(inference_overlay(config, weights, {})))
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), weights)
     package = make_package(copy)
     assert package.configs["train"]["method_def"] == config["method_def"]
