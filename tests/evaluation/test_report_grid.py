@@ -162,3 +162,13 @@ def test_other_lists_of_cases_in_one_split_are_remarked(make_cells):
         change_facts(folder, method, split={"cases_hash": digest})
     text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
     assert "split f (cases_hash of run.json) are not the same in all runs: 123 in a seed 0, c seed 0; 456 in b" in text
+
+
+def test_other_precisions_are_remarked(make_cells):
+    folder = make_cells(dict.fromkeys("abc", CELL))
+    for method, precision in (("a", "bfloat16"), ("b", "float32"), ("c", "bfloat16")):
+        change_facts(folder, method, settings={"precision": precision})
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "bfloat16 in a f seed 0, c f seed 0; float32 in b f seed 0" in text
+    change_facts(folder, "b", settings={"precision": "bfloat16"})
+    assert "Not all runs" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     """
     grid = read_grid(output_dir)
     reference, doubts = _reference(grid, reference)
-    doubts += _different_splits(grid)
+    doubts += [*_different_splits(grid), *_different_precisions(grid)]
     for doubt in doubts:
         _LOGGER.warning(doubt)
     folder = grid.folder / "report"
@@ -106,6 +106,21 @@ def _different_splits(grid: GridResults) -> list[str]:
         + "; ".join(f"{digest} in {', '.join(runs)}" for digest, runs in found.items())
         for split, found in methods.items()
         if len(found) > 1
+    ]
+
+
+def _different_precisions(grid: GridResults) -> list[str]:
+    """What to say of runs that were not all trained in one precision, as on machines of several kinds."""
+    methods: dict[str, list[str]] = defaultdict(list)
+    for cell in grid.cells:
+        precision = (cell.facts.get("settings") or {}).get("precision")
+        if cell.status == "evaluated" and precision is not None:
+            methods[precision].append(f"{cell.method} {cell.split} seed {cell.seed}")
+    if len(methods) < 2:
+        return []
+    return [
+        "Not all runs were trained in one precision, which alone can change a result: "
+        + "; ".join(f"{precision} in {', '.join(runs)}" for precision, runs in methods.items())
     ]
 
 
