@@ -674,7 +674,7 @@ def _whole_numbers(name: str, value: Any) -> list[int]:
 def _case_names(name: str, value: Any) -> list[str]:
     if isinstance(value, str) and os.path.isfile(value):
         try:
-            lines = Path(value).read_text(encoding="utf-8").splitlines()
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
         return [line.strip() for line in lines if line.strip()]

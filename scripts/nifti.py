@@ -13,7 +13,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.data import ImageWriter, MetaTensor, NibabelWriter
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import SaveImaged
+from nibabel.affines import voxel_sizes
 
 from .errors import BundleError, one_line
 from .files import replacing
@@ -37,6 +39,32 @@ def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")
     return volume
+
+
+def check_geometry(volume: Any, name: str) -> None:
+    """Refuse a volume of which it is not certain where its voxels lie.
+
+    Where the sform disagrees with the sizes of the voxels in the header, MONAI takes the qform in the place of the
+    affine that nibabel and other programs take.
+
+    Args:
+        volume: an image of nibabel, of which the header alone is read.
+        name: what to call it in the message.
+
+    Raises:
+        BundleError: for an affine that cannot be inverted, or that MONAI would replace.
+    """
+    affine = np.asarray(volume.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
+        raise BundleError(f"{name} must have an affine that can be inverted, got {affine.tolist()}.")
+    # A copy, as MONAI corrects the header itself.
+    corrected = correct_nifti_header_if_necessary(type(volume)(volume.dataobj, volume.affine, volume.header.copy()))
+    if not np.allclose(corrected.affine, affine, atol=1e-3):
+        of_affine, of_header = voxel_sizes(affine).round(4), np.round(volume.header.get_zooms()[:3], 4)
+        raise BundleError(
+            f"{name} must have one geometry: its affine has voxels of {of_affine.tolist()} mm, its header of "
+            f"{of_header.tolist()} mm."
+        )
 
 
 def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:

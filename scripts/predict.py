@@ -34,6 +34,7 @@ from .errors import BundleError, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, check_path
+from .handlers.run_directory import check_preprocessing
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
@@ -59,6 +60,8 @@ def inference_configs(data: str | None = None) -> list[str]:
     files = [CONFIGS / "inference.json"]
     if data is not None:
         known = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob("data_*.json"))
+        if not known:
+            raise BundleError("data names an overlay configs/data_<data>.json, and there is none: leave out --data.")
         if data not in known:
             raise BundleError(f"data must be {', '.join(known[:-1])} or {known[-1]}, got {data!r}.")
         files.append(CONFIGS / f"data_{data}.json")
@@ -303,7 +306,8 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
         model: file of an exported network, if it takes the place of network and weights.
 
     Raises:
-        BundleError: for the first file that is missing, or key that must not be given.
+        BundleError: for the first file that is missing, or key that must not be given; or when the weights are those of
+            a run with another preprocessing.
     """
     for file in config_file:
         if not Path(file).is_file():
@@ -327,6 +331,11 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
     for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
+    if "ckpt_path" in overrides:
+        parser = ConfigParser()
+        parser.read_config(list(config_file))
+        parser.update(dict(overrides))
+        check_preprocessing(overrides["ckpt_path"], dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
 

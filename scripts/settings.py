@@ -120,9 +120,12 @@ _CHECKS: dict[str, Check] = {
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
-        "a list of strings, one for each class without the background",
+        "a list of different strings, one for each class without the background",
         lambda value: (
-            isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(isinstance(name, str) and name.strip() for name in value)
+            and len(set(value)) == len(value)
         ),
     ),
 }

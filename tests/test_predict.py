@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import highdicom as hd
 import nibabel as nib
@@ -362,3 +363,21 @@ def test_the_command_line(study, weights, tmp_path):
     assert len([line for line in done.stdout.splitlines() if "CT ä cannot be segmented" in line]) == 1
     assert "volume 1 of 1" in done.stdout
     assert names_in(tmp_path / "out") == ["CT.1.2_seg.dcm", "CT.1.2_seg.nii.gz"]
+
+
+def test_a_bundle_without_overlays_has_no_data_to_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.predict.CONFIGS", tmp_path)
+    with assert_refused("there is none: leave out --data"):
+        inference_configs("kidney")
+
+
+def test_weights_of_a_run_with_another_preprocessing_are_refused(phantom_dir, weights, tmp_path):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "model_final.pt"
+    path.write_bytes(Path(weights).read_bytes())
+    (tmp_path / "run" / "run_config.json").write_text(json.dumps({"spacing": [1.5, 1.5, 1.5]}))
+    with assert_refused(r"spacing was \[1.5, 1.5, 1.5\], is \[1.25, 1.25, 1.25\]"):
+        predict_volumes(
+            phantom_dir / "images", tmp_path / "out", inference_configs(), overrides={"ckpt_path": str(path)}
+        )
+    assert not (tmp_path / "out").exists()

@@ -55,6 +55,8 @@ from scripts.settings import check_settings
         ("channels_last", "yes"),
         ("deterministic", "no"),
         ("class_names", "organ"),
+        ("class_names", ["kidney", "kidney"]),
+        ("class_names", ["kidney", " "]),
         ("normalization", "layer"),
     ],
 )

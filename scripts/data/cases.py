@@ -147,9 +147,18 @@ def unlabeled_pool(
     folder = Path(unlabeled_dir).expanduser()
     if not folder.is_dir():
         raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
-    labeled = {Path(pair["image"]).resolve() for pair in pairs}
+    # By name, too: a prepared data set holds copies of the files of the folder.
+    used = {Path(pair["image"]).resolve() for pair in pairs}
+    names = {Path(pair["image"]).name for pair in pairs}
     volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
-    cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in labeled]
+    cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in used and path.name not in names]
+    if len(cases) < len(volumes):
+        logger.info(
+            "unlabeled_dir %s: %d of %d volumes left out, as they are called like labeled, validation or test cases.",
+            folder,
+            len(volumes) - len(cases),
+            len(volumes),
+        )
     if not cases:
         raise BundleError(
             f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none."

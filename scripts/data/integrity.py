@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import BundleError, one_line
+from ..nifti import check_geometry
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
 _AFFINE_TOLERANCE = 1e-3
@@ -95,6 +96,7 @@ def check_dataset(
     problems = [problem for findings in all_findings for problem in findings.problems]
     if num_classes is None:
         problems += _gap_problems(all_findings, split_file)
+    problems += _class_problems(all_findings, split_file)
     problems += _duplicate_problems(all_findings)
     return Report(problems, _summary_lines(all_findings, lists=names))
 
@@ -158,8 +160,10 @@ def _load(
         count = int(np.count_nonzero(~np.isfinite(voxels)))
         findings.problems.append(f"{start} has {count} non-finite value{'s' * (count != 1)}")
         return None
-    if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
-        findings.problems.append(f"{start} must have an affine that can be inverted, got {affine.tolist()}")
+    try:
+        check_geometry(file, start)
+    except BundleError as error:
+        findings.problems.append(str(error).rstrip("."))
         return None
     return voxels, affine
 
@@ -215,6 +219,16 @@ def _gap_problems(all_findings: Iterable[_Findings], split_file: str | Path) -> 
         f"{split_file}: label values must be 0, 1, 2, ... without a gap, "
         f"but over all cases they are {_some_numbers(sorted(values))}, without {_some_numbers(absent)}"
     ]
+
+
+def _class_problems(all_findings: Sequence[_Findings], split_file: str | Path) -> list[str]:
+    """Classes of other cases that a training cannot learn, as no labeled case has them."""
+    labeled = [set(findings.label_values) for findings in all_findings if findings.list_name == "labeled"]
+    # Of a label that could not be read, its own problem tells.
+    if not labeled or not all(labeled):
+        return []
+    missing = sorted({value for findings in all_findings for value in findings.label_values}.difference(*labeled))
+    return [f"{split_file}: no labeled case has {_some_numbers(missing)}, which others have"] if missing else []
 
 
 def _duplicate_problems(all_findings: Iterable[_Findings]) -> list[str]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
-from ..nifti import WholeFiles
+from ..nifti import WholeFiles, check_geometry
 from ..settings import truth
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
@@ -270,6 +270,8 @@ class ReadableVolumes(IterableDataset):
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is None or shape is None:
             return
+        if path.endswith(VOLUME_SUFFIXES):
+            check_geometry(nib.load(path), "it")
         spacing, extent = _sizes(affine, shape)
         if self.trained_spacing is not None:
             ratio = spacing / np.asarray(self.trained_spacing)

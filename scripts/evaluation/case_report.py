@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,7 @@ class CaseReportHandler:
         class_names: names of the foreground classes in the order of their labels; None names them by numbers.
         num_pictures: how many of the worst cases to draw; 0 draws none.
         weights: file of the weights that are evaluated; its hash goes to ``metrics_weights.json``.
+        split: gives name and hash of the split, for that file.
 
     Raises:
         BundleError: when the names do not fit the classes, or ``num_pictures`` is negative.
@@ -243,6 +244,7 @@ class CaseReportHandler:
         class_names: Sequence[str] | None = None,
         num_pictures: int = 3,
         weights: str | None = None,
+        split: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         if num_pictures < 0:
             raise BundleError(f"num_pictures must not be negative, got {num_pictures}.")
@@ -251,6 +253,7 @@ class CaseReportHandler:
         self.class_names = foreground_names(num_classes, class_names)
         self.num_pictures = num_pictures
         self.weights = weights
+        self.split = split
         self.logger = logging.getLogger("scripts.evaluation")
         self.report = CaseReport(self.output_dir, self.class_names)
         self._views: dict[str, list[View]] = {}
@@ -316,7 +319,8 @@ class CaseReportHandler:
         if idist.get_rank() == 0:
             self.report.write()
             if self.weights is not None:
-                write_json(self.output_dir / "metrics_weights.json", {"sha256": file_hash(self.weights)})
+                facts = {"sha256": file_hash(self.weights), "split": self.split() if self.split else None}
+                write_json(self.output_dir / "metrics_weights.json", facts)
             for path in self.output_dir.glob("worst_*.png"):
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():

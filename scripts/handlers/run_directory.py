@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ from ..errors import BundleError
 from ..files import CONFIGS, ROOT, write_json
 from ..parallel import process_rank
 
+_logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
@@ -196,28 +198,50 @@ class RunDirectory:
         write_json(self.path / _FACTS_FILE, facts, default=str)
         configuration = self.configuration()
         if configuration is not None:
-            write_json(self.path / _CONFIGURATION_FILE, configuration)
+            # Whoever repeats the run by its configuration must not replace it.
+            again = {name: False for name in ("resume", "overwrite") if name in configuration}
+            write_json(self.path / _CONFIGURATION_FILE, configuration | again)
             inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
             write_json(self.path / _INFERENCE_FILE, inference)
 
 
 def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
-    """Make sure that weights are evaluated on volumes such as they were trained on.
+    """Make sure that weights are used on volumes such as they were trained on.
 
     Compared is what the preprocessing says, not what a reference to another key in it stands for.
 
     Args:
         weights: file of the weights; where it lies in the folder of a run, the configuration of the run is known.
-        configuration: that of the evaluation, or None where it is not known.
+        configuration: that of the evaluation or of the inference, which has no crop; None where it is not known.
 
     Raises:
         BundleError: when the run had another preprocessing.
     """
-    changed = _differences(Path(weights).parent / _CONFIGURATION_FILE, configuration, _PREPROCESSING_KEYS)
+    names = [name for name in _PREPROCESSING_KEYS if name != "crop" or name in (configuration or {})]
+    changed = _differences(Path(weights).parent / _CONFIGURATION_FILE, configuration, names)
     if changed:
         raise BundleError(
-            f"{weights} was trained with another preprocessing ({_listed(changed)}): give the evaluation all files "
-            "and options of the training."
+            f"{weights} was trained with another preprocessing ({_listed(changed)}): give all files and options of "
+            f"the training, or to an inference the {_INFERENCE_FILE} that lies beside the weights."
+        )
+
+
+def compare_split(weights: str, split: Mapping[str, Any]) -> None:
+    """Warn where weights are evaluated on another split than they were trained with.
+
+    Args:
+        weights: file of the weights; where it lies in the folder of a run, the split of the run is known.
+        split: that of the evaluation, see :func:`scripts.data.splits.describe_split`.
+    """
+    try:
+        trained = json.loads((Path(weights).parent / _FACTS_FILE).read_text())["split"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if trained and trained != split:
+        _logger.warning(
+            "%s was trained with the split %s, this is %s: the test cases may be among those that it was trained on.",
+            weights,
+            *(f"{part.get('name')} (cases_hash {part.get('cases_hash')})" for part in (trained, split)),
         )
 
 

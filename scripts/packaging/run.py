@@ -240,11 +240,15 @@ def _build(folder: Path, parser: ConfigParser, key: str) -> Any:
 
 
 def _figures(folder: Path, weights: Path) -> dict[str, float]:
-    """Read the means over the test cases, if the run was evaluated with these weights."""
+    """Read the means over the test cases, if the run was evaluated with these weights and on its own split."""
     evaluation = folder / "evaluation"
     if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
-    if _read(evaluation / "metrics_weights.json").get("sha256") != file_hash(weights):
+    evaluated, facts = _read(evaluation / "metrics_weights.json"), _read(folder / "run.json")
+    if evaluated.get("sha256") != file_hash(weights):
+        return {}
+    # The test cases of another split may be training cases of the run.
+    if evaluated.get("split", facts.get("split")) != facts.get("split"):
         return {}
     *classes, mean = pd.read_csv(evaluation / "metrics_summary.csv").to_dict("records")
     figures = {"mean_dice": mean["dice_mean"], "jaccard": mean["jaccard_mean"]}
@@ -257,10 +261,15 @@ def _figures(folder: Path, weights: Path) -> dict[str, float]:
 
 def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
     """Refuse to carry away where the run found its data."""
-    private = [str(Path.home()), str(folder.resolve()), facts.get("dataset_dir"), facts.get("split_file")]
+    # A single name, such as data, tells of nobody.
+    named = [str(facts.get(name) or "") for name in ("dataset_dir", "split_file")]
+    private = [str(Path.home()), str(folder.resolve()), *(path for path in named if re.search(r"[/\\].", path))]
+    # Folders of the bundle itself may be called as those of the user.
+    text = re.sub(r"@bundle_root \+ '[^']*'", "", text)
     for path in private:
         # In the configurations as JSON writes it, where a backslash is two.
-        if path and path != "/" and (path in text or json.dumps(path, ensure_ascii=False)[1:-1] in text):
+        written = {path, json.dumps(path, ensure_ascii=False)[1:-1]}
+        if any(re.search(rf"(?<![\w./~-]){re.escape(form)}(?![\w.-])", text) for form in written):
             raise BundleError(f"the configuration of the run in {folder} names {path}, which must not go along.")
 
 

@@ -204,7 +204,7 @@ def test_gap_in_the_label_values(folder):
 
 def test_class_that_only_one_case_has_is_no_gap(folder):
     change(folder, "labels", LABELED, with_value(3))
-    change(folder, "labels", TEST, with_value(4))
+    change(folder, "labels", OTHER_LABELED, with_value(4))
     assert check(folder) == []
 
 
@@ -324,6 +324,27 @@ def test_an_affine_that_cannot_be_inverted(folder, value):
     nibabel.save(volume, path)
     (problem,) = check(folder)
     assert problem.startswith(f"{UNLABELED}: image images/{UNLABELED}.nii.gz must have an affine that can be inverted")
+
+
+def test_two_geometries_in_one_file(folder):
+    """Its sform tells of other voxels than its header."""
+    volume = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32), None)
+    volume.header["sform_code"] = 1
+    volume.header["srow_x"], volume.header["srow_y"], volume.header["srow_z"] = np.diag([-2, 3, 2.5, 1])[:3]
+    nibabel.save(volume, folder / "images" / f"{UNLABELED}.nii.gz")
+    (problem,) = check(folder)
+    assert problem.startswith(
+        f"{UNLABELED}: image images/{UNLABELED}.nii.gz must have one geometry: its affine has voxels"
+    )
+
+
+def test_a_class_that_no_labeled_case_has(folder):
+    change(folder, "labels", TEST, with_value(3))
+    for num_classes in (None, 4):
+        assert check(folder, num_classes=num_classes) == [
+            f"{folder / 'split.json'}: no labeled case has 3, which others have"
+        ]
+    assert check(folder, lists=["labeled"]) == check(folder, lists=["test"], num_classes=4) == []
 
 
 def test_complex_voxels(folder):

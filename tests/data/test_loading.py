@@ -83,6 +83,16 @@ def test_other_dimensions(shape, message, case):
         load(case)
 
 
+@pytest.mark.parametrize("affine", [np.diag([-2, 3, 2.5, 1]), np.diag([1, 1, 0, 1])])
+def test_geometry_that_is_not_certain(case, affine):
+    volume = nib.Nifti1Image(np.ones((6, 7, 8), np.float32), None)
+    volume.header["sform_code"] = 1
+    volume.header["srow_x"], volume.header["srow_y"], volume.header["srow_z"] = affine[:3]
+    nib.save(volume, case["image"])
+    with pytest.raises(BundleError, match=r"image\.nii\.gz (must have|cannot be read)"):
+        load(case)
+
+
 def test_image_with_channels(case):
     replace(case["image"], np.zeros((6, 7, 8, 3), np.float32))
     assert load(case, in_channels=3)["image"].shape == (3, 6, 7, 8)

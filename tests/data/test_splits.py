@@ -515,6 +515,23 @@ def test_unlabeled_pool_of_a_folder_leaves_out_what_is_labeled(tmp_path, pairs_a
     ]
 
 
+def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog):
+    for folder in ("prepared", "originals"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / "originals" / name).write_text("")
+    (tmp_path / "prepared" / "a.nii.gz").write_text("")
+    with caplog.at_level("INFO"):
+        pool = unlabeled_pool(
+            never,
+            pairs=[{"image": str(tmp_path / "prepared/a.nii.gz")}],
+            pairs_are_given=True,
+            unlabeled_dir=tmp_path / "originals",
+        )
+    assert pool == [{"unlabeled": str(tmp_path / "originals/b.nii.gz")}]
+    assert "1 of 2 volumes left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [

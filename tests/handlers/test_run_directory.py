@@ -12,7 +12,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
-from scripts.handlers.run_directory import RunDirectory, check_preprocessing
+from scripts.handlers.run_directory import RunDirectory, check_preprocessing, compare_split
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
 
@@ -129,6 +129,35 @@ def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
     check_preprocessing(str(tmp_path / "elsewhere" / "model.pt"), {**configuration, "spacing": None})
     with pytest.raises(BundleError, match=r"another preprocessing \(spacing was \[1.0, 1.0, 1.0\], is None\)"):
         check_preprocessing(weights, {**configuration, "spacing": None})
+
+
+def test_inference_has_no_crop_to_compare(tmp_path):
+    begin_with(tmp_path, {"crop": {"_target_": "CropToBoxd"}, "spacing": None})
+    weights = str(tmp_path / "model_final.pt")
+    inference = json.loads((tmp_path / "run_config.json").read_text())
+    del inference["crop"]
+    check_preprocessing(weights, inference)
+    with pytest.raises(BundleError, match=r"inference\.json that lies beside the weights"):
+        check_preprocessing(weights, {**inference, "spacing": [1.25, 1.25, 1.25]})
+    with pytest.raises(BundleError, match="crop was"):
+        check_preprocessing(weights, {**inference, "crop": None})
+
+
+def test_an_evaluation_on_another_split_is_warned_of(tmp_path, caplog):
+    weights = str(tmp_path / "model_final.pt")
+    compare_split(weights, {"name": "mine", "cases_hash": "1"})
+    (tmp_path / "run.json").write_text(json.dumps({"split": {"name": "mine", "cases_hash": "1"}}))
+    compare_split(weights, {"name": "mine", "cases_hash": "1"})
+    assert not caplog.records
+    compare_split(weights, {"name": "mine", "cases_hash": "2"})
+    (record,) = caplog.records
+    assert "was trained with the split mine (cases_hash 1), this is mine (cases_hash 2)" in record.getMessage()
+
+
+def test_whoever_repeats_a_run_does_not_replace_it(tmp_path):
+    begin_with(tmp_path, {"overwrite": "true", "resume": False})
+    configuration = json.loads((tmp_path / "run_config.json").read_text())
+    assert (configuration["overwrite"], configuration["resume"]) == (False, False)
 
 
 def test_what_the_configuration_of_a_run_did_not_have_is_not_compared(tmp_path):

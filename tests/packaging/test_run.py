@@ -268,6 +268,12 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path):
     assert evaluated["test_cases"] == 1
     same = shutil.copyfile(run_dir / "model_final.pt", tmp_path / "same.pt")
     assert make_package(run_dir, weights=same).configs["metadata"]["eval_metrics"] == evaluated
+    other = shutil.copytree(run_dir, tmp_path / "other_split")
+    record = json.loads((other / "evaluation/metrics_weights.json").read_text())
+    assert record["split"] == json.loads((other / "run.json").read_text())["split"]
+    record["split"]["cases_hash"] = "0"
+    (other / "evaluation/metrics_weights.json").write_text(json.dumps(record))
+    assert make_package(other).configs["metadata"]["eval_metrics"] == {}
     state = torch.load(same, weights_only=True)
     torch.save({name: value / 2 for name, value in state.items()}, tmp_path / "other.pt")
     assert make_package(run_dir, weights=tmp_path / "other.pt").configs["metadata"]["eval_metrics"] == {}
@@ -367,6 +373,20 @@ def test_folders_of_any_letters_do_not_go_along(folder, run_dir, tmp_path):
     (copy / "run.json").write_text(json.dumps({**facts, "dataset_dir": folder}))
     with assert_refused("the configuration of the run .* names .*, which must not go along"):
         make_package(copy)
+
+
+@pytest.mark.parametrize(("folder", "split"), [("data", "split.json"), ("/data", "/data/images/split.json")])
+def test_folders_called_as_those_of_the_bundle_are_no_secret(folder, split, run_dir, tmp_path):
+    copy = changed(run_dir, tmp_path, set_item("optimizer#lr", 0.01))
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**facts, "dataset_dir": folder, "split_file": split}))
+    assert make_package(copy).configs["train"]["dataset_dir"] == "$@bundle_root + '/data'"
+    (copy / "run_config.json").write_text(
+        (copy / "run_config.json").read_text().replace('"lr": 0.01', '"lr": "$len(\'/data/images/split.json\') / 1000"')
+    )
+    if folder == "/data":
+        with assert_refused("names /data"):
+            make_package(copy)
 
 
 def changed(run_dir, tmp_path, change):
