@@ -256,3 +256,27 @@ def test_nothing_but_bad_cases_tells_why_of_each(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: none of the 2 cases in ")
     assert sorted(line.split(":")[0] for line in lines[1:]) == ["- first", "- second"]
+
+
+def test_volumes_without_their_folders_are_explained(tmp_path, capsys):
+    image, _ = volumes(0)
+    save(tmp_path / "flat" / "a.nii.gz", image)
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(tmp_path / "flat"), "--output_dir", str(tmp_path / "prepared")])
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: source {tmp_path / 'flat'} holds volumes themselves: put the images into ")
+    assert message.count("\n") == 1
+
+
+def test_a_folder_in_which_nothing_was_prepared_takes_other_options(tmp_path, capsys):
+    image, label = volumes(0)
+    save(tmp_path / "source/images/a.nii.gz", image)
+    save(tmp_path / "source/labels/a.nii.gz", label[:5])
+    words = ["prepare", "folder", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "prepared")]
+    words += ["--num_folds", "0", "--num_labeled", "1"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "none of the 1 cases" in capsys.readouterr().err
+    save(tmp_path / "source/labels/a.nii.gz", label)
+    main([*words, "--spacing", "2"])
+    assert (tmp_path / "prepared/images/a.nii.gz").is_file()

@@ -141,6 +141,8 @@ def prepare_dataset(
     problems = [*found.problems, *unnamed, *problems]
     there = [case for case in cases if is_done(case, output_dir)]
     if not there:
+        # Nothing holds the folder to these settings.
+        (output_dir / _SETTINGS_FILE).unlink()
         headline = f"none of the {len(cases) or len(problems)} cases in {source} could be prepared"
         raise BundleError("\n".join([f"{headline}:", *(f"- {problem}" for problem in problems)]))
     try:

@@ -53,6 +53,11 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
             name = "_".join([*row.image.relative_to(source).parent.parts, name])
         read = partial(_read, row, source=source)
         cases.append(SourceCase(name, read, has_label=row.label is not None, group=row.group))
+    if not cases and not problems and any(stem(path) is not None for path in _visible(source)):
+        raise BundleError(
+            f"source {source} holds volumes themselves: put the images into {source / _IMAGES} and the labels into "
+            f"{source / _LABELS}, or name them in a --table."
+        )
     if not cases and not problems:
         raise BundleError(f"source {source} holds no image: NIfTI or NRRD files, or folders of DICOM, are expected.")
     return Source(cases, problems, notes)
