@@ -165,22 +165,36 @@ def run_grid(
         the cells that failed.
 
     Raises:
-        BundleError: when the launcher is not usable or refuses a cell, or the folder holds another grid, see
-            :meth:`Grid.joined`.
+        BundleError: when the launcher is not usable or refuses a cell, a file of a test case is not there, or the
+            folder holds another grid, see :meth:`Grid.joined`.
     """
     if launcher is not None and not any("{command}" in word for word in _words(launcher)):
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
     for name, place in (("output_dir", output_dir), ("dataset_dir", grid.dataset_dir)):
         check_path(name, str(place))
-    grid.write(output_dir)
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]
+    # What a launcher hands its cells to may have the data elsewhere.
+    if launcher is None and pending:
+        _require_test_files(grid)
+    grid.write(output_dir)
     with GridProgress(grid, cells, console=console) as progress:
         if launcher is None:
             _run_here(pending, jobs, progress)
         else:
             _run_elsewhere(pending, launcher, relaunch, progress)
     return [cell for cell in pending if not cell.evaluated]
+
+
+def _require_test_files(grid: Grid) -> None:
+    """Refuse what every cell would find out after its training."""
+    files = [path for case in grid.cases.values() for path in case.values()]
+    missing = [path for path in files if not Path(path).is_file()]
+    if missing:
+        raise BundleError(
+            f"dataset_dir {grid.dataset_dir}: {len(missing)} of the {len(files)} files of the test cases are not there, "
+            f"such as {missing[0]}."
+        )
 
 
 def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> None:

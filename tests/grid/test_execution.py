@@ -9,11 +9,13 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -385,3 +387,19 @@ def test_grid_is_read_where_it_was_written(phantom_dir, tmp_path):
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
     assert Grid.read(tmp_path / "grid") == grid
     assert os.path.isabs(grid.splits["fixed"])
+
+
+def test_test_files_that_are_not_there_are_found_before_a_cell_begins(phantom_dir, tmp_path):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    grid = define_grid(
+        "hippocampus",
+        ["supervised_vnet"],
+        dataset_dir=str(data),
+        split_file=str(data / "split.json"),
+        overrides={**TINY, "class_names": ["organ"]},
+    )
+    missing = Path(next(iter(grid.cases.values()))["label"])
+    missing.unlink()
+    with pytest.raises(BundleError, match=rf"1 of the \d+ files of the test cases are not there, such as {missing}"):
+        run_grid(grid, tmp_path / "grid")
+    assert not (tmp_path / "grid").exists()

@@ -867,7 +867,7 @@ SHIPPED = {
             "roles": "symmetric",
             "rectification.threshold": 0.6,
             "reliability.keep_percent": 80.0,
-            "reliability.scope": "per_class",
+            "reliability.scope": "batch",
             "reliability_combination": "own",
             "pseudo_label.renormalize": "none",
             "pseudo_label_source": "cross",
