@@ -192,8 +192,8 @@ def _require_test_files(grid: Grid) -> None:
     missing = [path for path in files if not Path(path).is_file()]
     if missing:
         raise BundleError(
-            f"dataset_dir {grid.dataset_dir}: {len(missing)} of the {len(files)} files of the test cases are not there, "
-            f"such as {missing[0]}."
+            f"dataset_dir {grid.dataset_dir}: {len(missing)} of the {len(files)} files of the test cases are not "
+            f"there, such as {missing[0]}."
         )
 
 
