@@ -151,7 +151,10 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"split_file": "x.json", "num_labeled": 8}, "exclude each other"),
         ({"split_file": str(ROOT / "docs/federated/hospital_2.json")}, "hospital_2.json has no test case"),
         ({"overrides": {"iteratons": 5}}, r"--iteratons is no key of .*\. Did you mean --iterations\?"),
-        ({"overrides": {"class_names": "organ"}}, "class_names must be a list of different strings, one .*, got 'organ'"),
+        (
+            {"overrides": {"class_names": "organ"}},
+            "class_names must be a list of different strings, one .*, got 'organ'",
+        ),
         ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),
         ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
