@@ -48,6 +48,7 @@ def test_figures_of_the_metadata_are_the_means_over_the_test_cases(metadata, run
     means = {"mean_dice": cases["dice"].mean(), **cases[["jaccard", "hd95_mm", "asd_mm"]].mean()}
     means |= {f"dice_{name}": dice for name, dice in cases.groupby("class")["dice"].mean().items()}
     figures = json.loads((ROOT / f"configs/{metadata}.json").read_text())["eval_metrics"]
+    assert f"the {cases['case'].nunique()} test cases" in figures.pop("cases")
     assert {"mean_dice", "hd95_mm", "asd_mm"} <= figures.keys()
     digits = {name: len(str(value).partition(".")[2]) for name, value in figures.items()}
     assert figures == {name: round(means[name], digits[name]) for name in figures}
