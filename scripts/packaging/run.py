@@ -269,7 +269,7 @@ def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
     for path in private:
         # In the configurations as JSON writes it, where a backslash is two.
         written = {path, json.dumps(path, ensure_ascii=False)[1:-1]}
-        if any(re.search(rf"(?<![\w./~-]){re.escape(form)}(?![\w.-])", text) for form in written):
+        if any(re.search(rf"(?<![\w.~-]){re.escape(form)}(?![\w.-])", text) for form in written):
             raise BundleError(f"the configuration of the run in {folder} names {path}, which must not go along.")
 
 
