@@ -82,8 +82,8 @@ def check_volumes(
         skip_existing: leave out volumes whose maps are there already, see :func:`unfinished_volumes`.
 
     Raises:
-        BundleError: when an option is not allowed, there is no volume, two volumes have one name, the output folder is
-            that of the volumes, or a map would be overwritten.
+        BundleError: when an option is not allowed, there is no volume, one is overlooked for the capitals of its name,
+            two volumes have one name, the output folder is that of the volumes, or a map would be overwritten.
     """
     options = {
         "save_probabilities": save_probabilities,
@@ -101,6 +101,12 @@ def check_volumes(
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
     paths = [Path(volume) for volume in datalist]
+    overlooked = _in_capitals(Path(dataset_dir))
+    if overlooked:
+        raise BundleError(
+            f"dataset_dir {dataset_dir}: {overlooked[0]} would be left out, as names must end in .nii.gz or .nii in "
+            "small letters: rename it."
+        )
     if not paths and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
     if not paths:
@@ -132,6 +138,12 @@ def check_volumes(
             "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
             "--output_dir."
         )
+
+
+def _in_capitals(path: Path) -> list[str]:
+    """Names of volumes that only their capitals keep from being found."""
+    names = sorted(file.name for file in path.glob("[!.]*")) if path.is_dir() else [path.name]
+    return [name for name in names if name.lower().endswith(VOLUME_SUFFIXES) and not name.endswith(VOLUME_SUFFIXES)]
 
 
 def unfinished_volumes(

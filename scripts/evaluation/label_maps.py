@@ -16,6 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import CommonKeys
+from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..nifti import write_volume
@@ -75,25 +76,40 @@ def label_map_path(folder: str | os.PathLike[str], case: str) -> Path:
     return Path(folder) / f"{case_file_name(case)}{_SUFFIX}"
 
 
-def check_labels_dir(labels_dir: str | None, cases: Callable[[], Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
-    """Make sure that no label map takes the place of a file of the data set.
+def check_labels_dir(
+    labels_dir: str | None,
+    cases: Callable[[], Mapping[str, Sequence[Mapping[str, Any]]]],
+    *,
+    own_dir: str,
+    overwrite: bool | str = False,
+) -> None:
+    """Make sure that no label map takes the place of a file of the data set, or unasked that of another label map.
 
     Args:
         labels_dir: folder where label maps will be written; None where none will be.
         cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.cases.load_cases`;
             called unless labels_dir is None.
+        own_dir: folder of the run or of its evaluation; label maps in it are the run's own, and need no permission.
+        overwrite: replace label maps that are there.
 
     Raises:
-        BundleError: when a map of one of these cases would replace an image or a label.
+        BundleError: when a map of one of these cases would replace an image or a label, or, outside own_dir and without
+            overwrite, anything else.
     """
     if labels_dir is None:
         return
     items = [item for entries in cases().values() for item in entries]
     files = {os.path.realpath(item[key]) for item in items for key in ("image", "label", "unlabeled") if key in item}
+    may_replace = str2bool(overwrite) or Path(labels_dir).resolve().is_relative_to(Path(own_dir).resolve())
     for item in items:
         path = label_map_path(labels_dir, str(item.get(CASE_KEY, "")))
         if os.path.realpath(path) in files:
             raise BundleError(f"labels_dir {labels_dir}: a label map would replace {path}, a file of the data set.")
+        if os.path.lexists(path) and not may_replace:
+            raise BundleError(
+                f"labels_dir {labels_dir} already holds {path.name}: replace it by --overwrite true, or choose another "
+                "--labels_dir."
+            )
 
 
 class SaveLabelMapd(MapTransform):

@@ -80,6 +80,15 @@ def test_nothing_to_segment(tmp_path):
             list_volumes(str(place), str(tmp_path / "out"))
 
 
+def test_no_volume_is_left_out_for_its_capitals(tmp_path):
+    make_volumes(tmp_path / "images", "a.nii.gz", "b.nii.gz")
+    path = (tmp_path / "images" / "b.nii.gz").rename(tmp_path / "images" / "B.NII.gz")
+    (tmp_path / "images" / "._c.NII").touch()
+    for place in (path.parent, path):
+        with pytest.raises(BundleError, match=rf"dataset_dir {place}: B\.NII\.gz would be left out, .*: rename it\."):
+            list_volumes(str(place), str(tmp_path / "out"))
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(BundleError, match=r"dataset_dir .*/none does not exist: it must be a NIfTI file or a folder"):
         list_volumes(str(tmp_path / "none"), str(tmp_path))

@@ -60,9 +60,25 @@ def test_label_maps_take_no_place_of_a_file_of_the_data_set(tmp_path, key):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     for folder in (tmp_path / "data", tmp_path / "maps" / ".." / "data", tmp_path / "link"):
         with assert_refused(r"labels_dir .*: a label map would replace .*a\.nii\.gz, a file of the data set"):
-            check_labels_dir(str(folder), cases)
-    check_labels_dir(str(tmp_path / "maps"), cases)
+            check_labels_dir(str(folder), cases, own_dir=str(tmp_path), overwrite=True)
+    check_labels_dir(str(tmp_path / "maps"), cases, own_dir=str(tmp_path / "run"))
 
 
-def test_without_label_maps_no_case_is_looked_up():
-    check_labels_dir(None, lambda: pytest.fail("cases were looked up"))
+def test_label_maps_of_others_are_replaced_by_permission_alone(tmp_path):
+    folder, cases = tmp_path / "maps", lambda: {"test": [{"case": "a"}], "labeled": []}
+    folder.mkdir()
+    (folder / "b.nii.gz").touch()
+    check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "run"))
+    (folder / "a.nii.gz").touch()
+    for own_dir in ("run", "maps/run", "ma"):
+        with assert_refused(r"labels_dir .* already holds a\.nii\.gz: replace it by --overwrite true, or choose another"):
+            check_labels_dir(str(folder), cases, own_dir=str(tmp_path / own_dir), overwrite="false")
+    check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "run"), overwrite="true")
+    # Those of the run itself stay from one that was stopped.
+    (tmp_path / "link").symlink_to(folder)
+    for own_dir in (tmp_path, folder, tmp_path / "link"):
+        check_labels_dir(str(folder), cases, own_dir=str(own_dir))
+
+
+def test_without_label_maps_no_case_is_looked_up(tmp_path):
+    check_labels_dir(None, lambda: pytest.fail("cases were looked up"), own_dir=str(tmp_path))
