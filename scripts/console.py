@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 import sys
 import threading
@@ -23,12 +24,14 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .errors import BundleError
-from .files import check_path
+from .files import CONFIGS, check_path
 
 #: Arguments of ``python -m monai.bundle run`` itself.
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 #: How Fire tells a name from a value, such as a negative number.
 _FLAG = re.compile(r"--|-[a-zA-Z]")
+#: First part of a reference to another key of a configuration.
+_REFERENCE = re.compile(r"[@%](\w+)")
 _SCRIPTS = Path(__file__).resolve().parent
 
 
@@ -89,7 +92,7 @@ def silence_codec_warning() -> None:
 
 
 def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, arguments: Iterable[str]) -> None:
-    """Refuse overrides of keys that no configuration has.
+    """Refuse overrides of keys that no configuration has, and keys of a configuration of one's own that nothing uses.
 
     Args:
         names: keys to override, such as ``iterations`` or ``network_def#dropout``.
@@ -97,9 +100,11 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
         arguments: other names that a misspelled one may have meant: the program's own arguments.
 
     Raises:
-        BundleError: for the first key that none of the configuration files has; names the most similar one.
+        BundleError: for the first key that none of the configuration files has, or that no file of this bundle has and
+            nothing refers to; names the most similar one.
     """
     config = ConfigParser.load_config_files(config_file)
+    _check_keys(config, config_file)
     for name in names:
         path = name.replace("::", "#").split("#")
         if not _is_known(config, path):
@@ -107,6 +112,24 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+
+
+def _check_keys(config: dict[str, Any], config_file: str | Sequence[str]) -> None:
+    known = {key for path in CONFIGS.glob("*.json") for key in ConfigParser.load_config_file(path)}
+    unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
+    # Through text, as a reference may stand anywhere in an expression.
+    used = set(_REFERENCE.findall(json.dumps(config, default=str))) if unknown else set()
+    for key in unknown:
+        if key not in used:
+            similar = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            raise BundleError(f"nothing uses the key {key} of the configuration {config_file}.{hint}")
+
+
+def _is_workflow(value: Any) -> bool:
+    """Return whether a value can be run by its name: a list of steps."""
+    steps = value if isinstance(value, list) else []
+    return any(isinstance(step, dict) or str(step).startswith(("$", "@", "%")) for step in steps)
 
 
 def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]) -> None:

@@ -55,6 +55,28 @@ def test_known_overrides_pass(config_file):
     assert_accepted("--config_file", config_file)
 
 
+@pytest.mark.parametrize(("key", "hint"), [("iteratons", r" Did you mean iterations\?"), ("zzz", "")])
+def test_keys_of_an_overlay_that_nothing_uses_are_refused(tmp_path, config_file, key, hint):
+    (tmp_path / "mine.json").write_text(json.dumps({key: 100}))
+    with pytest.raises(
+        BundleError, match=rf"^nothing uses the key {key} of the configuration \[.*mine.json'\]\.{hint}$"
+    ):
+        assert_accepted("--config_file", f"['{config_file}','{tmp_path / 'mine.json'}']")
+
+
+def test_keys_of_an_overlay_that_something_uses_pass(tmp_path, config_file):
+    mine = {
+        "_note_": "mine",
+        "factor": 2,
+        "others": {"number": 3},
+        "iterations": "$@factor * 50 + @others#number",
+        "again": ["$print('once more')"],
+        "train#amp": True,
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    assert_accepted("--config_file", f"['{config_file}','{tmp_path / 'mine.json'}']")
+
+
 def test_none_that_monai_leaves_out_is_refused(config_file):
     with pytest.raises(BundleError, match=r"^--patch_size None would .* write --patch_size '\$None'\.$"):
         assert_accepted("--config_file", config_file, "--patch_size", "None")

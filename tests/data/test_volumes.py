@@ -81,10 +81,10 @@ def test_nothing_to_segment(tmp_path):
 
 
 def test_no_volume_is_left_out_for_its_capitals(tmp_path):
-    make_volumes(tmp_path / "images", "a.nii.gz", "b.nii.gz")
-    path = (tmp_path / "images" / "b.nii.gz").rename(tmp_path / "images" / "B.NII.gz")
-    (tmp_path / "images" / "._c.NII").touch()
-    for place in (path.parent, path):
+    make_volumes(tmp_path, "a.nii.gz", "b.nii.gz")
+    path = (tmp_path / "b.nii.gz").rename(tmp_path / "B.NII.gz")
+    (tmp_path / "._c.NII").touch()
+    for place in (tmp_path, path):
         with pytest.raises(BundleError, match=rf"dataset_dir {place}: B\.NII\.gz would be left out, .*: rename it\."):
             list_volumes(str(place), str(tmp_path / "out"))
 

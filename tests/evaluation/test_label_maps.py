@@ -71,7 +71,7 @@ def test_label_maps_of_others_are_replaced_by_permission_alone(tmp_path):
     check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "run"))
     (folder / "a.nii.gz").touch()
     for own_dir in ("run", "maps/run", "ma"):
-        with assert_refused(r"labels_dir .* already holds a\.nii\.gz: replace it by --overwrite true, or choose another"):
+        with assert_refused(r"labels_dir .* already holds a\.nii\.gz: replace it by --overwrite true, or"):
             check_labels_dir(str(folder), cases, own_dir=str(tmp_path / own_dir), overwrite="false")
     check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "run"), overwrite="true")
     # Those of the run itself stay from one that was stopped.
