@@ -251,8 +251,11 @@ def test_nothing_but_bad_cases_tells_why_of_each(tmp_path, capsys):
     images.mkdir(parents=True)
     (images / "first.nii.gz").write_bytes(b"\x1f\x8b cut")
     (images / "second.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    for name in ("first", "second"):
+        save(tmp_path / "source/labels" / f"{name}.nii.gz", volumes(0)[1])
+    words = ["prepare", "folder", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "prepared")]
     with pytest.raises(SystemExit):
-        main(["prepare", "folder", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "prepared")])
+        main([*words, "--num_folds", "2"])
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: none of the 2 cases in ")
     assert sorted(line.split(":")[0] for line in lines[1:]) == ["- first", "- second"]

@@ -596,10 +596,22 @@ def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
     assert message in lines[0]
 
 
-@pytest.mark.parametrize("words", [["--fold", 7], ["--labeled", "z"]])
-def test_a_split_that_cannot_be_is_refused_before_the_work(words, tmp_path, prepare):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fold", 7], "fold must be from 0 to 1, got 7."),
+        (["--labeled", "z"], "labeled must name cases with foreground in their label, got z."),
+        (["--num_folds", 5], "num_folds is 5, but there are 2 groups"),
+        (["--num_labeled", 9], "num_labeled must be from 1 to 1"),
+        (["--num_validation", 2], "num_validation must be at most 1"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused_before_the_work(words, message, tmp_path, prepare):
     make_pairs(tmp_path / "source", "ab")
-    assert prepare("folder", "--num_folds", 2, *words)[0] == 1
+    (tmp_path / "source" / "labels" / "c.nii.gz").touch()
+    code, lines = prepare("folder", "--num_folds", 2, *words)
+    assert code == 1
+    assert any(message in line for line in lines)
     assert not (tmp_path / "prepared").exists()
 
 

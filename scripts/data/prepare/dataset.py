@@ -135,10 +135,14 @@ def prepare_dataset(
         source = unpack(source, output_dir / _SOURCE_FOLDER / f"{source.name.split('.')[0]}_{source.stat().st_size}")
     found = _FINDERS[name](source, **{key: value for key, value in options.items() if key != "task"})
     cases, unnamed = _with_usable_names(found.cases)
-    _check_splits(splits, cases, num_folds=_num_folds(found, splits))
+    problems = [*found.problems, *unnamed]
+    try:
+        _check_splits(splits, cases, found)
+    except BundleError as error:
+        raise _beside(problems, error) from error
     write_json(output_dir / _SETTINGS_FILE, settings)
-    problems, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
-    problems = [*found.problems, *unnamed, *problems]
+    failed, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
+    problems += failed
     there = [case for case in cases if is_done(case, output_dir)]
     if not there:
         # Nothing holds the folder to these settings.
@@ -148,8 +152,7 @@ def prepare_dataset(
     try:
         paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
     except BundleError as error:
-        # Cases that could not be prepared are often the cause.
-        raise BundleError("\n".join([*(f"- {problem}" for problem in problems), str(error)])) from error
+        raise _beside(problems, error) from error
     return Prepared(
         cases={case.name: case.has_label for case in there},
         split_files=paths,
@@ -157,6 +160,11 @@ def prepare_dataset(
         problems=problems,
         notes=[*found.notes, *notes, *split_notes],
     )
+
+
+def _beside(problems: Sequence[str], error: BundleError) -> BundleError:
+    """Tell what could not be prepared, which is often the cause, before what went wrong then."""
+    return BundleError("\n".join([*(f"- {problem}" for problem in problems), str(error)]))
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -220,20 +228,44 @@ def _num_folds(found: Source, splits: SplitSettings) -> int:
     return found.num_folds if splits.num_folds is None else splits.num_folds
 
 
-def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], *, num_folds: int) -> None:
+def _folds(found: Source, splits: SplitSettings) -> Sequence[int]:
+    return range(_num_folds(found, splits)) if splits.fold == "all" else [int(splits.fold or 0)]
+
+
+def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Source) -> None:
     """Refuse what would otherwise be found out after hours of converting."""
+    num_folds = _num_folds(found, splits)
     if isinstance(splits.fold, int) and splits.fold >= num_folds:
         raise BundleError(f"fold must be from 0 to {num_folds - 1}, got {splits.fold}.")
     unknown = sorted(set(splits.labeled) - {case.name for case in cases})
     if unknown:
         raise BundleError(f"labeled must name cases with foreground in their label, got {', '.join(unknown[:5])}.")
+    if cases and not _follows_protocol(found, splits):
+        # As if every label had foreground: what is refused then is refused in any case.
+        assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]
+        _draw([case for case in assumed if case.name not in found.withdrawn], found, splits)
+
+
+def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> list[Lists]:
+    return [
+        draw_lists(
+            cases,
+            fold=fold,
+            num_folds=_num_folds(found, splits),
+            num_labeled=splits.num_labeled or found.num_labeled,
+            labeled=splits.labeled,
+            num_validation=splits.num_validation,
+            seed=splits.seed,
+        )
+        for fold in _folds(found, splits)
+    ]
 
 
 def _write_splits(
     name: str, found: Source, there: Sequence[SourceCase], output_dir: Path, *, splits: SplitSettings, jobs: int
 ) -> tuple[list[Path], list[str]]:
     num_folds = _num_folds(found, splits)
-    folds = range(num_folds) if splits.fold == "all" else [int(splits.fold or 0)]
+    folds = _folds(found, splits)
     lists: list[Lists] = []
     notes: list[str] = []
     if _follows_protocol(found, splits):
@@ -241,19 +273,7 @@ def _write_splits(
     source_of_lists = f"fold {{}} of the protocol of {found.protocol}"
     is_drawn = not lists
     if is_drawn:
-        fold_cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
-        lists = [
-            draw_lists(
-                fold_cases,
-                fold=fold,
-                num_folds=num_folds,
-                num_labeled=splits.num_labeled or found.num_labeled,
-                labeled=splits.labeled,
-                num_validation=splits.num_validation,
-                seed=splits.seed,
-            )
-            for fold in folds
-        ]
+        lists = _draw(_describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs), found, splits)
         withdrawn = [case.name for case in there if case.name in found.withdrawn]
         notes += _left_out_notes(withdrawn, _WITHDRAWN)
         notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
@@ -318,17 +338,20 @@ def _left_out_notes(cases: Sequence[str], reason: str) -> list[str]:
     return [f"{len(cases)} cases are in no list of the split ({reason}): {shown}."]
 
 
+def _group(case: SourceCase) -> str:
+    # A case and a group of the same name have nothing to do with each other.
+    return f"group {case.group}" if case.group else f"case {case.name}"
+
+
 def _describe(cases: Sequence[SourceCase], output_dir: Path, *, withdrawn: frozenset[str], jobs: int) -> list[FoldCase]:
     def describe(case: SourceCase) -> FoldCase:
-        # A case and a group of the same name have nothing to do with each other.
-        group = f"group {case.group}" if case.group else f"case {case.name}"
         if not case.has_label:
-            return FoldCase(case.name, group)
+            return FoldCase(case.name, _group(case))
         file: Any = nib.load(label_path(output_dir, case.name))
         voxels = np.asanyarray(file.dataobj)
         classes = tuple(int(value) for value in np.unique(voxels) if value)
         voxel_mm3 = abs(float(np.linalg.det(file.affine[:3, :3])))
-        return FoldCase(case.name, group, classes, np.count_nonzero(voxels) * voxel_mm3)
+        return FoldCase(case.name, _group(case), classes, np.count_nonzero(voxels) * voxel_mm3)
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         return list(pool.map(describe, (case for case in cases if case.name not in withdrawn)))
