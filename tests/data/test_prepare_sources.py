@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import unicodedata
 from urllib.error import URLError
@@ -527,6 +528,25 @@ def test_what_is_done_is_not_done_again(tmp_path, prepare, monkeypatch):
     )
     assert prepare("folder", "--num_folds", 2)[0] == 0
     assert written == ["c.nii.gz", "c.nii.gz"]
+
+
+def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abc")
+    slices = tmp_path / "source" / "images" / "d"
+    write_series(slices, volumes(3)[0])
+    prepare("folder", "--num_folds", 2)
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert not any("was changed" in line for line in lines)
+    made = (tmp_path / "prepared/images/a.nii.gz").stat().st_mtime
+    label, slice_ = tmp_path / "source/labels/b.nii.gz", next(slices.iterdir())
+    save(label, volumes(7)[1])
+    for path in (label, slice_):
+        os.utime(path, (made + 60, made + 60))
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert any("of 2 cases, such as b, the source was changed after they were prepared: delete" in x for x in lines)
+    (tmp_path / "prepared/images/b.nii.gz").unlink()
+    prepare("folder", "--num_folds", 2)
+    assert np.array_equal(voxels_of(tmp_path / "prepared/labels/b.nii.gz"), voxels_of(label))
 
 
 def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):

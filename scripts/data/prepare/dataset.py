@@ -20,7 +20,7 @@ from ...errors import BundleError
 from ...files import write_json
 from ..splits import LIST_NAMES, is_inside, leads_out, write_split
 from .archive import unpack
-from .conversion import convert_cases, is_done, label_path
+from .conversion import convert_cases, is_done, is_outdated, label_path
 from .decathlon import download, find_decathlon
 from .folder import find_folder
 from .folds import FoldCase, Lists, draw_lists, protocol_lists, shipped_splits
@@ -158,7 +158,7 @@ def prepare_dataset(
         split_files=paths,
         num_found=len(found.cases) + len(found.problems),
         problems=problems,
-        notes=[*found.notes, *notes, *split_notes],
+        notes=[*found.notes, *notes, *_outdated_notes(there, output_dir), *split_notes],
     )
 
 
@@ -341,6 +341,16 @@ def _left_out_notes(cases: Sequence[str], reason: str) -> list[str]:
 def _group(case: SourceCase) -> str:
     # A case and a group of the same name have nothing to do with each other.
     return f"group {case.group}" if case.group else f"case {case.name}"
+
+
+def _outdated_notes(there: Sequence[SourceCase], output_dir: Path) -> list[str]:
+    outdated = [case.name for case in there if is_outdated(case, output_dir)]
+    if not outdated:
+        return []
+    return [
+        f"of {len(outdated)} cases, such as {outdated[0]}, the source was changed after they were prepared: delete "
+        f"their images in {output_dir}, and they are prepared again."
+    ]
 
 
 def _describe(cases: Sequence[SourceCase], output_dir: Path, *, withdrawn: frozenset[str], jobs: int) -> list[FoldCase]:

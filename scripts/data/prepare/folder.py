@@ -52,7 +52,8 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
         if counts[name] > 1:
             name = "_".join([*row.image.relative_to(source).parent.parts, name])
         read = partial(_read, row, source=source)
-        cases.append(SourceCase(name, read, has_label=row.label is not None, group=row.group))
+        files = tuple(path for path in (row.image, row.label) if path is not None)
+        cases.append(SourceCase(name, read, has_label=row.label is not None, group=row.group, files=files))
     if not cases and not problems and any(stem(path) is not None for path in _visible(source)):
         raise BundleError(
             f"source {source} holds volumes themselves: put the images into {source / _IMAGES} and the labels into "

@@ -57,12 +57,14 @@ class SourceCase:
         read: reads its volumes; raises an error that names what is wrong.
         has_label: whether there will be a label.
         group: cases of one group, such as a patient, stay on one side of a split; by default each is its own.
+        files: files of the source that may be mended later, or folders of them; empty for a published data set.
     """
 
     name: str
     read: Callable[[], Volumes]
     has_label: bool = True
     group: str = ""
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
