@@ -177,6 +177,42 @@ def test_settings_that_differ_by_method_are_listed_by_method(make_cells):
     assert settings_by_method(read_grid(folder), "settings")["seed"].tolist() == ["0; 1", "0; 1"]
 
 
+def test_terms_that_methods_of_one_class_leave_out_are_a_table_as_in_the_paper(make_cells):
+    dice = {"both": 0.9, "one": 0.8, "other": 0.7, "plain": 0.6, "luseg": 0.5, "bare": 0.4, "upper": 0.95}
+    folder = make_cells({name: {("f", 0): {"x": value}} for name, value in dice.items()})
+    losses = {
+        "both": ["supervised", "uncertainty", "mean_squared"],
+        "one": ["supervised", "uncertainty"],
+        "other": ["supervised", "mean_squared"],
+        "plain": ["supervised"],
+        "luseg": ["supervised", "entropy"],
+        "upper": ["supervised"],
+    }
+    for method in dice:
+        of_class = {"luseg": "Luseg(weight=1.0)", "bare": "Bare()"}.get(method, f"Dual(weight={dice[method]})")
+        change_facts(folder, method, "f_seed0", settings={"method": of_class, "network": "DualNetwork"})
+        path = folder / "cells" / method / "f_seed0" / "history.csv"
+        table = pd.read_csv(path)
+        table.assign(**{f"loss_{name}": 1.0 for name in losses.get(method, [])}).to_csv(path, index=False)
+    # The same class with another network has other terms, and leaves none out.
+    change_facts(folder, "upper", "f_seed0", settings={"network": "VNet"})
+    tables = [table for table in make_tables(read_grid(folder), "plain") if table.name.startswith("table_terms")]
+    assert [table.title for table in tables] == ["Terms of the loss that some methods leave out: Dual"]
+    (table,) = tables
+    assert table.heading[:4] == ["method", "uncertainty", "mean squared", "Dice [%]"]
+    assert sorted(row[:3] for row in table.rows) == [
+        ["both", "yes", "yes"],
+        ["one", "yes", "-"],
+        ["other", "-", "yes"],
+        ["plain", "-", "-"],
+    ]
+    assert {table.rows[row][0]: mark for (row, column), mark in table.marks.items() if column == 3} == {
+        "both": "best",
+        "one": "second",
+    }
+    assert table.numbers.set_index("method").loc["one", ["uncertainty", "mean_squared"]].tolist() == [True, False]
+
+
 # --- paired tests -----------------------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,35 @@ def settings_by_method(grid: GridResults, key: SettingsKey) -> pd.DataFrame:
     return pd.DataFrame(list(table.values()), index=methods).fillna("-")
 
 
+def terms_by_method(grid: GridResults) -> list[tuple[str, pd.DataFrame]]:
+    """Which terms of its loss each method has, where some methods of one class and network leave terms out.
+
+    Args:
+        grid: the grid of runs.
+
+    Returns:
+        The name of each such class, and a table with a row for each evaluated method, which is the index, and a column
+        for each term that some of them have and others have not: whether ``history.csv`` of a run tells of it.
+    """
+    terms: dict[tuple[str, str], dict[str, dict[str, bool]]] = {}
+    for method in grid.evaluated_methods:
+        cell = next(iter(grid.evaluated(method).values()))
+        settings = cell.facts.get("settings") or {}
+        history = cell.table("history.csv")
+        if "method" in settings and history is not None:
+            # Class(option=value, ...)
+            key = str(settings["method"]).partition("(")[0], str(settings.get("network"))
+            names = [column.removeprefix("loss_") for column in history if column.startswith("loss_")]
+            terms.setdefault(key, {})[method] = dict.fromkeys(names, True)
+    tables = []
+    for (method_class, _), of_methods in terms.items():
+        table = pd.DataFrame.from_dict(of_methods, orient="index").notna().rename_axis("method")
+        table = table.loc[:, table.nunique() > 1]
+        if not table.empty:
+            tables.append((method_class, table))
+    return tables
+
+
 def _settings_of(cell: CellResult, key: SettingsKey) -> dict[str, str]:
     values = dict(cell.facts.get(key) or {})
     if key == "settings":

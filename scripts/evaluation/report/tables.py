@@ -7,14 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from ..case_report import HEADINGS, MEAN_OVER_CLASSES, mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
 from .grid import GridResults
-from .summary import SETTINGS_KEYS, costs, settings_by_method, spread_is_over_runs, summarize
+from .summary import SETTINGS_KEYS, costs, settings_by_method, spread_is_over_runs, summarize, terms_by_method
 
 Mark = Literal["best", "second"]
 #: Metrics that are tested: one of the overlaps, which tell the same, and both distances.
@@ -62,8 +62,9 @@ def make_tables(grid: GridResults, reference: str) -> list[Table]:
         reference: name of the method that the others are tested against.
 
     Returns:
-        Metrics, metrics of each class (where there are several), tests (where there are several methods), cost, the
-        settings in which methods differ, and the state of each cell.
+        Metrics, metrics of each class (where there are several), metrics by the terms of the loss (where methods leave
+        some out), tests (where there are several methods), cost, the settings in which methods differ, and the state of
+        each cell.
     """
     summary = summarize(grid)
     note = _summary_note(grid)
@@ -75,6 +76,10 @@ def make_tables(grid: GridResults, reference: str) -> list[Table]:
         for number, name in enumerate(grid.class_names, start=1):
             of_class = summary[summary["class"] == name]
             tables.append(_metrics_table(f"table_class_{number}", f"Test metrics: {name}", of_class, grid, note))
+    tables += [
+        _terms_table(f"table_terms_{number}", name, terms, overall)
+        for number, (name, terms) in enumerate(terms_by_method(grid), start=1)
+    ]
     if len(grid.evaluated_methods) > 1:
         tables += [_comparison_table(grid, reference, metric) for metric in TESTED_METRICS]
     cost = costs(grid)
@@ -108,36 +113,66 @@ def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark 
 def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: GridResults, note: str) -> Table:
     heading = ["method", "labeled", "unlabeled", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
     planned = len(grid.cells) // len(grid.methods)
-    ranked = summary["complete"] & ~summary["upper_bound"]
-    # Who misses the difficult cases has the smaller mean distance.
-    fewer_found = summary["complete"] & (summary["found"] < summary.loc[ranked, "found"].max())
+    metrics = _metrics(summary, first_column=heading.index("unlabeled") + 1)
     rows = [
         [
             row["method"],
             _count(row["labeled"]),
             _count(row["unlabeled"]),
-            *(_mean_text(row, metric, fewer_found=fewer) for metric in HEADINGS),
+            *texts,
             str(row["cases"]),
             str(row["missed"]),
             str(row["false_positive"]),
             f"{row['runs']} of {planned}",
         ]
+        for row, texts in zip(summary.to_dict("records"), metrics.texts, strict=True)
+    ]
+    groups = _groups(summary)
+    return Table(name, title, heading, rows, summary, ["method", "class"], note + metrics.note, metrics.marks, groups)
+
+
+def _terms_table(name: str, method_class: str, terms: pd.DataFrame, summary: pd.DataFrame) -> Table:
+    numbers = summary[summary["method"].isin(terms.index)].merge(terms, left_on="method", right_index=True)
+    heading = ["method", *(term.replace("_", " ") for term in terms), *HEADINGS.values()]
+    metrics = _metrics(numbers, first_column=1 + len(terms.columns))
+    rows = [
+        [row["method"], *("yes" if row[term] else "-" for term in terms), *texts]
+        for row, texts in zip(numbers.to_dict("records"), metrics.texts, strict=True)
+    ]
+    title = f"Terms of the loss that some methods leave out: {method_class}"
+    note = "A term is there where the table of losses of a run has it; metrics as in the first table." + metrics.note
+    return Table(name, title, heading, rows, numbers, ["method"], note, metrics.marks, _groups(numbers))
+
+
+class _Metrics(NamedTuple):
+    """Columns of means: a list of texts for each row, which of them are marked, and what to say of them."""
+
+    texts: list[list[str]]
+    marks: dict[tuple[int, int], Mark]
+    note: str
+
+
+def _metrics(summary: pd.DataFrame, *, first_column: int) -> _Metrics:
+    ranked = summary["complete"] & ~summary["upper_bound"]
+    # Who misses the difficult cases has the smaller mean distance.
+    fewer_found = summary["complete"] & (summary["found"] < summary.loc[ranked, "found"].max())
+    texts = [
+        [_mean_text(row, metric, fewer_found=fewer) for metric in HEADINGS]
         for row, fewer in zip(summary.to_dict("records"), fewer_found, strict=True)
     ]
     marks = {}
-    for metric, text in HEADINGS.items():
+    for column, metric in enumerate(HEADINGS, start=first_column):
         eligible = ranked if _percent(metric) else ranked & ~fewer_found
         # What looks equal is equal: the means are ranked as they are shown.
         shown = (summary[f"{metric}_mean"] * (100 if _percent(metric) else 1)).round(2).where(eligible)
         for row_number, mark in enumerate(rank_marks(shown.tolist(), higher_is_better=_percent(metric))):
             if mark is not None:
-                marks[row_number, heading.index(text)] = mark
-    if fewer_found.any():
-        note += (
-            f" {FEWER_FOUND} Distances not ranked: they leave out cases and classes that were missed here and found by "
-            "others; see the tests, which pair them."
-        )
-    return Table(name, title, heading, rows, summary, ["method", "class"], note, marks, _groups(summary))
+                marks[row_number, column] = mark
+    note = (
+        f" {FEWER_FOUND} Distances not ranked: they leave out cases and classes that were missed here and found by "
+        "others; see the tests, which pair them."
+    )
+    return _Metrics(texts, marks, note if fewer_found.any() else "")
 
 
 def _groups(numbers: pd.DataFrame) -> dict[int, str]:
