@@ -511,9 +511,10 @@ def benchmark(
     """
     folder = str(_PHANTOM_DIR) if dataset_dir is None else _text("dataset_dir", dataset_dir)
     splits = str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file)
-    cases = study_cases(
-        folder, splits, num_cases=_whole_number("num_cases", num_cases, at_least=1), phantom_dir=_PHANTOM_DIR
-    )
+    names, number = _texts("parts", parts), _whole_number("num_cases", num_cases, at_least=1)
+    # Only what is segmented needs a test list: a training on a whole data set has none.
+    is_segmented = "inference" in names
+    cases = study_cases(folder, splits, num_cases=number, phantom_dir=_PHANTOM_DIR) if is_segmented else []
     overlay = _optional(_text, "data", data)
     line = run_benchmark(
         _text("output_dir", output_dir),
@@ -521,7 +522,7 @@ def benchmark(
         inference_configs(overlay),
         training_overlays=[f"data_{overlay}"] if overlay and dataset_dir else [],
         training_data={"dataset_dir": folder, "split_file": splits} if dataset_dir else None,
-        parts=_texts("parts", parts),
+        parts=names,
         patch_size=_optional(_sizes, "patch_size", patch_size),
         strides=_optional(_sizes, "strides", strides),
         num_steps=_whole_number("num_steps", num_steps, at_least=1),

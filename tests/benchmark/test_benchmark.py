@@ -161,6 +161,26 @@ def test_sizes_are_those_of_the_data(words, patch_size, strides, phantom_dir, tm
     assert (seen["patch_size"], seen["strides"]) == (patch_size, strides)
 
 
+def test_a_training_on_a_whole_data_set_needs_no_test_list(phantom_dir, tmp_path, monkeypatch, capsys):
+    split = json.loads((phantom_dir / "split.json").read_text()) | {"validation": [], "test": []}
+    split.pop("cases_hash", None)
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    seen = {}
+
+    def measure(overlays, *, overrides):
+        seen.update(overrides)
+        raise BundleError("enough")
+
+    monkeypatch.setattr(benchmark, "measure_starts", measure)
+    words = ["benchmark", "--output_dir", str(tmp_path), "--dataset_dir", str(phantom_dir)]
+    words += ["--split_file", str(tmp_path / "split.json"), "--parts"]
+    for parts, message in (("start", "enough"), ("inference,start", "has no test case")):
+        with pytest.raises(SystemExit):
+            main([*words, parts])
+        assert message in capsys.readouterr().err
+    assert seen["split_file"] == str(tmp_path / "split.json")
+
+
 def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     words = ["benchmark", "--output_dir", str(tmp_path), "--dataset_dir", str(phantom_dir)]
     (tmp_path / "earlier").mkdir()
