@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from .errors import BundleError
-from .files import replacing
-from .weights import read_tensors
+from .weights import read_tensors, write_tensors
 
 Member = Literal["vnet", "resnet_vnet"]
 #: Windows that a server may put into one batch.
@@ -45,8 +44,7 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
         raise BundleError(f"ckpt_path {ckpt_path} does not hold the weights of the dual network.")
     prefix = f"{network}."
     chosen = {f"backbone.{key.removeprefix(prefix)}": value for key, value in state.items() if key.startswith(prefix)}
-    with replacing(output) as temporary, temporary.open("wb") as stream:
-        torch.save(chosen, stream)
+    write_tensors(output, chosen)
 
 
 def write_triton_model(

@@ -30,6 +30,11 @@ def process_rank() -> int:
     return torch.distributed.get_rank() if num_processes() > 1 else 0
 
 
+def is_main_process() -> bool:
+    """Return whether this process writes the files of the run: the only one, or that of rank 0."""
+    return process_rank() == 0
+
+
 def global_batch_size(batch_size: int) -> int:
     """Count the crops of a batch over all processes.
 

@@ -24,6 +24,9 @@ def truth(name: str, value: Any) -> bool:
         name: what to call it in the message.
         value: its value.
 
+    Returns:
+        whether it is true.
+
     Raises:
         BundleError: when it is neither.
     """

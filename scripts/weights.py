@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Read files of tensors, and check and describe networks before a run relies on them."""
+"""Read and write files of tensors, and check and describe networks before a run relies on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from monai.utils.misc import str2bool
 from torch import nn
 
-from .errors import BundleError
+from .errors import BundleError, one_line
+from .files import replacing
 
 
 class DamagedFileError(BundleError):
@@ -40,8 +41,22 @@ def read_tensors(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file makes zip and unpickling fail in a dozen unrelated ways.
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise DamagedFileError(f"{path} is damaged ({lines[0] if lines else type(error).__name__})") from error
+        raise DamagedFileError(f"{path} is damaged ({one_line(error)})") from error
+
+
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write a file of tensors in one step: a reader finds the old file or the new one, never half of it.
+
+    Args:
+        path: the file.
+        content: what :func:`read_tensors` will return.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    # By a stream of Python, which says why it cannot be written.
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def file_hash(path: str | Path) -> str:

@@ -26,7 +26,7 @@ ALLOWED = {
     "methods": {"losses", "networks", "schedules"},
     "data": {"errors", "files", "nifti", "parallel", "settings", "weights"},
     "evaluation": {"errors", "files", "nifti", "weights"},
-    "weights": {"errors"},
+    "weights": {"errors", "files"},
     "console": {"errors", "files"},
     "precision": {"errors"},
     "memory": set(),
@@ -46,7 +46,7 @@ ALLOWED = {
         "handlers.run_directory",
     },
     "studies": {"errors", "data.cases", "evaluation", "files", "nifti", "predict"},
-    "export": {"errors", "files", "weights"},
+    "export": {"errors", "weights"},
     "packaging": {"errors", "export", "files", "weights"},
     "benchmark": {
         "errors",

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,13 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 
+from ..data.volumes import case_name
 from ..errors import BundleError
 from ..export import extract_network
 from ..nifti import read_nifti
 from ..studies.cases import Case, label_array, measure_on_reference
 from ..weights import check_weights
-from .measuring import measure_alone
+from .measuring import measure_alone, now
 
 _BASELINE = "window by window"
 #: The mode that configs/inference.json chooses.
@@ -113,7 +113,7 @@ def measure_inference(
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
         if ckpt_path is not None:
-            maps[mode.name] = [read_nifti(folder / f"{case.image.name.split('.nii')[0]}_seg.nii.gz") for case in cases]
+            maps[mode.name] = [read_nifti(folder / f"{case_name(case.image)}_seg.nii.gz") for case in cases]
             row |= _accuracy(maps[mode.name], maps[_BASELINE], cases, num_classes)
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -162,16 +162,10 @@ class _TimedInferer(Inferer):
         self.seconds = 0.0
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
-        start = self._now(inputs)
+        start = now(inputs.device)
         output = self.inferer(inputs, network, *args, **kwargs)
-        self.seconds += self._now(inputs) - start
+        self.seconds += now(inputs.device) - start
         return output
-
-    @staticmethod
-    def _now(inputs: torch.Tensor) -> float:
-        if inputs.device.type == "cuda":
-            torch.cuda.synchronize(inputs.device)
-        return time.perf_counter()
 
 
 def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mapping[str, Any]) -> float:

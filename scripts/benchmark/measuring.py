@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,13 @@ import torch
 
 from ..console import describe_mistake
 from ..errors import BundleError
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds, when all that a device was asked to compute is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Measured(NamedTuple):

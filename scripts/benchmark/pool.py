@@ -19,9 +19,9 @@ from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
 
 from ..data.phantom import generate_phantom_dataset
-from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN
+from ..data.splits import IMAGE_PATTERN, LABEL_PATTERN, write_split
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT, write_json
+from ..files import CONFIGS, ROOT
 from .measuring import measure_alone
 
 _NUM_VOLUMES = 8
@@ -182,10 +182,9 @@ def make_pool(folder: str | Path, num_cases: int) -> None:
             volume = pattern.format(case=f"phantom_{number % _NUM_VOLUMES:03d}")
             os.link(path / "volumes" / volume, path / pattern.format(case=case))
     num_labeled = num_cases // 10
-    lists = {"labeled": cases[:num_labeled], "unlabeled": cases[num_labeled:], "validation": [], "test": []}
+    lists = {"labeled": cases[:num_labeled], "unlabeled": cases[num_labeled:]}
     description = f"{num_cases} cases of {_NUM_VOLUMES} generated volumes."
-    names = {"version": 1, "name": f"pool_{num_cases}", "description": description}
-    write_json(path / "split.json", {**names, "image": IMAGE_PATTERN, "label": LABEL_PATTERN, **lists})
+    write_split(path / "split.json", name=f"pool_{num_cases}", description=description, lists=lists)
 
 
 def _check_iterations(iterations: int, *, at_least: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes.util
 import os
 import platform
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from monai.bundle import ConfigParser
 
 from ..methods.dual_network import DualNetworkMethod
 from ..trainer import SemiSupervisedTrainer
-from .measuring import measure_alone
+from .measuring import measure_alone, now
 
 #: Settings of the mode that others are compared with, of the bundle's own, and of the bundle's with less memory.
 MODES: dict[str, dict[str, Any]] = {
@@ -113,8 +112,9 @@ def _time_steps(
         channels_last=parser.get_parsed_content("channels_last"),
     )
     seconds: list[float] = []
-    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seconds.append(-_now(trainer)))
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seconds.append(seconds.pop() + _now(trainer)))
+    device = trainer.state.device
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seconds.append(-now(device)))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seconds.append(seconds.pop() + now(device)))
     trainer.run()
     fastest = min(seconds[1:])
     share = _time_losses(trainer, batch) / fastest if isinstance(trainer.method, DualNetworkMethod) else None
@@ -156,13 +156,7 @@ def _time_losses(trainer: SemiSupervisedTrainer, batch: Mapping[str, torch.Tenso
         for _ in range(3):
             for value in maps:
                 value.grad = None
-            start = _now(trainer)
+            start = now(trainer.state.device)
             method(batch, trainer.state.iteration)["loss"].backward()
-            fastest = min(fastest, _now(trainer) - start)
+            fastest = min(fastest, now(trainer.state.device) - start)
     return fastest
-
-
-def _now(trainer: SemiSupervisedTrainer) -> float:
-    if trainer.state.device.type == "cuda":
-        torch.cuda.synchronize(trainer.state.device)
-    return time.perf_counter()

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -16,9 +15,11 @@ from monai.data import MetaTensor
 from monai.transforms import Crop
 from monai.transforms.croppad.dictionary import Cropd
 from monai.transforms.utils import generate_spatial_bounding_box
+from nibabel.affines import apply_affine
 
 from ..errors import BundleError, one_line
 from ..files import write_json
+from ..nifti import read_nifti
 from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
@@ -57,6 +58,9 @@ class CropToBoxd(Cropd):
 
         Returns:
             the dictionary with cropped volumes; their inverse is recorded.
+
+        Raises:
+            BundleError: when the case has no box, or one that ends beyond its volume.
         """
         result = dict(data)
         if BOX_KEY not in result:
@@ -84,7 +88,7 @@ class CropToBoxd(Cropd):
         original = np.asarray(volume.meta["original_affine"], dtype=float)
         to_here = np.linalg.inv(volume.affine.cpu().numpy()) @ original
         # Outer faces of the box: half a voxel beyond the centers of its first and last voxel.
-        corners = nib.affines.apply_affine(to_here, np.stack([box[0] - 0.5, box[1] - 0.5]))
+        corners = apply_affine(to_here, np.stack([box[0] - 0.5, box[1] - 0.5]))
         size = np.asarray(volume.shape[1:])
         start = np.floor(corners.min(axis=0) + 0.5).astype(int) - self.margin
         stop = np.ceil(corners.max(axis=0) + 0.5 - 1e-6).astype(int) + self.margin
@@ -180,10 +184,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _foreground_box(label_path: Path) -> list[list[int]]:
-    file: Any = nib.load(label_path)
-    label = np.asanyarray(file.dataobj)
-    if label.ndim == 4 and label.shape[-1] == 1:
-        label = label[..., 0]
+    label = np.asanyarray(read_nifti(label_path).dataobj)
     if label.ndim != 3:
         raise ValueError(f"its label must be 3D, got shape {label.shape}")
     start, stop = generate_spatial_bounding_box(label[None])

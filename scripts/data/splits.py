@@ -300,7 +300,7 @@ def kind_of(value: Any) -> str:
 
 
 def read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] | None = None) -> Any:
-    """Read a JSON file that an argument names."""
+    """Read a JSON file that an argument names; a BundleError tells of one that is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=object_pairs_hook)
     except FileNotFoundError:
@@ -312,7 +312,7 @@ def read_json(path: Path, argument: str, object_pairs_hook: Callable[..., Any] |
 
 
 def require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
-    """Refuse a folder without data; tells where they come from."""
+    """Refuse a folder without data by a BundleError, which tells where they come from."""
     if dataset_path.is_dir() and any(dataset_path.iterdir()):
         return
     image, label = IMAGE_PATTERN, LABEL_PATTERN

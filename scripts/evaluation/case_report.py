@@ -17,7 +17,6 @@ import ignite.distributed as idist
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_numpy
@@ -354,11 +353,7 @@ def _label_map(item: Mapping[str, Any], key: str, *, case: str) -> npt.NDArray:
     shape = tuple(item[key].shape)
     if len(shape) != 4 or shape[0] != 1:
         raise BundleError(f"case {case!r}: {key} must be a label map of shape (1, X, Y, Z), got {shape}.")
-    return _as_array(item[key])[0]
-
-
-def _as_array(value: Any) -> npt.NDArray:
-    return convert_to_numpy(value.detach() if isinstance(value, torch.Tensor) else value)
+    return convert_to_numpy(item[key])[0]
 
 
 def _affine(label: Any, *, case: str) -> npt.NDArray[np.float64]:
@@ -366,13 +361,13 @@ def _affine(label: Any, *, case: str) -> npt.NDArray[np.float64]:
         raise BundleError(
             f"case {case!r}: label must be a MetaTensor, whose affine has the voxel size, got {type(label).__name__}."
         )
-    return np.asarray(_as_array(label.affine), dtype=np.float64)
+    return np.asarray(convert_to_numpy(label.affine), dtype=np.float64)
 
 
 def _image(item: Mapping[str, Any], *, shape: tuple[int, ...], case: str) -> npt.NDArray | None:
     """The first channel of the image on the grid of the label map, None where there is none on that grid."""
     if ORIGINAL_IMAGE_KEY in item:
-        image = _as_array(item[ORIGINAL_IMAGE_KEY])
+        image = convert_to_numpy(item[ORIGINAL_IMAGE_KEY])
         if image.shape[1:] != shape:
             raise BundleError(
                 f"case {case!r}: {ORIGINAL_IMAGE_KEY} must have the shape (channels, X, Y, Z) with the grid {shape} of "
@@ -380,7 +375,7 @@ def _image(item: Mapping[str, Any], *, shape: tuple[int, ...], case: str) -> npt
             )
         return image[0]
     if CommonKeys.IMAGE in item and tuple(item[CommonKeys.IMAGE].shape[1:]) == shape:
-        return _as_array(item[CommonKeys.IMAGE])[0]
+        return convert_to_numpy(item[CommonKeys.IMAGE])[0]
     return None
 
 

@@ -61,7 +61,6 @@ def case_picture(
     prediction: npt.ArrayLike,
     path: str | os.PathLike[str],
     title: str,
-    spacing_mm: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     num_slices: int = 1,
     affine: npt.ArrayLike | None = None,
@@ -74,12 +73,11 @@ def case_picture(
         prediction: label map of the same shape.
         path: the PNG file to write; its folder is made when it is missing.
         title: text above the picture.
-        spacing_mm: size of a voxel along each axis in mm, for the proportions; None takes it from ``affine``, or
-            draws cubic voxels when that is None too.
         class_names: names of the foreground classes in the order of their labels; None numbers them.
         num_slices: slices a plane.
         affine: voxel to world matrix, shape (4, 4); with it the arrays are turned so that the planes have the names
-            of the anatomy, and the head or the front of the body is up. None takes the axes for x, y and z.
+            of the anatomy, the head or the front of the body is up, and the proportions are those of the voxels. None
+            takes the axes for x, y and z, and the voxels for cubes.
 
     Returns:
         The path.
@@ -87,7 +85,7 @@ def case_picture(
     Raises:
         BundleError: when shapes differ, or ``num_slices`` is not positive.
     """
-    views = select_views(image, reference, prediction, spacing_mm=spacing_mm, num_slices=num_slices, affine=affine)
+    views = select_views(image, reference, prediction, num_slices=num_slices, affine=affine)
     return draw_views(views, path, title, class_names=class_names)
 
 
@@ -96,7 +94,6 @@ def select_views(
     reference: npt.ArrayLike | None,
     prediction: npt.ArrayLike,
     *,
-    spacing_mm: Sequence[float] | None = None,
     num_slices: int = 1,
     affine: npt.ArrayLike | None = None,
 ) -> list[View]:
@@ -109,7 +106,6 @@ def select_views(
         image: intensities, shape (X, Y, Z).
         reference: label map of the same shape, or None.
         prediction: label map of the same shape.
-        spacing_mm: see :func:`case_picture`.
         num_slices: slices a plane.
         affine: see :func:`case_picture`.
 
@@ -129,9 +125,7 @@ def select_views(
         raise BundleError(
             f"image, prediction and reference must have one shape (X, Y, Z), got {', '.join(map(str, shapes))}."
         )
-    if spacing_mm is None:
-        spacing_mm = (1.0, 1.0, 1.0) if affine is None else nib.affines.voxel_sizes(np.asarray(affine)).tolist()
-    spacing = np.asarray(spacing_mm, dtype=float)
+    spacing = np.ones(3) if affine is None else nib.affines.voxel_sizes(np.asarray(affine))
     if affine is not None:
         orientation = nib.orientations.io_orientation(np.asarray(affine))
         volumes = [nib.orientations.apply_orientation(volume, orientation) for volume in volumes]

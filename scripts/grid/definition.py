@@ -136,7 +136,7 @@ class Grid:
     Attributes:
         data: name of the data overlay: ``configs/data_<data>.json``.
         recipe: name of the recipe: ``configs/recipe_<recipe>.json``, or "original" for each method's own one.
-        methods: names of the methods, in the order of the tables: ``configs/method_<method>.json``, or
+        methods: names of the methods, in the order in which they were given: ``configs/method_<method>.json``, or
             "dual_network" for that of ``train.json``.
         splits: path of the split file by its name, "fixed" or "fold<K>".
         seeds: seeds of the runs.

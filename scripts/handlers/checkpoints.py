@@ -20,9 +20,9 @@ from torch import nn
 
 from ..errors import BundleError
 from ..files import replacing
-from ..parallel import process_rank
-from ..weights import DamagedFileError, read_tensors
-from .run_directory import RunDirectory, is_main_process
+from ..parallel import is_main_process, process_rank
+from ..weights import DamagedFileError, read_tensors, write_tensors
+from .run_directory import RunDirectory
 
 _FORMAT = 2
 
@@ -137,7 +137,7 @@ class Checkpoints:
             "random": _random_state(),
         }
         folder = self.run_directory.path / "checkpoints"
-        _save_tensors(folder / f"checkpoint_{engine.state.iteration:08d}.pt", content)
+        write_tensors(folder / f"checkpoint_{engine.state.iteration:08d}.pt", content)
         for old in self.run_directory.checkpoints()[self.num_kept :]:
             old.unlink()
 
@@ -145,7 +145,7 @@ class Checkpoints:
         if engine.state.iteration % self.interval:
             self._save(engine)
         if is_main_process():
-            _save_tensors(self.run_directory.path / "model_final.pt", _weights_on_cpu(self.network))
+            write_tensors(self.run_directory.path / "model_final.pt", _weights_on_cpu(self.network))
             self._logger.info(
                 "finished at iteration %d: %s", engine.state.iteration, self.run_directory.path / "model_final.pt"
             )
@@ -160,7 +160,7 @@ class Checkpoints:
             return
         self.best_metric, self.best_iteration = float(metric), self.iteration
         if is_main_process():
-            _save_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
+            write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
     def _restore(self, engine: Any) -> None:
         content = self._newest_readable()
@@ -234,7 +234,7 @@ class PublishedWeights:
         if self.path.is_file():
             with replacing(self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")) as temporary:
                 shutil.copyfile(self.path, temporary)
-        _save_tensors(self.path, _weights_on_cpu(self.network))
+        write_tensors(self.path, _weights_on_cpu(self.network))
 
 
 def _weights_on_cpu(network: nn.Module) -> dict[str, Any]:
@@ -243,12 +243,6 @@ def _weights_on_cpu(network: nn.Module) -> dict[str, Any]:
     for name in state:
         state[name] = state[name].cpu()
     return state
-
-
-def _save_tensors(path: Path, content: Any) -> None:
-    # By a stream of Python, which says why it cannot be written.
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        torch.save(content, stream)
 
 
 def _random_state() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..errors import BundleError
 from ..evaluation.pictures import learning_curves
 from ..files import replacing
-from .run_directory import is_main_process
+from ..parallel import is_main_process
 
 
 class TrainingHistory:
@@ -40,6 +40,9 @@ class TrainingHistory:
         evaluator: the validation engine, or None without validation cases.
         log_interval: iterations between two lines of the log.
         class_names: names of the foreground classes, for the validation metric of each.
+
+    Raises:
+        ValueError: when log_interval is not positive.
     """
 
     def __init__(

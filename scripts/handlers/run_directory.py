@@ -20,7 +20,7 @@ from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT, write_json
-from ..parallel import process_rank
+from ..parallel import is_main_process
 
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
@@ -71,11 +71,6 @@ _RESULTS = (
     "evaluation/metrics_*.csv",
     "evaluation/labels/*.nii.gz",
 )
-
-
-def is_main_process() -> bool:
-    """Return whether this process writes the files of the run: the only one, or that of rank 0."""
-    return process_rank() == 0
 
 
 class RunDirectory:
@@ -157,7 +152,11 @@ class RunDirectory:
             self._refuse_other_settings()
 
     def begin(self) -> None:
-        """Clear the folder, unless the run is resumed, and write down what is run; called when all else is ready."""
+        """Clear the folder, unless the run is resumed, and write down what is run; called when all else is ready.
+
+        Raises:
+            BundleError: see :meth:`claim`.
+        """
         if self._begun or not is_main_process():
             return
         self.claim()

@@ -13,7 +13,7 @@ from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 
 from ..evaluation.pictures import case_picture
-from .run_directory import is_main_process
+from ..parallel import is_main_process
 
 
 class ValidationPicture:

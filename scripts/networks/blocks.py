@@ -539,5 +539,8 @@ class SegmentationNetwork(nn.Module):
 
         Returns:
             logits: unnormalized scores, (B, out_channels, X, Y, Z).
+
+        Raises:
+            ValueError: when the shape does not fit.
         """
         return self.head(self.features(image))

@@ -54,6 +54,9 @@ class DualNetwork(nn.Module):
         Returns:
             probabilities: mean of both softmaxes in float32, (B, out_channels, X, Y, Z), and one more channel with
             ``with_disagreement``.
+
+        Raises:
+            ValueError: when the shape does not fit.
         """
         vnet = self.vnet(image).float().softmax(dim=1)
         resnet_vnet = self.resnet_vnet(image).float().softmax(dim=1)

@@ -76,5 +76,8 @@ class DualTaskVNet(nn.Module):
 
         Returns:
             probabilities in float32, (B, out_channels, X, Y, Z).
+
+        Raises:
+            ValueError: when the shape does not fit.
         """
         return self.backbone(image).float().softmax(dim=1)

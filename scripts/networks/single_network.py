@@ -57,5 +57,8 @@ class SingleNetwork(nn.Module):
 
         Returns:
             probabilities in float32, (B, out_channels, X, Y, Z).
+
+        Raises:
+            ValueError: when the shape does not fit.
         """
         return self.backbone(image).float().softmax(dim=1)

@@ -46,7 +46,9 @@ def count_reddish_and_bluish(pixels):
 
 
 def test_case_picture(case, tmp_path):
-    path = case_picture(*case, tmp_path / "new" / "a.png", "case a$_$b", spacing_mm=(1, 1, 2), class_names=["atrium"])
+    path = case_picture(
+        *case, tmp_path / "new" / "a.png", "case a$_$b", affine=np.diag([1, 1, 2, 1]), class_names=["atrium"]
+    )
     assert path == tmp_path / "new" / "a.png"
     pixels = assert_is_picture(path, width=1237)
     assert [entry.name for entry in path.parent.iterdir()] == ["a.png"]
@@ -87,7 +89,7 @@ def test_unusual_volumes_are_drawn(case, tmp_path, kind):
 
 def test_views_show_the_largest_slices_with_the_proportions_of_the_voxels(case):
     image, reference, prediction = case
-    views = select_views(image, reference, prediction, spacing_mm=(0.5, 1.0, 2.0))
+    views = select_views(image, reference, prediction, affine=np.diag([0.5, 1.0, 2.0, 1.0]))
     assert [view.name for view in views] == ["axial, z = 10", "coronal, y = 16", "sagittal, x = 20"]
     assert [view.aspect for view in views] == [2.0, 4.0, 2.0]
     # x 11..32 and y 9..23 of both, with at least 16 voxels around, leave nothing out of so small a volume.
