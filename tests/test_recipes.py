@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 
@@ -130,3 +131,20 @@ def test_each_method_names_the_recipe_of_its_paper():
 def test_first_stage_is_as_long_as_in_the_public_code(name, iterations):
     parser = configured(f"method_{name}", f"recipe_{name}")
     assert parser.get_parsed_content("method_def#pretrain_iterations") == iterations
+
+
+def test_elastic_recipe_is_the_short_one_with_deformations_of_image_and_label_alike():
+    short, elastic = (ConfigParser.load_config_file(CONFIGS / f"recipe_{name}.json") for name in ("short", "elastic"))
+    *others, deformation = elastic.pop("augmentation")
+    assert others == short.pop("augmentation")
+    assert {**elastic, "_desc_": ""} == {**short, "_desc_": ""}
+    transform = ConfigParser({"deformation": deformation | {"prob": 1.0}}).get_parsed_content("deformation")
+    transform.set_random_state(0)
+    cube = torch.zeros(1, 32, 48, 32)
+    cube[:, 8:24, 12:36, 8:24] = 1
+    bent = transform({"image": cube, "label": cube.clone()})
+    assert set(bent["label"].unique().tolist()) == {0, 1}
+    moved = (bent["label"] != cube).float().mean()
+    apart = (bent["label"] != (bent["image"] > 0.5)).float().mean()
+    assert 10 * apart < moved < 0.2
+    assert transform({"unlabeled": cube})["unlabeled"].shape == cube.shape
