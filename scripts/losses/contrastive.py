@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..parallel import from_first_process, gather_over_processes, process_rank, sum_over_processes
-from .supervised import check_voxel_map
+from .supervised import check_mask, check_voxel_map
 
 Form = Literal["hinge", "infonce", "literal", "own_class_minimized"]
 
@@ -191,9 +191,7 @@ class PrototypeContrastiveLoss(nn.Module):
         if features.ndim < 3:
             raise ValueError(f"features must be of shape (B, K, X, Y, Z), got {tuple(features.shape)}.")
         check_voxel_map(pseudo_label, "pseudo_label", features, "features")
-        check_voxel_map(reliable, "reliable", features, "features")
-        if reliable.dtype != torch.bool:
-            raise ValueError(f"reliable must be bool, got {reliable.dtype}.")
+        check_mask(reliable, "reliable", features, "features")
         if (labeled_features is None) != (label is None):
             missing = "labeled_features" if labeled_features is None else "label"
             raise ValueError(f"labeled_features and label must be given together, got None for {missing}.")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..parallel import sum_over_processes
 from .reliability import predicted_class
-from .supervised import check_logits, check_voxel_map
+from .supervised import check_logits, check_mask, check_voxel_map
 
 _SMOOTH = 1e-5
 
@@ -225,6 +225,4 @@ def _check_weight(unlabeled_weight: float) -> float:
 def _check_mixture(logits: torch.Tensor, label: torch.Tensor, mask: torch.Tensor, name: str) -> None:
     check_logits(logits)
     check_voxel_map(label, "label", logits)
-    check_voxel_map(mask, name, logits)
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{name} must be bool, got {mask.dtype}.")
+    check_mask(mask, name, logits)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..parallel import sum_over_processes
-from .supervised import check_logits, check_voxel_map
+from .supervised import check_logits, check_mask
 
 
 class SoftmaxMSELoss(nn.Module):
@@ -47,8 +47,6 @@ class SoftmaxMSELoss(nn.Module):
         error = (logits.float().softmax(dim=1) - target_probabilities.float()).square().sum(dim=1, keepdim=True)
         if mask is None:
             return error.sum() / max(1, logits.numel())
-        check_voxel_map(mask, "mask", logits)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool, got {mask.dtype}.")
+        check_mask(mask, "mask", logits)
         total, count = sum_over_processes((mask * error).sum()), sum_over_processes(mask.sum())
         return total / (logits.shape[1] * count.clamp(min=1))

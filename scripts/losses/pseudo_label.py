@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..parallel import num_processes, sum_over_processes
-from .supervised import check_logits, check_voxel_map
+from .supervised import check_logits, check_mask, check_voxel_map
 from .voxels import sum_over_voxels
 
 Renormalization = Literal["none", "total_over_valid"]
@@ -57,9 +57,7 @@ class PseudoLabelLoss(nn.Module):
         """
         check_logits(logits)
         check_voxel_map(pseudo_label, "pseudo_label", logits)
-        check_voxel_map(reliable, "reliable", logits)
-        if reliable.dtype != torch.bool:
-            raise ValueError(f"reliable must be bool, got {reliable.dtype}.")
+        check_mask(reliable, "reliable", logits)
         # The floor of 1 keeps an empty mask at 0 / 1 without asking the device for the count.
         valid_count = sum_over_processes(reliable.sum().float()).clamp(min=1)
         total = sum_over_voxels(self._sum, logits, pseudo_label, reliable)

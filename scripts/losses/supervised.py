@@ -72,6 +72,23 @@ def check_voxel_map(
         )
 
 
+def check_mask(mask: torch.Tensor, name: str, reference: torch.Tensor, reference_name: str = "logits") -> None:
+    """Refuse a mask that is not bool, or that :func:`check_voxel_map` refuses.
+
+    Args:
+        mask: the tensor to look at; allowed is bool, (B, 1, X, Y, Z).
+        name: what to call it in the message.
+        reference: the tensor whose batch and grid it must have, (B, any, X, Y, Z).
+        reference_name: what to call the reference in the message.
+
+    Raises:
+        ValueError: when the shapes do not fit, or it is not bool.
+    """
+    check_voxel_map(mask, name, reference, reference_name)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool, got {mask.dtype}.")
+
+
 def foreground(class_map: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Tell where each foreground class is.
 
