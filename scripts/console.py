@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from .files import CONFIGS, check_path
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 #: How Fire tells a name from a value, such as a negative number.
 _FLAG = re.compile(r"--|-[a-zA-Z]")
+#: The key of the weights that an evaluation or an inference takes.
+_WEIGHTS = "ckpt_path"
 #: First part of a reference to another key of a configuration.
 _REFERENCE = re.compile(r"[@%](\w+)")
 _SCRIPTS = Path(__file__).resolve().parent
@@ -100,11 +102,19 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
         arguments: other names that a misspelled one may have meant: the program's own arguments.
 
     Raises:
-        BundleError: for the first key that none of the configuration files has, or that no file of this bundle has and
-            nothing refers to; names the most similar one.
+        BundleError: for the first key that none of the configuration files has, or that is there for another workflow
+            than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
+            the files are in an order in which the weights of another run would be taken.
     """
     config = ConfigParser.load_config_files(config_file)
-    _check_keys(config, config_file)
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    contents = {str(file): ConfigParser.load_config_file(file) for file in files}
+    _check_order(contents)
+    # Through text, as a reference may stand anywhere in an expression.
+    used = set(_REFERENCE.findall(json.dumps(config, default=str)))
+    _check_keys(config, used, config_file)
+    # Files with a workflow hold its options; those of data hold what other workflows need, too.
+    of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
     for name in names:
         path = name.replace("::", "#").split("#")
         if not _is_known(config, path):
@@ -112,13 +122,24 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+        if path[0] not in used | of_workflow:
+            hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
+            raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
 
 
-def _check_keys(config: dict[str, Any], config_file: str | Sequence[str]) -> None:
+def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse an order of files in which weights that a file of data names take the place of those that are meant."""
+    files = list(contents)
+    for number, (file, content) in enumerate(contents.items()):
+        if "evaluation_dir" in content and any(_WEIGHTS in contents[other] for other in files[number + 1 :]):
+            raise BundleError(f"{file} must be the last configuration file: the one behind it names other weights.")
+        if "datalist" in content and any(_WEIGHTS in contents[other] for other in files[:number]):
+            raise BundleError(f"{file} must be the first configuration file: it would replace the weights of others.")
+
+
+def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:
     known = {key for path in CONFIGS.glob("*.json") for key in ConfigParser.load_config_file(path)}
     unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
-    # Through text, as a reference may stand anywhere in an expression.
-    used = set(_REFERENCE.findall(json.dumps(config, default=str))) if unknown else set()
     for key in unknown:
         if key not in used:
             similar = difflib.get_close_matches(key, known, n=1)

@@ -324,6 +324,11 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
             raise BundleError(f"{name} must be a string, got {value!r}.")
     if "dataset_dir" in overrides:
         raise BundleError("dataset_dir is named by --input here.")
+    if not {"run", "inferer"} <= ConfigParser.load_config_files(list(config_file)).keys():
+        raise BundleError(
+            f"config_file must begin with the configuration of an inference: {CONFIGS / 'inference.json'},"
+            f"{','.join(map(str, config_file))}."
+        )
     check_overrides(overrides, list(config_file), arguments=_ARGUMENTS)
     weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
     if model is not None and weights:
@@ -331,11 +336,11 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
     for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
-    if "ckpt_path" in overrides:
-        parser = ConfigParser()
-        parser.read_config(list(config_file))
-        parser.update(dict(overrides))
-        check_preprocessing(overrides["ckpt_path"], dict(parser.get()))
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update(dict(overrides))
+    # An exported network lies beside the weights that it was made of.
+    check_preprocessing(model or parser["ckpt_path"], dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
 

@@ -77,6 +77,32 @@ def test_keys_of_an_overlay_that_something_uses_pass(tmp_path, config_file):
     assert_accepted("--config_file", f"['{config_file}','{tmp_path / 'mine.json'}']")
 
 
+def test_options_of_another_workflow_are_refused():
+    train, data, inference = (str(ROOT / f"configs/{name}.json") for name in ("train", "data_hippocampus", "inference"))
+    message = r"^--ckpt_path would change nothing: .* A training begins with --initial_weights\.$"
+    with pytest.raises(BundleError, match=message):
+        assert_accepted("--config_file", f"['{train}','{data}']", "--ckpt_path", "model.pt")
+    with pytest.raises(BundleError, match=r"^--strides would change nothing: .* for another workflow alone\.$"):
+        assert_accepted("--config_file", f"['{inference}','{data}']", "--strides", "[8,8,8]")
+    evaluate = str(ROOT / "configs/evaluate.json")
+    assert_accepted("--config_file", f"['{train}','{data}','{evaluate}']", "--ckpt_path", "model.pt")
+    assert_accepted(
+        "--config_file", f"['{inference}','{data}']", "--ckpt_path", "model.pt", "--trained_extent", "[1,1,1]"
+    )
+
+
+def test_no_order_of_files_takes_the_weights_of_another_run(tmp_path):
+    names = ("train", "data_hippocampus", "evaluate", "inference")
+    train, data, evaluate, inference = (str(ROOT / f"configs/{name}.json") for name in names)
+    (tmp_path / "inference.json").write_text(json.dumps({"ckpt_path": "mine.pt"}))
+    of_run = str(tmp_path / "inference.json")
+    with pytest.raises(BundleError, match=rf"^{evaluate} must be the last configuration file"):
+        assert_accepted("--config_file", f"['{train}','{evaluate}','{data}']")
+    with pytest.raises(BundleError, match=rf"^{inference} must be the first configuration file"):
+        assert_accepted("--config_file", f"['{of_run}','{inference}']")
+    assert_accepted("--config_file", f"['{inference}','{data}','{of_run}']")
+
+
 def test_none_that_monai_leaves_out_is_refused(config_file):
     with pytest.raises(BundleError, match=r"^--patch_size None would .* write --patch_size '\$None'\.$"):
         assert_accepted("--config_file", config_file, "--patch_size", "None")

@@ -380,4 +380,17 @@ def test_weights_of_a_run_with_another_preprocessing_are_refused(phantom_dir, we
         predict_volumes(
             phantom_dir / "images", tmp_path / "out", inference_configs(), overrides={"ckpt_path": str(path)}
         )
+    # So are those that a file names, and an exported network that lies beside them.
+    (tmp_path / "run" / "inference.json").write_text(json.dumps({"ckpt_path": str(path)}))
+    with assert_refused(r"spacing was \[1.5, 1.5, 1.5\], is"):
+        predict_volumes(
+            phantom_dir / "images", tmp_path / "out", [*inference_configs(), str(tmp_path / "run" / "inference.json")]
+        )
+    (tmp_path / "run" / "model.ts").touch()
+    with assert_refused(r"spacing was \[1.5, 1.5, 1.5\], is"):
+        predict_volumes(
+            phantom_dir / "images", tmp_path / "out", inference_configs(), model=str(tmp_path / "run" / "model.ts")
+        )
+    with assert_refused(r"config_file must begin with the configuration of an inference: .*inference\.json,.*\.json\."):
+        predict_volumes(phantom_dir / "images", tmp_path / "out", [str(tmp_path / "run" / "inference.json")])
     assert not (tmp_path / "out").exists()

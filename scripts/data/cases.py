@@ -19,7 +19,7 @@ from ..errors import BundleError
 from .boxes import BOX_KEY, read_boxes
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
 from .splits import LIST_NAMES, read_split, require_dataset_dir, some_of
-from .volumes import VOLUME_SUFFIXES
+from .volumes import VOLUME_SUFFIXES, case_name, check_capitals
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def unlabeled_pool(
         The unlabeled cases as dictionaries that MONAI's data sets take.
 
     Raises:
-        BundleError: when the folder does not exist or holds no further volume.
+        BundleError: when the folder does not exist, holds no further volume, or one that its capitals would hide.
     """
     if not unlabeled_dir:
         return [] if pairs_are_given else load_split()["unlabeled"]
@@ -149,9 +149,12 @@ def unlabeled_pool(
         raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
     # By name, too: a prepared data set holds copies of the files of the folder.
     used = {Path(pair["image"]).resolve() for pair in pairs}
-    names = {Path(pair["image"]).name for pair in pairs}
+    names = {case_name(Path(pair["image"])) for pair in pairs}
+    check_capitals("unlabeled_dir", folder)
     volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
-    cases = [{"unlabeled": str(path)} for path in volumes if path.resolve() not in used and path.name not in names]
+    cases = [
+        {"unlabeled": str(path)} for path in volumes if path.resolve() not in used and case_name(path) not in names
+    ]
     if len(cases) < len(volumes):
         logger.info(
             "unlabeled_dir %s: %d of %d volumes left out, as they are called like labeled, validation or test cases.",

@@ -101,12 +101,7 @@ def check_volumes(
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
     paths = [Path(volume) for volume in datalist]
-    overlooked = _in_capitals(Path(dataset_dir))
-    if overlooked:
-        raise BundleError(
-            f"dataset_dir {dataset_dir}: {overlooked[0]} would be left out, as names must end in .nii.gz or .nii in "
-            "small letters: rename it."
-        )
+    check_capitals("dataset_dir", Path(dataset_dir))
     if not paths and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
     if not paths:
@@ -140,10 +135,23 @@ def check_volumes(
         )
 
 
-def _in_capitals(path: Path) -> list[str]:
-    """Names of volumes that only their capitals keep from being found."""
+def check_capitals(argument: str, path: Path) -> None:
+    """Refuse volumes that only the capitals of their names would keep from being found.
+
+    Args:
+        argument: what to call the path in the message.
+        path: a file, or a folder of volumes.
+
+    Raises:
+        BundleError: for the first volume whose name ends in capitals.
+    """
     names = sorted(file.name for file in path.glob("[!.]*")) if path.is_dir() else [path.name]
-    return [name for name in names if name.lower().endswith(VOLUME_SUFFIXES) and not name.endswith(VOLUME_SUFFIXES)]
+    for name in names:
+        if name.lower().endswith(VOLUME_SUFFIXES) and not name.endswith(VOLUME_SUFFIXES):
+            raise BundleError(
+                f"{argument} {path}: {name} would be left out, as names must end in .nii.gz or .nii in small letters: "
+                "rename it."
+            )
 
 
 def unfinished_volumes(

@@ -171,11 +171,16 @@ class RunDirectory:
 
     def _refuse_other_settings(self) -> None:
         try:
-            begun = dict(json.loads((self.path / _FACTS_FILE).read_text())["settings"])
+            facts = json.loads((self.path / _FACTS_FILE).read_text())
+            begun = dict(facts["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
+        if facts.get("split"):
+            # Its validation cases choose the best weights.
+            begun["split"] = facts["split"]
+        split = self.facts.get("split")
         # Through JSON, as the settings of the file went.
-        now = json.loads(json.dumps(self.settings, default=str))
+        now = json.loads(json.dumps({**self.settings, "split": split() if callable(split) else split}, default=str))
         # What an older version of the bundle did not write down cannot be compared.
         changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
         changed = {**_differences(self.path / _CONFIGURATION_FILE, self.configuration(), _TRAINING_KEYS), **changed}

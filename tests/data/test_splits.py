@@ -515,10 +515,11 @@ def test_unlabeled_pool_of_a_folder_leaves_out_what_is_labeled(tmp_path, pairs_a
     ]
 
 
-def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog):
+@pytest.mark.parametrize("original", ["a.nii.gz", "a.nii"])
+def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog, original):
     for folder in ("prepared", "originals"):
         (tmp_path / folder).mkdir()
-    for name in ("a.nii.gz", "b.nii.gz"):
+    for name in (original, "b.nii.gz"):
         (tmp_path / "originals" / name).write_text("")
     (tmp_path / "prepared" / "a.nii.gz").write_text("")
     with caplog.at_level("INFO"):
@@ -537,10 +538,13 @@ def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog):
     [
         ("none", r"unlabeled_dir must be a folder, got .*none\."),
         ("", "must hold NIfTI volumes of no labeled, validation or test case, got none"),
+        ("capitals", r"unlabeled_dir .*capitals: B\.NII would be left out"),
     ],
 )
 def test_unlabeled_folder_is_refused(tmp_path, folder, message):
     (tmp_path / "a.nii").write_text("")
+    (tmp_path / "capitals").mkdir()
+    (tmp_path / "capitals" / "B.NII").write_text("")
     pairs = [{"image": str(tmp_path / "a.nii")}]
     with pytest.raises(BundleError, match=message):
         unlabeled_pool(never, pairs=pairs, pairs_are_given=True, unlabeled_dir=tmp_path / folder)

@@ -90,6 +90,18 @@ def test_what_the_beginning_of_a_run_did_not_record_is_not_compared(tmp_path):
         RunDirectory(str(tmp_path), resume=True, settings={"seed": 2, "network": "new"}).claim()
 
 
+def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
+    facts = {"split": lambda: {"name": "a", "cases_hash": "1"}}
+    RunDirectory(str(tmp_path), facts=facts).begin()
+    RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
+    for other in ({"name": "a", "cases_hash": "2"}, None):
+        with pytest.raises(BundleError, match=r"other settings \(split was \{'name': 'a', 'cases_hash': '1'\}, is "):
+            RunDirectory(str(tmp_path), facts={"split": other}, resume=True).claim()
+    # A run of an older version does not tell its split.
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {}}))
+    RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
+
+
 def begin_with(folder, configuration):
     base = ConfigParser.load_config_files(str(ROOT / "configs/train.json"))
     directory = RunDirectory(str(folder), resume=True, configuration=lambda: {**base, **configuration})
