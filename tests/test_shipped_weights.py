@@ -20,7 +20,7 @@ SHIPPED = {"models/model.pt": [], "models/hippocampus/model.pt": ["data_hippocam
 RUNS = {
     "metadata": "left_atrium_short/dual_network_125mm_shipped",
     "metadata_left_atrium": "left_atrium_short/dual_network_125mm_shipped",
-    "metadata_hippocampus": "hippocampus_short/dual_network_fine_tuned",
+    "metadata_hippocampus": "hippocampus_elastic/third_stage_elastic_dual_network",
 }
 
 

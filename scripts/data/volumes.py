@@ -318,12 +318,17 @@ class ReadableVolumes(IterableDataset):
             raise BundleError(f"{failed} of {len(self.data)} volumes could not be segmented, see the lines above.")
 
 
-def volume_geometry(data: Sequence[Mapping[str, Any]]) -> dict[str, list[float] | None]:
+def volume_geometry(
+    data: Sequence[Mapping[str, Any]], *, box_margin: int | None = None, spacing_mm: Sequence[float] | None = None
+) -> dict[str, list[float] | None]:
     """Describe the volumes of a training, so that inference can warn of others, see :class:`ReadableVolumes`.
 
     Args:
         data: dictionaries with the path of a volume under "image" or "unlabeled"; of a longer list the headers of
             every n-th are read, some 250. Files that cannot be read are left to the training.
+        box_margin: voxels around the box of a case to which the training crops it, see
+            :class:`scripts.data.boxes.CropToBoxd`; None where it sees the whole volumes.
+        spacing_mm: voxels of the training, which the margin counts; None for those of each file.
 
     Returns:
         ``trained_spacing``, the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
@@ -334,7 +339,11 @@ def volume_geometry(data: Sequence[Mapping[str, Any]]) -> dict[str, list[float] 
     for item in data[:: len(data) // _NUM_HEADERS + 1]:
         try:
             volume: Any = nib.load(item.get("image") or item["unlabeled"])
-            sizes.append(_sizes(volume.affine, volume.shape[:3]))
+            spacing, extent = _sizes(volume.affine, volume.shape[:3])
+            if box_margin is not None:
+                _, of_box = _sizes(volume.affine, np.subtract(*item["box"][::-1]))
+                extent = np.minimum(extent, of_box + 2 * box_margin * np.asarray(spacing_mm or spacing))
+            sizes.append((spacing, extent))
         # As many ways to fail as there are readers.
         except Exception as error:
             _logger.debug("%s: %s", item, error)

@@ -337,6 +337,18 @@ def test_the_volumes_of_a_training_are_measured(tmp_path, axes):
     assert volume_geometry([]) == {"trained_spacing": None, "trained_extent": None}
 
 
+def test_geometry_of_a_training_on_boxes_is_that_of_what_it_sees(tmp_path):
+    # Voxel axes y, x, z with 3, 2 and 5 mm.
+    affine = np.array([[0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(np.zeros((20, 30, 8), np.uint8), affine), tmp_path / "a.nii")
+    data = [{"image": str(tmp_path / "a.nii"), "box": [[5, 10, 2], [9, 15, 6]]}]
+    assert volume_geometry(data)["trained_extent"] == [60, 60, 40]
+    # 5, 4 and 4 voxels of the box, and the margin on both sides, but no more than there is.
+    assert volume_geometry(data, box_margin=1)["trained_extent"] == [10 + 4, 12 + 6, 20 + 10]
+    assert volume_geometry(data, box_margin=4)["trained_extent"] == [10 + 16, 12 + 24, 40]
+    assert volume_geometry(data, box_margin=4, spacing_mm=[1, 1, 1])["trained_extent"] == [18, 20, 28]
+
+
 def test_of_a_large_pool_some_headers_are_read(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(nib, "load", lambda path: read.append(path) or nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)))
