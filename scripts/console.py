@@ -23,7 +23,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from .errors import BundleError
+from .errors import BundleError, one_line
 from .files import CONFIGS, check_path
 
 #: Arguments of ``python -m monai.bundle run`` itself.
@@ -54,17 +54,17 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     if not _is_bundle_command(arguments):
         return
     sys.excepthook = report_in_one_line
+    for name, word in _named_arguments(arguments[1:]):
+        if name.endswith(("_dir", "_file", "_path")) and name != "config_file":
+            check_path(name, word)
     given = _arguments_of_run(arguments)
     if given is None:
         return
-    for name, value in given.items():
-        if name.endswith(("_dir", "_file", "_path")) and name != "config_file":
-            check_path(name, value)
     tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
-    check_overrides(names, DefaultParseValue(given["config_file"]), arguments=_RUN_ARGUMENTS)
+    check_overrides(names, given["config_file"], arguments=_RUN_ARGUMENTS)
     for name in names:
-        if DefaultParseValue(given[name]) is None:
+        if given[name] is None:
             raise BundleError(f"--{name} None would change nothing, as MONAI leaves it out: write --{name} '$None'.")
 
 
@@ -75,16 +75,15 @@ def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, An
         arguments: the command line, by default that of this process.
 
     Returns:
-        the configuration before anything in it is evaluated; None under another program than ``monai.bundle run``, or
-        where the arguments come from a file.
+        the configuration before anything in it is evaluated; None under another program than ``monai.bundle run``.
     """
     arguments = sys.argv if arguments is None else arguments
     given = _arguments_of_run(arguments)
     if given is None:
         return None
     parser = ConfigParser()
-    parser.read_config(DefaultParseValue(given["config_file"]))
-    parser.update({name: DefaultParseValue(value) for name, value in given.items() if name not in _RUN_ARGUMENTS})
+    parser.read_config(given["config_file"])
+    parser.update({name: value for name, value in given.items() if name not in _RUN_ARGUMENTS})
     return dict(parser.get())
 
 
@@ -162,8 +161,13 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
         words: the command line behind the name.
 
     Raises:
-        BundleError: for the first argument that the function does not have, or a value without a name too many.
+        BundleError: for the first argument that the function does not have, a value without a name too many, or one of
+            which Fire would take the part behind a # for a comment.
     """
+    for word in words:
+        value = word.partition("=")[2] if _FLAG.match(word) else word
+        if "#" in value and "#" not in str(DefaultParseValue(value)):
+            raise BundleError(f"{value} would be cut off at its #: write a path as ./{value}, a text as '\"{value}\"'.")
     parameters = inspect.signature(command).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -202,12 +206,18 @@ def _is_bundle_command(arguments: Sequence[str]) -> bool:
     return bool(arguments) and Path(arguments[0]).parent.name == "bundle"
 
 
-def _arguments_of_run(arguments: Sequence[str]) -> dict[str, str] | None:
-    """Give the named arguments of ``monai.bundle run``; None under another program, or when they are in a file."""
+def _arguments_of_run(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Give the arguments of ``monai.bundle run``, those of its args_file below the named ones; None elsewhere."""
     if not _is_bundle_command(arguments):
         return None
-    given = dict(_named_arguments(arguments[1:]))
-    return given if "config_file" in given and "args_file" not in given else None
+    given = {name: DefaultParseValue(value) for name, value in _named_arguments(arguments[1:])}
+    if (file := given.pop("args_file", None)) is not None:
+        try:
+            given = {**ConfigParser.load_config_file(file), **given}
+        # The readers of JSON and YAML have errors of their own.
+        except Exception as error:
+            raise BundleError(f"args_file {file} cannot be read: {one_line(error)}") from error
+    return given if "config_file" in given else None
 
 
 def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
-from scripts.console import merged_configuration, prepare_command_line, report_in_one_line
+from scripts.console import check_arguments, merged_configuration, prepare_command_line, report_in_one_line
 from scripts.errors import BundleError
 from scripts.schedules import Weight
 
@@ -221,7 +221,20 @@ def test_every_form_of_a_value_is_recorded_as_it_is_read(config_file):
 
 def test_without_a_configuration_nothing_is_checked():
     assert_accepted("--iteratons", "100")
-    assert_accepted("--args_file", "args.json", "--config_file", "missing.json", "--iteratons", "100")
+
+
+def test_arguments_of_a_file_are_checked_as_those_of_the_command_line(tmp_path, config_file):
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"config_file": config_file, "iterations": 7}))
+    assert_accepted("--args_file", str(file), "--patch_size", "[16,16,16]")
+    configuration = merged_configuration([PROGRAM, "run", "--args_file", str(file), "--patch_size", "[16,16,16]"])
+    assert (configuration["iterations"], configuration["patch_size"]) == (7, [16, 16, 16])
+    assert merged_configuration([PROGRAM, "run", "--args_file", str(file), "--iterations", "8"])["iterations"] == 8
+    file.write_text(json.dumps({"config_file": config_file, "iteratons": 7}))
+    with pytest.raises(BundleError, match=r"^--iteratons is no key .* Did you mean --iterations\?$"):
+        assert_accepted("--args_file", str(file))
+    with pytest.raises(BundleError, match=r"^args_file none\.json cannot be read: "):
+        assert_accepted("--args_file", "none.json")
 
 
 @pytest.mark.parametrize("program", ["/usr/bin/pytest", "scripts/__main__.py", "-c", ""])
@@ -365,7 +378,20 @@ def test_files_and_overrides_become_one_configuration():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["/usr/bin/pytest", "--config_file", "a"], ["/monai/bundle/__main__.py", "run", "--args_file", "a"]],
+    [[], ["/usr/bin/pytest", "--config_file", "a"], ["/monai/bundle/__main__.py", "run", "--iterations", "3"]],
 )
 def test_another_program_has_no_configuration(arguments):
     assert merged_configuration(arguments) is None
+
+
+@pytest.mark.parametrize("words", [["--path", "scans#2"], ["--path=scans#2"], ["scans#2"]])
+def test_no_value_is_cut_off_at_its_hash(words):
+    def command(path, **others):
+        """Do nothing."""
+
+    with pytest.raises(
+        BundleError, match=r"^scans#2 would be cut off at its #: write a path as \./scans#2, a text as '"
+    ):
+        check_arguments("command", command, words)
+    for value in ("./scans#2", "data/scans#2", '"Ward #3"'):
+        check_arguments("command", command, ["--path", value, "--optimizer#lr", "0.1"])
