@@ -7,6 +7,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 from monai.bundle import ConfigParser
 from torch import nn
@@ -27,6 +29,7 @@ from ..weights import check_weights, file_hash, read_tensors
 COMMON_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf")
 #: The Model Zoo takes no file above this size in a pull request.
 _LARGE_FILE_BYTES = 25 * 10**6
+_WEIGHTS = "models/model.pt"
 _PAGES = ROOT / "docs/packages"
 
 
@@ -199,23 +202,40 @@ def _write_folder(folder: Path, package: Package) -> None:
 
 
 def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> None:
-    """Refuse to replace a folder that holds more than an earlier call wrote: a run, data, weights trained in it."""
+    """Refuse to replace a folder that holds more than an earlier call wrote: a run, data, weights trained in it.
+
+    Weights are known again by the zip file beside the folder.
+    """
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
-        if path.is_dir() or "__pycache__" in relative.parts or (built / relative).exists():
+        if path.is_dir() or "__pycache__" in relative.parts:
             continue
-        if weights is None or not filecmp.cmp(path, weights, shallow=False):
+        if weights is not None and filecmp.cmp(path, weights, shallow=False):
+            continue
+        if not (built / relative).exists():
             raise BundleError(f"{present} holds {relative}, which is not of the new package: move it away.")
+        if relative == Path(_WEIGHTS) and not _is_packaged(path, present):
+            raise BundleError(f"{present} holds {relative} of no package, such as a training leaves it: move it away.")
+
+
+def _is_packaged(weights: Path, package: Path) -> bool:
+    """Return whether the zip file of a package beside its folder holds these weights."""
+    checksum = zlib.crc32(weights.read_bytes())
+    for path in package.parent.glob(f"{package.name}_v*.zip"):
+        with ZipFile(path) as archive:
+            checksums = {entry.filename: entry.CRC for entry in archive.infolist()}
+        if checksums.get(f"{package.name}/{_WEIGHTS}") == checksum:
+            return True
+    return False
 
 
 def _add_weights(folder: Path, source: Path, large_files_url: str | None) -> None:
-    path = "models/model.pt"
     if large_files_url is None or source.stat().st_size <= _LARGE_FILE_BYTES:
-        shutil.copyfile(source, folder / path)
+        shutil.copyfile(source, folder / _WEIGHTS)
         return
     entry = {
-        "path": path,
-        "url": f"{large_files_url.rstrip('/')}/{folder.name}/{path}",
+        "path": _WEIGHTS,
+        "url": f"{large_files_url.rstrip('/')}/{folder.name}/{_WEIGHTS}",
         "hash_val": file_hash(source),
         "hash_type": "sha256",
     }

@@ -340,6 +340,19 @@ def test_nothing_is_replaced_unasked_or_by_halves(weights, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_path):
+    folder, _ = package("hippocampus", tmp_path, weights=weights)
+    trained = {name: value + 1 for name, value in torch.load(weights, weights_only=True).items()}
+    torch.save(trained, tmp_path / "trained.pt")
+    shutil.copyfile(tmp_path / "trained.pt", folder / "models/model.pt")
+    with assert_refused(f"{folder} holds models/model.pt of no package, such as a training leaves it: move it away."):
+        package("hippocampus", tmp_path, weights=weights, overwrite=True)
+    # Of themselves a package is made, and that one gives way to the first weights again.
+    for source in (tmp_path / "trained.pt", weights):
+        package("hippocampus", tmp_path, weights=source, overwrite=True)
+        assert (folder / "models/model.pt").read_bytes() == source.read_bytes()
+
+
 def test_weights_may_be_of_another_overlay_of_the_task(tmp_path):
     folder, _ = package("left_atrium", tmp_path, without_weights=True, data="left_atrium")
     overlay = json.loads((ROOT / "configs/data_left_atrium.json").read_text())
