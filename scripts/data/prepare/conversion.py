@@ -92,7 +92,8 @@ def is_done(case: SourceCase, output_dir: Path) -> bool:
 def is_outdated(case: SourceCase, output_dir: Path) -> bool:
     """Return whether a file of the source was written after the case that was made of it."""
     made = [image_path(output_dir, case.name), *[label_path(output_dir, case.name)] * case.has_label]
-    sources = [file for path in case.files for file in (path.iterdir() if path.is_dir() else [path])]
+    # Hidden files are those of file browsers.
+    sources = [file for path in case.files for file in (path.glob("[!.]*") if path.is_dir() else [path])]
     # Of a broken link nothing can be said.
     written = [file.stat().st_mtime for file in sources if file.exists()]
     return bool(written) and max(written) > min(path.stat().st_mtime for path in made)
