@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 from monai.bundle import ConfigParser
 from torch import nn
@@ -222,6 +222,9 @@ def _is_packaged(weights: Path, package: Path) -> bool:
     """Return whether the zip file of a package beside its folder holds these weights."""
     checksum = zlib.crc32(weights.read_bytes())
     for path in package.parent.glob(f"{package.name}_v*.zip"):
+        # One that was cut off, or only has the name, tells nothing.
+        if not is_zipfile(path):
+            continue
         with ZipFile(path) as archive:
             checksums = {entry.filename: entry.CRC for entry in archive.infolist()}
         if checksums.get(f"{package.name}/{_WEIGHTS}") == checksum:

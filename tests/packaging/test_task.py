@@ -345,6 +345,7 @@ def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_pa
     trained = {name: value + 1 for name, value in torch.load(weights, weights_only=True).items()}
     torch.save(trained, tmp_path / "trained.pt")
     shutil.copyfile(tmp_path / "trained.pt", folder / "models/model.pt")
+    (tmp_path / f"{folder.name}_v0.0.0.zip").write_text("no archive")
     with assert_refused(f"{folder} holds models/model.pt of no package, such as a training leaves it: move it away."):
         package("hippocampus", tmp_path, weights=weights, overwrite=True)
     # Of themselves a package is made, and that one gives way to the first weights again.
