@@ -11,9 +11,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from matplotlib.figure import Figure
 
-from .pictures import DOTS_PER_INCH, View, draw_panel, intensity_window, save_figure, surroundings
+from .canvas import new_figure, save_figure
+from .pictures import View, draw_panel, intensity_window, surroundings
 
 _COLUMNS, _ROWS = 6, 5
 _PANEL_INCHES = 2.0
@@ -67,9 +67,7 @@ def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View:
 def _draw_page(views: Sequence[View], path: Path) -> Path:
     columns = min(len(views), _COLUMNS)
     rows = -(-len(views) // columns)
-    figure = Figure(
-        figsize=(_PANEL_INCHES * columns, (_PANEL_INCHES + 0.2) * rows), dpi=DOTS_PER_INCH, facecolor="white"
-    )
+    figure = new_figure(_PANEL_INCHES * columns, (_PANEL_INCHES + 0.2) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.01, top=1 - 0.2 / rows / _PANEL_INCHES, wspace=0.04, hspace=0.12

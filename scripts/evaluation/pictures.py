@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of cases and of the course of a training run, drawn without a display."""
+"""Pictures of cases: slices with the outlines of reference and prediction, and where the two differ."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 from ..errors import BundleError
-from ..files import replacing
+from .canvas import new_figure, save_figure
 from .metrics import foreground_names
 
 # After Okabe and Ito, whose colors stay apart for all common kinds of color vision; green and blue are brighter here
 # so that they show on dark images. The first classes share no color with the differences.
 CLASS_COLORS = ("#1FD19B", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#9A8CFF")
 EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR = "#D55E00", "#2E8BE6", "#F0E442"
-CURVE_COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 PLANES = (("sagittal", "x"), ("coronal", "y"), ("axial", "z"))
-DOTS_PER_INCH = 110
 
 
 @dataclass(frozen=True)
@@ -183,7 +177,7 @@ def draw_views(
     # A row is as high as its slice needs, within limits which keep long thin slices on the page.
     ratios = [float(np.clip(view.image.shape[0] * view.aspect / view.image.shape[1], 0.35, 1.4)) for view in views]
     height = panel_width * sum(ratios) + title_height + legend_height
-    figure = Figure(figsize=(panel_width * len(headings) + label_width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = new_figure(panel_width * len(headings) + label_width, height)
     grid = figure.subplots(
         len(views),
         len(headings),
@@ -212,56 +206,6 @@ def draw_views(
         legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    return save_figure(figure, path)
-
-
-def learning_curves(
-    history_csv: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    validation_csv: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Draw the losses, their weights, the learning rate and the validation Dice of a training run.
-
-    Each loss is a running mean over a fiftieth of the run, on top of its faint raw values. A run that was resumed may
-    have written some iterations twice: the later row counts.
-
-    Args:
-        history_csv: table with the column ``iteration`` and any of ``loss``, ``loss_*``, ``weight_*`` and
-            ``learning_rate``.
-        path: the PNG file to write.
-        validation_csv: table with the column ``iteration`` and any of ``mean_dice`` and ``dice_<class>``, or None.
-
-    Returns:
-        The path.
-
-    Raises:
-        BundleError: when a file is missing, is empty or has no column ``iteration``, or there is nothing to draw.
-    """
-    history = read_table(history_csv)
-    losses = [name for name in history if name == "loss" or name.startswith("loss_")]
-    # A logarithmic axis shows terms of very different size together, but has no place for negative values.
-    negative = [name for name in losses if (history[name] < 0).any()]
-    panels: list[tuple[str, pd.DataFrame, list[str]]] = [
-        ("loss", history, [name for name in losses if name not in negative]),
-        ("loss with negative values", history, negative),
-        ("weight", history, [name for name in history if name.startswith("weight_")]),
-        ("learning rate", history, [name for name in history if name == "learning_rate"]),
-    ]
-    if validation_csv is not None:
-        validation = read_table(validation_csv)
-        scores = [name for name in validation if name == "mean_dice" or name.startswith("dice_")]
-        validation[scores] *= 100
-        panels.append(("validation Dice [%]", validation, scores))
-    panels = [(label, table, names) for label, table, names in panels if names and table[names].notna().any(axis=None)]
-    if not panels:
-        raise BundleError(f"{history_csv} must have a column loss, loss_*, weight_* or learning_rate with numbers.")
-
-    heights = [3.4 if label.startswith("loss") else 2.0 for label, _, _ in panels]
-    figure = Figure(figsize=(9.5, sum(heights) + 0.4), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
-    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, (label, table, names) in zip(grid, panels, strict=True):
-        draw_curves(axes, table, names, label=label)
-    grid[-1].set_xlabel("iteration")
     return save_figure(figure, path)
 
 
@@ -405,85 +349,3 @@ def _difference_handles(views: Sequence[View]) -> list[Line2D]:
     if any(_difference(view)[2].any() for view in views):
         kinds.append(("another class", CONFUSED_COLOR))
     return [Line2D([], [], color=color, marker="s", linestyle="", label=name) for name, color in kinds]
-
-
-def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table of a run, its rows in the order of the iteration.
-
-    Args:
-        path: its CSV file.
-
-    Returns:
-        the table; infinite numbers are missing ones.
-
-    Raises:
-        BundleError: when there is no such file, it is no table of numbers, or has no rows or no column iteration.
-    """
-    try:
-        table = pd.read_csv(path).apply(pd.to_numeric)
-    except FileNotFoundError:
-        raise BundleError(f"{path} must be a table of the training run, but there is no such file.") from None
-    except pd.errors.EmptyDataError:
-        raise BundleError(f"{path} must be a table with the column iteration, but it is empty.") from None
-    # A line too long, a word in place of a number, bytes that are no text.
-    except ValueError as error:
-        raise BundleError(f"{path} must be a table of numbers: {' '.join(str(error).split())}.") from None
-    if "iteration" not in table or table.empty:
-        raise BundleError(f"{path} must have rows and the column iteration, got {len(table)} rows of {list(table)}.")
-    table = table.drop_duplicates("iteration", keep="last").sort_values("iteration")
-    return table.replace([np.inf, -np.inf], np.nan)
-
-
-def draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str) -> None:
-    """Draw columns of a table over the iteration.
-
-    Args:
-        axes: where to draw.
-        table: a table with the column iteration.
-        names: columns to draw.
-        label: text of the vertical axis; "loss" is smoothed, and drawn on a logarithmic axis.
-    """
-    smooth = label.startswith("loss")
-    logarithmic = label == "loss" and bool((table[list(names)] > 0).any(axis=None))
-    window = max(1, len(table) // 50)
-    drawn: list[float] = []
-    for number, name in enumerate(names):
-        rows = table[["iteration", name]].dropna()
-        color, style = CURVE_COLORS[number % len(CURVE_COLORS)], ("-", "--", ":")[number // len(CURVE_COLORS) % 3]
-        if smooth and window > 1:
-            axes.plot(rows["iteration"], rows[name], color=color, alpha=0.18, linewidth=0.6)
-        values = rows[name].rolling(window, min_periods=1).mean() if smooth else rows[name]
-        if logarithmic:
-            # A running mean leaves rounding residues where all is zero, which a logarithmic axis would show.
-            values = values.where(rows[name].rolling(window, min_periods=1).max() > 0)
-        marker = "o" if len(rows) == 1 or label == "validation Dice [%]" else None
-        # A logarithmic axis has no place for zeros: the name says why its line is not there.
-        shown = f"{name} (zero)" if logarithmic and not (rows[name] > 0).any() else name
-        axes.plot(rows["iteration"], values, color=color, ls=style, lw=1.4, marker=marker, markersize=3, label=shown)
-        drawn.extend(values[values > 0])
-    if logarithmic:
-        axes.set_yscale("log", nonpositive="mask")
-        # The smooth lines set the limits: one raw value close to zero would squeeze all others.
-        axes.set_ylim(min(drawn) / 3, max(drawn) * 3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_ylabel(label)
-    axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if len(names) > 1 or names[0] != "learning_rate":
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a picture; it takes the place of an older one in one step.
-
-    Args:
-        figure: what to write.
-        path: PNG file.
-
-    Returns:
-        the path.
-    """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
-    return Path(path)

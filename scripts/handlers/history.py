@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from ..errors import BundleError
-from ..evaluation.pictures import learning_curves
+from ..evaluation.curves import learning_curves
 from ..files import replacing
 from ..parallel import is_main_process
 

@@ -12,7 +12,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.transforms import GaussianSmooth, RandBiasField
 from nibabel.affines import voxel_sizes
@@ -20,9 +19,9 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 
 from ..errors import BundleError
+from ..evaluation.canvas import new_figure, save_figure
 from ..evaluation.case_report import mean_and_deviation
 from ..evaluation.metrics import METRIC_NAMES
-from ..evaluation.pictures import DOTS_PER_INCH, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
 from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases
@@ -213,7 +212,7 @@ def _summarize(table: pd.DataFrame, num_cases: int) -> str:
 def _draw(table: pd.DataFrame, path: Path) -> Path:
     names = list(dict.fromkeys(table["change"]))
     samples = [100 * table[table["change"] == name].groupby("case")["dice"].mean().to_numpy() for name in names]
-    figure = Figure(figsize=(8, 1.1 + 0.34 * len(names)), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    figure = new_figure(8, 1.1 + 0.34 * len(names), layout="constrained")
     axes = figure.subplots()
     axes.boxplot(samples, orientation="horizontal", tick_labels=names, widths=0.6)
     axes.invert_yaxis()

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from monai.metrics import calibration_binning
 from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
 from ..errors import BundleError
-from ..evaluation.pictures import DOTS_PER_INCH, save_figure
+from ..evaluation.canvas import new_figure, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
 from .cases import Case, claim_study, label_array, measure_on_reference, segment, segmented, study_cases
@@ -189,7 +188,7 @@ def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) 
 
 
 def _draw(table: pd.DataFrame, bins: Mapping[str, Bins], path: Path) -> Path:
-    figure = Figure(figsize=(10, 4), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    figure = new_figure(10, 4, layout="constrained")
     reliability, scatter = figure.subplots(1, 2)
     reliability.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="perfect")
     for name, label in (("all", "whole volume"), ("near", "near the foreground")):

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
+from drawn import assert_is_picture
 from matplotlib.image import imread
 
 from scripts.errors import BundleError
-from scripts.evaluation import pictures
-from scripts.evaluation.pictures import case_picture, learning_curves, select_views
+from scripts.evaluation.pictures import case_picture, select_views
 
 
 def ellipsoid(center, radii, shape=(40, 32, 20)):
@@ -25,18 +24,6 @@ def case():
     prediction = ellipsoid((23, 16, 10), (9, 7, 5)).astype(np.uint8)
     image = 100 * reference + np.random.default_rng(0).normal(scale=10, size=reference.shape)
     return image, reference, prediction
-
-
-def assert_is_picture(path, *, width=None):
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    pixels = imread(path)
-    assert 200 < pixels.shape[0] < 4000
-    assert 300 < pixels.shape[1] < 2000
-    assert pixels[..., :3].std() > 0.05
-    assert np.all(pixels[0, 0, :3] == 1)
-    if width is not None:
-        assert pixels.shape[1] == pytest.approx(width, abs=2)
-    return pixels
 
 
 def count_reddish_and_bluish(pixels):
@@ -132,75 +119,3 @@ def test_case_picture_refuses(case, tmp_path):
     with pytest.raises(BundleError, match="num_slices must be at least 1, got 0"):
         case_picture(image, reference, prediction, tmp_path / "a.png", "a", num_slices=0)
     assert not list(tmp_path.iterdir())
-
-
-def history(length=300):
-    steps = np.arange(1, length + 1)
-    return pd.DataFrame(
-        {
-            "iteration": steps,
-            "loss": 1 / steps + 0.1,
-            "loss_supervised": 1 / steps,
-            "loss_zero": 0.0,
-            "loss_late": np.where(steps > length // 2, 0.01, 0.0),
-            "weight_consistency": np.minimum(0.1, steps / 1000),
-            "learning_rate": 0.01 * (1 - steps / length),
-            "seconds": 1.0,
-        }
-    )
-
-
-def test_learning_curves(tmp_path):
-    history().to_csv(tmp_path / "history.csv", index=False)
-    validation = pd.DataFrame({"iteration": [100, 200], "mean_dice": [0.4, 0.6], "dice_atrium": [0.4, np.nan]})
-    validation.to_csv(tmp_path / "validation.csv", index=False)
-    path = learning_curves(tmp_path / "history.csv", tmp_path / "c.png", tmp_path / "validation.csv")
-    whole = assert_is_picture(path, width=1045)
-    without = imread(learning_curves(tmp_path / "history.csv", tmp_path / "d.png"))
-    assert whole.shape[0] - without.shape[0] == pytest.approx(220, abs=2)
-
-
-def test_learning_curves_show_the_dice_in_percent(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(pictures, "draw_curves", lambda axes, table, names, *, label: drawn.update({label: table}))
-    (tmp_path / "history.csv").write_text("iteration,loss\n1,0.5\n")
-    (tmp_path / "validation.csv").write_text("iteration,mean_dice,dice_organ\n1,0.5,0.25\n")
-    learning_curves(tmp_path / "history.csv", tmp_path / "c.png", tmp_path / "validation.csv")
-    assert drawn["validation Dice [%]"].to_numpy().tolist() == [[1, 50, 25]]
-    assert drawn["loss"].to_numpy().tolist() == [[1, 0.5]]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        pytest.param({"iteration": [1], "loss": [0.5]}, id="one-row"),
-        pytest.param({"iteration": [1, 2], "loss": [0.0, 0.0]}, id="zeros"),
-        pytest.param({"iteration": [1, 2], "loss": [-1.0, 0.5], "loss_a": [1.0, 2.0]}, id="negative"),
-        pytest.param({"iteration": [1, 2, 3], "loss": [1.0, np.nan, np.inf]}, id="not-finite"),
-        pytest.param({"iteration": [1, 2, 2, 1], "learning_rate": [0.1, 0.2, 0.3, 0.4]}, id="written-twice"),
-        pytest.param({"iteration": range(200), "loss": [0.3] * 100 + [0.0] * 100}, id="zero-at-the-end"),
-    ],
-)
-def test_learning_curves_of_unusual_runs(tmp_path, rows):
-    pd.DataFrame(rows).to_csv(tmp_path / "history.csv", index=False)
-    assert_is_picture(learning_curves(tmp_path / "history.csv", tmp_path / "c.png"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "no such file"),
-        ("", "but it is empty"),
-        ("step,loss\n1,2\n", r"the column iteration, got 1 rows of \['step', 'loss'\]"),
-        ("iteration,loss\n", "got 0 rows"),
-        ("iteration,loss\n1,0.5\n2,0.4,3\n", "must be a table of numbers: Error tokenizing data.*line 3"),
-        ("iteration,loss\n1,O.5\n", 'must be a table of numbers: Unable to parse string "O.5"'),
-        ("iteration,seconds\n1,2\n", r"must have a column loss, loss_\*, weight_\* or learning_rate"),
-    ],
-)
-def test_learning_curves_refuse(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "history.csv").write_text(text)
-    with pytest.raises(BundleError, match=message):
-        learning_curves(tmp_path / "history.csv", tmp_path / "c.png")
-    assert not (tmp_path / "c.png").exists()

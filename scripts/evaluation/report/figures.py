@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from ..canvas import new_figure, save_figure
 from ..case_report import HEADINGS
-from ..pictures import DOTS_PER_INCH, save_figure
 from .comparison import HIGHER_IS_BETTER
 from .grid import GridResults
 
@@ -73,9 +73,7 @@ def _draw_curves(table: pd.DataFrame, reference: str, *, label: str, marker: str
     methods = [method for method in curves if method != reference] or [reference]
     columns = min(_CURVES_IN_A_ROW, len(methods))
     rows = -(-len(methods) // columns)
-    figure = Figure(
-        figsize=(max(5.0, 2.1 * columns), 1.75 * rows + 0.5), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained"
-    )
+    figure = new_figure(max(5.0, 2.1 * columns), 1.75 * rows + 0.5, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, method in zip(panels, methods):
         for name, color in ((method, _PLAIN), (reference, _HIGHLIGHT)):
@@ -115,9 +113,7 @@ def boxes_picture(grid: GridResults, reference: str, metric: str, path: Path) ->
     percent = metric in HIGHER_IS_BETTER
     methods = grid.evaluated_methods
     values = [_values_of_cases(grid, method, metric) * (100 if percent else 1) for method in methods]
-    figure = Figure(
-        figsize=(9.5, 1.1 + 0.34 * len(methods)), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained"
-    )
+    figure = new_figure(9.5, 1.1 + 0.34 * len(methods), layout="constrained")
     axes = figure.subplots()
     for row, (method, sample) in enumerate(zip(methods, values, strict=True)):
         _draw_box(axes, row, sample, color=_HIGHLIGHT if method == reference else _PLAIN)

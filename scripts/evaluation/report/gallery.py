@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 
 from ...errors import BundleError
 from ...nifti import read_nifti
+from ..canvas import new_figure, save_figure
 from ..label_maps import label_map_path
-from ..pictures import DOTS_PER_INCH, View, class_color, class_handles, draw_panel, outline, save_figure, select_views
+from ..pictures import View, class_color, class_handles, draw_panel, outline, select_views
 from .figures import Picture
 from .grid import CellResult, GridResults
 from .surface import frame_of, surface_picture
@@ -124,7 +125,7 @@ def _draw_case(grid: GridResults, cells: Mapping[str, CellResult], case: str, ti
     slice_height = width * float(np.clip(view.image.shape[0] * view.aspect / view.image.shape[1], 0.5, 1.4))
     block = text_height + slice_height + width
     height = -(-len(panels) // columns) * block + legend_height
-    figure = Figure(figsize=(columns * width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = new_figure(columns * width, height)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
         left, top = column / columns, height - row * block

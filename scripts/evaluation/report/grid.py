@@ -17,8 +17,8 @@ import pandas as pd
 
 from ...errors import BundleError
 from ..case_report import CaseReport
+from ..curves import read_table
 from ..metrics import METRIC_NAMES
-from ..pictures import read_table
 
 CellStatus = Literal["evaluated", "failed", "damaged", "not evaluated", "not run"]
 #: Split and seed: what the cells of two methods must share to be compared.

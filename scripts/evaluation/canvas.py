@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Figures drawn without a display, and written in one step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import replacing
+
+_DOTS_PER_INCH = 110
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """Make an empty white figure.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        **options: further arguments of :class:`matplotlib.figure.Figure`.
+
+    Returns:
+        the figure.
+    """
+    return Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, facecolor="white", **options)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a picture; it takes the place of an older one in one step.
+
+    Args:
+        figure: what to write.
+        path: PNG file.
+
+    Returns:
+        the path.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+    return Path(path)
