@@ -26,7 +26,8 @@ from monai.utils.misc import str2bool
 from pydicom import dcmread
 from tqdm import tqdm
 
-from .console import check_overrides, describe_mistake, silence_codec_warning
+from .configuration import check_overrides, read_configuration
+from .console import describe_mistake, silence_codec_warning
 from .data.dicom import DicomSeries, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
 from .data.volumes import VOLUME_SUFFIXES, case_name
@@ -109,7 +110,7 @@ def predict_volumes(
                 f"{name} must be a path, and MONAI would compute {place}: write {place.absolute()} instead."
             )
     given = dict(overrides or {})
-    check_configuration(config_file, given, model)
+    checked_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))
     _check_places(path, output, series)
     if not series and dicom_seg:
@@ -297,13 +298,18 @@ def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -
         )
 
 
-def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None) -> None:
-    """Make sure that the files of a configuration and of its weights are there, and that it has the keys to override.
+def checked_configuration(
+    config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None
+) -> ConfigParser:
+    """Read the configuration of an inference, whose files and weights are there, and that has the keys to override.
 
     Args:
         config_file: the files.
         overrides: values by key.
         model: file of an exported network, if it takes the place of network and weights.
+
+    Returns:
+        the configuration before anything in it is evaluated.
 
     Raises:
         BundleError: for the first file that is missing, or key that must not be given; or when the weights are those of
@@ -336,13 +342,12 @@ def check_configuration(config_file: Sequence[str], overrides: Mapping[str, Any]
     for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update(dict(overrides))
+    parser = read_configuration(config_file, overrides)
     # An exported network lies beside the weights that it was made of.
     check_preprocessing(model or parser["ckpt_path"], dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
+    return parser
 
 
 def _is_onnx(model: str) -> bool:

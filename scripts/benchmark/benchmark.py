@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 
+from ..configuration import read_configuration
 from ..console import describe_mistake
 from ..errors import BundleError
 from ..files import CONFIGS, write_json, write_text
@@ -161,11 +162,8 @@ def run_benchmark(
 
 
 def _check_settings(overrides: Mapping[str, Any]) -> None:
-    parser = ConfigParser()
-    parser.read_config(_TRAINING)
-    parser.update(dict(overrides))
     try:
-        parser.get_parsed_content("settings")
+        read_configuration(_TRAINING, overrides).get_parsed_content("settings")
     except RuntimeError as error:
         mistake = describe_mistake(error)
         if mistake is None:

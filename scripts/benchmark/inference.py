@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 
+from ..configuration import read_configuration
 from ..data.volumes import case_name
 from ..errors import BundleError
 from ..export import extract_network
@@ -100,9 +100,7 @@ def measure_inference(
         raise BundleError(
             f"the images of the cases must have different file names, got {max(names, key=names.count)} more than once."
         )
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update(dict(overrides or {}))
+    parser = read_configuration(config_file, overrides)
     modes = inference_modes(parser.get_parsed_content("patch_size"), strides)
     num_classes = parser.get_parsed_content("num_classes")
     rows, maps = [], {}
@@ -169,9 +167,7 @@ class _TimedInferer(Inferer):
 
 
 def _segment(images: Sequence[str], config_file: Sequence[str], settings: Mapping[str, Any]) -> float:
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update({**settings, "datalist": list(images)})
+    parser = read_configuration(config_file, {**settings, "datalist": list(images)})
     if parser.get_parsed_content("load_pretrain"):
         check_weights(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network"))
     parser.get_parsed_content("kept_memory")

@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
+from ..configuration import read_configuration
 from ..methods.dual_network import DualNetworkMethod
 from ..trainer import SemiSupervisedTrainer
 from .measuring import measure_alone, now
@@ -95,9 +96,7 @@ class _RepeatedBatch:
 def _time_steps(
     config_file: Sequence[str], num_steps: int, overrides: Mapping[str, Any]
 ) -> tuple[str, float, float | None]:
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update(dict(overrides))
+    parser = read_configuration(config_file, overrides)
     batch = _noise(parser)
     parser.get_parsed_content("kept_memory")
     trainer = SemiSupervisedTrainer(

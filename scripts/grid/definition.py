@@ -18,7 +18,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..console import check_overrides
+from ..configuration import check_overrides, read_configuration
 from ..data.splits import read_split
 from ..errors import BundleError
 from ..files import CONFIGS, write_json
@@ -369,9 +369,8 @@ def define_grid(
                 f"--{name} must not be given: a grid sets {', '.join(OWN_KEYS)} for each run itself; its arguments are "
                 "seeds, dataset_dir, split_file and output_dir."
             )
-    config = ConfigParser()
     config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
-    config.read_config(config_file)
+    config = read_configuration(config_file)
     overlays = [f"recipe_{name}" for name in (_names("recipe") if recipe == ORIGINAL_RECIPE else [recipe])]
     overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
     known = [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()]

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from monai.bundle import ConfigParser
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
@@ -24,7 +23,7 @@ from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
 from ..files import write_json
 from ..nifti import read_nifti
-from ..predict import check_configuration, predict_volumes
+from ..predict import checked_configuration, predict_volumes
 
 _STUDY_FILE = "study.json"
 #: Keys of the configuration that a study sets itself.
@@ -86,10 +85,7 @@ def claim_study(
     for name in overrides:
         if name in _OWN_KEYS:
             raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
-    check_configuration(config_file, overrides)
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update(dict(overrides))
+    parser = checked_configuration(config_file, overrides)
     weights = Path(parser.get_parsed_content("ckpt_path"))
     configuration = {name: value for name, value in parser.get().items() if name != "ckpt_path"}
     content = {

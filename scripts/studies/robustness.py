@@ -12,12 +12,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from monai.bundle import ConfigParser
 from monai.transforms import GaussianSmooth, RandBiasField
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 
+from ..configuration import read_configuration
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..evaluation.case_report import mean_and_deviation
@@ -142,10 +142,7 @@ def study_robustness(
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     output = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
-    parser = ConfigParser()
-    parser.read_config(list(config_file))
-    parser.update(dict(overrides or {}))
-    num_classes = parser.get_parsed_content("num_classes")
+    num_classes = read_configuration(config_file, overrides).get_parsed_content("num_classes")
     tables = []
     for name in CHANGES:
         if name != "none" and changes is not None and name not in changes:

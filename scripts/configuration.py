@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""A configuration: its files and what overrides them, read together and checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from .errors import BundleError
+from .files import CONFIGS
+
+#: The key of the weights that an evaluation or an inference takes.
+_WEIGHTS = "ckpt_path"
+#: First part of a reference to another key of a configuration.
+_REFERENCE = re.compile(r"[@%](\w+)")
+
+
+def read_configuration(config_file: str | Sequence[str], overrides: Mapping[str, Any] | None = None) -> ConfigParser:
+    """Read configuration files and override some of their keys, as ``monai.bundle run`` does.
+
+    Args:
+        config_file: one file or several, a later one overriding an earlier one.
+        overrides: values by key, such as ``iterations`` or ``network_def#dropout``.
+
+    Returns:
+        the configuration before anything in it is evaluated.
+    """
+    parser = ConfigParser()
+    parser.read_config(config_file if isinstance(config_file, str) else list(config_file))
+    parser.update(dict(overrides or {}))
+    return parser
+
+
+def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, arguments: Iterable[str]) -> None:
+    """Refuse overrides of keys that no configuration has, and keys of a configuration of one's own that nothing uses.
+
+    Args:
+        names: keys to override, such as ``iterations`` or ``network_def#dropout``.
+        config_file: one configuration file or several.
+        arguments: other names that a misspelled one may have meant: the program's own arguments.
+
+    Raises:
+        BundleError: for the first key that none of the configuration files has, or that is there for another workflow
+            than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
+            the files are in an order in which the weights of another run would be taken.
+    """
+    config = ConfigParser.load_config_files(config_file)
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    contents = {str(file): ConfigParser.load_config_file(file) for file in files}
+    _check_order(contents)
+    # Through text, as a reference may stand anywhere in an expression.
+    used = set(_REFERENCE.findall(json.dumps(config, default=str)))
+    _check_keys(config, used, config_file)
+    # Files with a workflow hold its options; those of data hold what other workflows need, too.
+    of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
+    for name in names:
+        path = name.replace("::", "#").split("#")
+        if not _is_known(config, path):
+            others = [] if path[0] in config else [*config, *arguments]
+            similar = difflib.get_close_matches(path[0], others, n=1)
+            hint = f" Did you mean --{similar[0]}?" if similar else ""
+            raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+        if path[0] not in used | of_workflow:
+            hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
+            raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
+
+
+def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse an order of files in which weights that a file of data names take the place of those that are meant."""
+    files = list(contents)
+    for number, (file, content) in enumerate(contents.items()):
+        if "evaluation_dir" in content and any(_WEIGHTS in contents[other] for other in files[number + 1 :]):
+            raise BundleError(f"{file} must be the last configuration file: the one behind it names other weights.")
+        if "datalist" in content and any(_WEIGHTS in contents[other] for other in files[:number]):
+            raise BundleError(f"{file} must be the first configuration file: it would replace the weights of others.")
+
+
+def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:
+    known = {key for path in CONFIGS.glob("*.json") for key in ConfigParser.load_config_file(path)}
+    unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
+    for key in unknown:
+        if key not in used:
+            similar = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            raise BundleError(f"nothing uses the key {key} of the configuration {config_file}.{hint}")
+
+
+def _is_workflow(value: Any) -> bool:
+    """Return whether a value can be run by its name: a list of steps."""
+    steps = value if isinstance(value, list) else []
+    return any(isinstance(step, dict) or str(step).startswith(("$", "@", "%")) for step in steps)
+
+
+def _is_known(place: Any, path: Sequence[str]) -> bool:
+    """Return whether a path leads to something that is there; an object may take more arguments than are configured."""
+    for key in path:
+        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict) and key in place:
+            place = place[key]
+        else:
+            return isinstance(place, dict) and "_target_" in place
+    return True
