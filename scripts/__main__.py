@@ -38,7 +38,7 @@ from .packaging.package import Package, write_package
 from .packaging.run import run_package
 from .packaging.task import task_package
 from .predict import inference_configs, predict_volumes
-from .settings import truth
+from .settings import true_or_false
 from .studies.cases import study_cases
 from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
@@ -77,7 +77,7 @@ def phantom(
         num_classes=num_classes,
         num_labeled=num_labeled,
         seed=seed,
-        overwrite=truth("overwrite", overwrite),
+        overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(f"{num_cases} cases and their split file: {escape(str(split))}")
 
@@ -178,7 +178,7 @@ def prepare(
     # Only what was given: an option of another data set is refused.
     options = dict(others)
     for key, flag in (("crop_to_label", crop_to_label), ("test_images", test_images)):
-        options |= {} if flag is None else {key: truth(key, flag)}
+        options |= {} if flag is None else {key: true_or_false(key, flag)}
     for key, text in (("form", form), ("tumor", tumor), ("task", task), ("table", table)):
         options |= {} if text is None else {key: _text(key, text)}
     options |= {} if channel is None else {"channel": _whole_number("channel", channel, at_least=0)}
@@ -225,7 +225,7 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
         overwrite: replace a boxes.json that is there.
     """
     path = write_boxes(
-        _text("dataset_dir", dataset_dir), _text("split_file", split_file), overwrite=truth("overwrite", overwrite)
+        _text("dataset_dir", dataset_dir), _text("split_file", split_file), overwrite=true_or_false("overwrite", overwrite)
     )
     _console.print(escape(str(path)))
 
@@ -252,7 +252,7 @@ def picture(
             raise BundleError(f"output must be another file than {name}, got {output} for both.")
     if target.suffix.lower() != ".png":
         raise BundleError(f"output must end in .png, got {output}.")
-    if target.exists() and not truth("overwrite", overwrite):
+    if target.exists() and not true_or_false("overwrite", overwrite):
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = _whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
@@ -305,9 +305,9 @@ def predict(
         files,
         overrides=overrides,
         model=_optional(_text, "model", model),
-        dicom_seg=truth("dicom_seg", dicom_seg),
+        dicom_seg=true_or_false("dicom_seg", dicom_seg),
         class_names=_optional(_texts, "class_names", class_names),
-        overwrite=truth("overwrite", overwrite),
+        overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(escape(output_dir))
 
@@ -371,7 +371,7 @@ def crossval(
         folder,
         jobs=_whole_number("jobs", jobs, at_least=1),
         launcher=_optional(_text, "launcher", launcher),
-        relaunch=truth("relaunch", relaunch),
+        relaunch=true_or_false("relaunch", relaunch),
         console=_console,
     )
     problems = []
@@ -529,7 +529,7 @@ def benchmark(
         pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
         ckpt_path=_optional(_text, "ckpt_path", ckpt_path),
         device=_optional(_text, "device", device),
-        overwrite=truth("overwrite", overwrite),
+        overwrite=true_or_false("overwrite", overwrite),
         show=lambda text: _console.print(escape(text)),
     )
     _console.print(line)
@@ -561,7 +561,7 @@ def package(
     bundle = task_package(
         _text("task", task),
         weights=_optional(_text, "weights", weights),
-        without_weights=truth("without_weights", without_weights),
+        without_weights=true_or_false("without_weights", without_weights),
         data=_optional(_text, "data", data),
     )
     _write_package(bundle, output_dir, triton, large_files_url, overwrite)
@@ -619,7 +619,7 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
     """
     path = _text("output", output)
     extract_network(
-        _text("ckpt_path", ckpt_path), _text("network", network), path, overwrite=truth("overwrite", overwrite)
+        _text("ckpt_path", ckpt_path), _text("network", network), path, overwrite=true_or_false("overwrite", overwrite)
     )
     _console.print(escape(path))
 
@@ -628,9 +628,9 @@ def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_ur
     paths = write_package(
         bundle,
         _text("output_dir", output_dir),
-        triton=truth("triton", triton),
+        triton=true_or_false("triton", triton),
         large_files_url=_optional(_text, "large_files_url", large_files_url),
-        overwrite=truth("overwrite", overwrite),
+        overwrite=true_or_false("overwrite", overwrite),
     )
     for path in paths:
         _console.print(escape(str(path)))

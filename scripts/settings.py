@@ -17,7 +17,7 @@ from .precision import Precision, resolve_precision
 Check = tuple[str, Callable[[Any], bool]]
 
 
-def truth(name: str, value: Any) -> bool:
+def true_or_false(name: str, value: Any) -> bool:
     """Read a setting that is true or false, also as a text.
 
     Args:
@@ -30,10 +30,13 @@ def truth(name: str, value: Any) -> bool:
     Raises:
         BundleError: when it is neither.
     """
-    try:
-        return bool(str2bool(value))
-    except ValueError:
-        raise BundleError(f"{name} must be true or false, got {value!r}.") from None
+    if not _is_true_or_false(value):
+        raise BundleError(f"{name} must be true or false, got {value!r}.")
+    return bool(str2bool(value))
+
+
+def _is_true_or_false(value: Any) -> bool:
+    return isinstance(value, bool) or str(value).lower() in ("true", "false")
 
 
 def _whole(value: Any) -> bool:
@@ -63,7 +66,7 @@ def _at_least(least: int) -> Check:
 
 
 _ABOVE_ZERO: Check = ("a number above 0", lambda value: _number(value) and value > 0)
-_TRUTH: Check = ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in ("true", "false"))
+_TRUE_OR_FALSE: Check = ("true or false", _is_true_or_false)
 _SPACING: Check = (
     "None or three numbers above 0 in mm, such as [1.25,1.25,1.25]",
     lambda value: value is None or _three(value, lambda size: _number(size) and size > 0),
@@ -81,7 +84,7 @@ _CHECKS: dict[str, Check] = {
     "sw_batch_size": _at_least(1),
     "in_channels": ("a whole number from 1 to 16", lambda value: _whole(value) and 1 <= value <= 16),
     "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
-    "deterministic": _TRUTH,
+    "deterministic": _TRUE_OR_FALSE,
     "seed": ("a whole number from 0 to 4294967295", lambda value: _whole(value) and 0 <= value < 2**32),
     "cache_rate": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
     "device": _DEVICE,
@@ -93,7 +96,7 @@ _CHECKS: dict[str, Check] = {
         lambda value: value is None or (isinstance(value, str) and value.lower() not in ("", "null", "none")),
     ),
     "cache_gigabytes": _ABOVE_ZERO,
-    "skip_unreadable": _TRUTH,
+    "skip_unreadable": _TRUE_OR_FALSE,
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",
@@ -108,18 +111,18 @@ _CHECKS: dict[str, Check] = {
     "trained_extent": _SPACING,
     "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
-    "resume": _TRUTH,
-    "overwrite": _TRUTH,
-    "channels_last": _TRUTH,
-    "keep_memory": _TRUTH,
-    "uses_boxes": _TRUTH,
-    "load_pretrain": _TRUTH,
-    "save_probabilities": _TRUTH,
-    "save_uncertainty": _TRUTH,
-    "largest_component": _TRUTH,
-    "whole_volume": _TRUTH,
-    "skip_empty_windows": _TRUTH,
-    "skip_existing": _TRUTH,
+    "resume": _TRUE_OR_FALSE,
+    "overwrite": _TRUE_OR_FALSE,
+    "channels_last": _TRUE_OR_FALSE,
+    "keep_memory": _TRUE_OR_FALSE,
+    "uses_boxes": _TRUE_OR_FALSE,
+    "load_pretrain": _TRUE_OR_FALSE,
+    "save_probabilities": _TRUE_OR_FALSE,
+    "save_uncertainty": _TRUE_OR_FALSE,
+    "largest_component": _TRUE_OR_FALSE,
+    "whole_volume": _TRUE_OR_FALSE,
+    "skip_empty_windows": _TRUE_OR_FALSE,
+    "skip_existing": _TRUE_OR_FALSE,
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (

@@ -120,7 +120,7 @@ def _peak_mebibytes() -> float:
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux hands the peak of the process that started this one on to getrusage.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
             return int(found[1]) / 2**10
     import resource  # not on Windows

@@ -28,7 +28,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
 from ..nifti import WholeFiles, check_geometry
-from ..settings import truth
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _OTHER_MAPS = ("probabilities", "uncertainty")
@@ -85,16 +84,8 @@ def check_volumes(
         BundleError: when an option is not allowed, there is no volume, one is overlooked for the capitals of its name,
             two volumes have one name, the output folder is that of the volumes, or a map would be overwritten.
     """
-    options = {
-        "save_probabilities": save_probabilities,
-        "save_uncertainty": save_uncertainty,
-        "overwrite": overwrite,
-        "skip_existing": skip_existing,
-    }
-    wanted = {name: truth(name, value) for name, value in options.items()}
-    if wanted["overwrite"] and wanted["skip_existing"]:
+    if str2bool(overwrite) and str2bool(skip_existing):
         raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
-    postfixes = [output_postfix, *(name for name in _OTHER_MAPS if wanted[f"save_{name}"])]
     _check_names(output_postfix, output_ext)
 
     unfit = [volume for volume in datalist if not str(volume).endswith(VOLUME_SUFFIXES)]

@@ -90,7 +90,8 @@ class TrainingHistory:
         self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
         facts = self.output_dir / "run.json"
         if facts.is_file():
-            self._writer.add_text("run", f"```json\n{facts.read_text()}```", engine.state.iteration)
+            text = facts.read_text(encoding="utf-8")
+            self._writer.add_text("run", f"```json\n{text}```", engine.state.iteration)
         self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
         self._seconds_before = _last_seconds(self.output_dir / "history.csv")
         total = engine.state.max_epochs * engine.state.epoch_length
@@ -181,7 +182,7 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row; a column that the file does not have yet is added to the rows before it as empty."""
     columns = list(row)
     if path.is_file():
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8") as stream:
             known = next(csv.reader(stream), [])
         new = [name for name in columns if name not in known]
         columns = known + new
@@ -190,7 +191,7 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
             table = pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=columns, fill_value="")
             with replacing(path) as temporary:
                 table.to_csv(temporary, index=False)
-    with path.open("a", newline="") as stream:
+    with path.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
         if stream.tell() == 0:
             writer.writeheader()

@@ -171,7 +171,7 @@ class RunDirectory:
 
     def _refuse_other_settings(self) -> None:
         try:
-            facts = json.loads((self.path / _FACTS_FILE).read_text())
+            facts = json.loads((self.path / _FACTS_FILE).read_text(encoding="utf-8"))
             begun = dict(facts["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
@@ -238,7 +238,7 @@ def compare_split(weights: str, split: Mapping[str, Any]) -> None:
         split: that of the evaluation, see :func:`scripts.data.splits.describe_split`.
     """
     try:
-        trained = json.loads((Path(weights).parent / _FACTS_FILE).read_text())["split"]
+        trained = json.loads((Path(weights).parent / _FACTS_FILE).read_text(encoding="utf-8"))["split"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if trained and trained != split:
@@ -254,7 +254,7 @@ def _differences(file: Path, now: dict[str, Any] | None, names: Iterable[str]) -
     if now is None or not file.is_file():
         return {}
     try:
-        begun = dict(json.loads(file.read_text()))
+        begun = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise BundleError(f"{file} is damaged: move it away, and nothing is compared with it.") from error
     # Through JSON, as the file went. What an older version of the bundle did not write down cannot be compared.
@@ -288,7 +288,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
     """
     overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
     network = configuration["network_def"]
-    default = json.loads((CONFIGS / "inference.json").read_text())["network_def"]
+    default = json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8"))["network_def"]
     if network["_target_"] == default["_target_"]:
         # Not the whole object: inference has an option of its own, for the map of uncertainty.
         overlay |= {f"network_def#{name}": value for name, value in network.items()}
@@ -302,7 +302,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
 
 def _package_versions() -> dict[str, str | None]:
     """Find the versions of the packages that the bundle requires; None for one that is not installed."""
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
     versions: dict[str, str | None] = {}
     for name in ("torch", "monai", "numpy", *metadata["required_packages_version"]):
         try:
