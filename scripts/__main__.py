@@ -225,7 +225,9 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
         overwrite: replace a boxes.json that is there.
     """
     path = write_boxes(
-        _text("dataset_dir", dataset_dir), _text("split_file", split_file), overwrite=true_or_false("overwrite", overwrite)
+        _text("dataset_dir", dataset_dir),
+        _text("split_file", split_file),
+        overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(escape(str(path)))
 

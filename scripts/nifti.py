@@ -7,11 +7,13 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 from monai.data import ImageWriter, MetaTensor, NibabelWriter
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import SaveImaged
@@ -20,8 +22,54 @@ from nibabel.affines import voxel_sizes
 from .errors import BundleError, one_line
 from .files import replacing
 
+#: How the names of NIfTI files end.
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
 #: The code of NIfTI for millimeters.
 _MILLIMETER = 2
+
+
+def volume_name(path: str | os.PathLike[str]) -> str:
+    """Strip the folder and the NIfTI suffix of a file.
+
+    Args:
+        path: path of a NIfTI file.
+
+    Returns:
+        its name without ".nii" or ".nii.gz".
+    """
+    name = Path(path).name
+    return next((name[: -len(suffix)] for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), Path(name).stem)
+
+
+def volumes_in(folder: Path) -> list[Path]:
+    """List the NIfTI files of a folder, but for hidden ones.
+
+    Args:
+        folder: a folder that exists.
+
+    Returns:
+        their paths, sorted.
+    """
+    return [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
+
+
+def check_capitals(argument: str, path: Path) -> None:
+    """Refuse volumes that only the capitals of their names would keep from being found.
+
+    Args:
+        argument: what to call the path in the message.
+        path: a file, or a folder of volumes.
+
+    Raises:
+        BundleError: for the first volume whose name ends in capitals.
+    """
+    names = sorted(file.name for file in path.glob("[!.]*")) if path.is_dir() else [path.name]
+    for name in names:
+        if name.lower().endswith(VOLUME_SUFFIXES) and not name.endswith(VOLUME_SUFFIXES):
+            raise BundleError(
+                f"{argument} {path}: {name} would be left out, as names must end in .nii.gz or .nii in small letters: "
+                "rename it."
+            )
 
 
 def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib.Nifti1Image:
@@ -65,6 +113,39 @@ def check_geometry(volume: Any, name: str) -> None:
             f"{name} must have one geometry: its affine has voxels of {of_affine.tolist()} mm, its header of "
             f"{of_header.tolist()} mm."
         )
+
+
+def check_file_geometry(path: str | os.PathLike[str], name: str) -> None:
+    """Read the header of a NIfTI file, and refuse it as :func:`check_geometry` does; other formats are passed over.
+
+    Args:
+        path: the file.
+        name: what to call it in the message.
+
+    Raises:
+        BundleError: see there.
+    """
+    if os.fspath(path).endswith(VOLUME_SUFFIXES):
+        check_geometry(nib.load(path), name)
+
+
+def check_volume(volume: torch.Tensor, name: str, *, channels: int | None = None) -> None:
+    """Refuse a loaded volume of which no network can make anything.
+
+    Args:
+        volume: (C, X, Y, Z).
+        name: what to call it in the message.
+        channels: how many it must have, None for any number.
+
+    Raises:
+        BundleError: when it has other axes or channels, or values that are not finite.
+    """
+    if volume.ndim != 4:
+        raise BundleError(f"{name} must be a 3D volume, got shape {list(volume.shape[1:])}.")
+    if channels is not None and volume.shape[0] != channels:
+        raise BundleError(f"{name} must have {channels} channel(s), got {volume.shape[0]}.")
+    if not torch.isfinite(volume).all():
+        raise BundleError(f"{name} holds values that are not finite.")
 
 
 def read_nifti(path: str | os.PathLike[str], name: str = "") -> nib.Nifti1Image:

@@ -30,12 +30,12 @@ from .configuration import check_overrides, read_configuration
 from .console import describe_mistake, silence_codec_warning
 from .data.dicom import DicomSeries, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
-from .data.volumes import VOLUME_SUFFIXES, case_name
 from .errors import BundleError, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, check_path
 from .handlers.run_directory import check_preprocessing
+from .nifti import VOLUME_SUFFIXES, volume_name, volumes_in
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
@@ -234,7 +234,7 @@ class _SegWriter:
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:  # type: ignore[union-attr]
-            name = case_name(Path(item[CommonKeys.IMAGE].meta["filename_or_obj"]))
+            name = volume_name(item[CommonKeys.IMAGE].meta["filename_or_obj"])
             try:
                 write_dicom_seg(
                     self.output / f"{name}_{self.postfix}.dcm",
@@ -258,7 +258,7 @@ def _series_at(path: Path) -> list[DicomSeries]:
         return []
     if not path.is_dir():
         raise BundleError(f"input must be {_INPUTS}, got {path}.")
-    if any(file.name.endswith(VOLUME_SUFFIXES) and not file.name.startswith(".") for file in path.iterdir()):
+    if volumes_in(path):
         return []
     try:
         return find_series(path)

@@ -24,7 +24,7 @@ ALLOWED = {
     "losses": {"parallel"},
     # Networks only as the type of an argument: a method receives its network.
     "methods": {"losses", "networks", "schedules"},
-    "data": {"errors", "files", "nifti", "parallel", "settings", "weights"},
+    "data": {"errors", "files", "nifti", "parallel", "weights"},
     "evaluation": {"errors", "files", "nifti", "weights"},
     "weights": {"errors", "files"},
     "configuration": {"errors", "files"},
@@ -46,6 +46,7 @@ ALLOWED = {
         "evaluation.label_maps",
         "evaluation.metrics",
         "handlers.run_directory",
+        "nifti",
     },
     "studies": {"errors", "configuration", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "weights"},

@@ -12,7 +12,7 @@ from conftest import assert_refused
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from scripts.nifti import WholeFiles, make_nifti, read_nifti, write_nifti
+from scripts.nifti import WholeFiles, make_nifti, read_nifti, volume_name, write_nifti
 
 AFFINE = np.diag([-2.0, 3.0, 4.0, 1.0])
 
@@ -93,3 +93,11 @@ def test_a_fourth_axis_of_length_one_is_left_out(tmp_path):
     assert (volume.shape, volume.get_data_dtype()) == ((2, 3, 4), np.int16)
     assert np.array_equal(volume.dataobj, voxels[..., 0])
     assert np.array_equal(volume.affine, AFFINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("la_01.nii.gz", "la_01"), ("la_01.nii", "la_01"), ("a.b.nii.gz", "a.b"), ("x.nii.nii", "x.nii"), ("x.h5", "x")],
+)
+def test_volume_name(name, case):
+    assert volume_name(f"/data/{name}") == case

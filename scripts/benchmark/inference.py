@@ -15,10 +15,9 @@ import torch
 from monai.inferers import Inferer
 
 from ..configuration import read_configuration
-from ..data.volumes import case_name
 from ..errors import BundleError
 from ..export import extract_network
-from ..nifti import read_nifti
+from ..nifti import read_nifti, volume_name
 from ..studies.cases import Case, label_array, measure_on_reference
 from ..weights import check_weights
 from .measuring import measure_alone, now
@@ -111,7 +110,7 @@ def measure_inference(
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
         if ckpt_path is not None:
-            maps[mode.name] = [read_nifti(folder / f"{case_name(case.image)}_seg.nii.gz") for case in cases]
+            maps[mode.name] = [read_nifti(folder / f"{volume_name(case.image)}_seg.nii.gz") for case in cases]
             row |= _accuracy(maps[mode.name], maps[_BASELINE], cases, num_classes)
         rows.append(row)
     table = pd.DataFrame(rows)

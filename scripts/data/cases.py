@@ -16,10 +16,10 @@ from typing import Any
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
+from ..nifti import check_capitals, volume_name, volumes_in
 from .boxes import BOX_KEY, read_boxes
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
 from .splits import LIST_NAMES, read_split, require_dataset_dir, some_of
-from .volumes import VOLUME_SUFFIXES, case_name, check_capitals
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +149,11 @@ def unlabeled_pool(
         raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
     # By name, too: a prepared data set holds copies of the files of the folder.
     used = {Path(pair["image"]).resolve() for pair in pairs}
-    names = {case_name(Path(pair["image"])) for pair in pairs}
+    names = {volume_name(pair["image"]) for pair in pairs}
     check_capitals("unlabeled_dir", folder)
-    volumes = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
+    volumes = volumes_in(folder)
     cases = [
-        {"unlabeled": str(path)} for path in volumes if path.resolve() not in used and case_name(path) not in names
+        {"unlabeled": str(path)} for path in volumes if path.resolve() not in used and volume_name(path) not in names
     ]
     if len(cases) < len(volumes):
         logger.info(

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
-import nibabel as nib
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -16,8 +15,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransf
 from monai.utils import CommonKeys
 
 from ..errors import BundleError, root_cause
-from ..nifti import check_geometry
-from .volumes import VOLUME_SUFFIXES
+from ..nifti import check_file_geometry, check_volume
 
 
 class LoadCased(MapTransform):
@@ -63,20 +61,11 @@ class LoadCased(MapTransform):
             # Files fail in as many ways as there are readers.
             except Exception as error:
                 raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
-            if str(path).endswith(VOLUME_SUFFIXES):
-                check_geometry(nib.load(path), str(path))
-            self._check(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
+            check_file_geometry(path, str(path))
+            check_volume(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
         if CommonKeys.LABEL in result and CommonKeys.IMAGE in result:
             self._check_label(result[CommonKeys.LABEL], result[CommonKeys.IMAGE], str(data[CommonKeys.LABEL]))
         return result
-
-    def _check(self, volume: MetaTensor, path: str, *, channels: int) -> None:
-        if volume.ndim != 4:
-            raise BundleError(f"{path} must be a 3D volume, got shape {list(volume.shape[1:])}.")
-        if volume.shape[0] != channels:
-            raise BundleError(f"{path} must have {channels} channel(s), got {volume.shape[0]}.")
-        if not torch.isfinite(volume).all():
-            raise BundleError(f"{path} holds values that are not finite.")
 
     def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:
         if label.shape[1:] != image.shape[1:]:

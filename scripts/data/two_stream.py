@@ -215,7 +215,9 @@ class TwoStreamLoader:
             if self.unreadable_file is None:
                 continue
             # A resumed run has written it already, and another process may have.
-            listed = self.unreadable_file.read_text(encoding="utf-8").splitlines() if self.unreadable_file.exists() else []
+            listed = (
+                self.unreadable_file.read_text(encoding="utf-8").splitlines() if self.unreadable_file.exists() else []
+            )
             if reason not in listed:
                 self.unreadable_file.parent.mkdir(parents=True, exist_ok=True)
                 with self.unreadable_file.open("a", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..nifti import write_volume
+from ..nifti import volume_name, write_volume
 
 CASE_KEY = "case"
 _SUFFIX = ".nii.gz"
@@ -43,8 +43,7 @@ def case_name(item: Mapping[Any, Any]) -> str:
         value = item.get(key)
         path = value.meta.get("filename_or_obj") if isinstance(value, MetaTensor) else None
         if path:
-            name = Path(str(path)).name
-            return re.sub(r"\.nii(\.gz)?$", "", name) if ".nii" in name else Path(name).stem
+            return volume_name(str(path))
     raise BundleError(
         f"an evaluated item must have the key {CASE_KEY!r} or an image with a file name, got {list(item)}."
     )

@@ -87,7 +87,7 @@ class RunDirectory:
         configuration: gives the merged configuration for ``run_config.json``, or None where it is not known; with it,
             ``inference.json`` is written too, the overlay with which inference takes the weights of this run.
         geometry: gives ``trained_spacing`` and ``trained_extent`` of the volumes, see
-            :func:`scripts.data.volumes.volume_geometry`, for that overlay.
+            :func:`scripts.data.geometry.volume_geometry`, for that overlay.
     """
 
     def __init__(
