@@ -8,11 +8,12 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .errors import BundleError
+from .errors import BundleError, one_of
 from .files import CONFIGS
 
 #: The key of the weights that an evaluation or an inference takes.
@@ -48,27 +49,60 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
     Raises:
         BundleError: for the first key that none of the configuration files has, or that is there for another workflow
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
-            the files are in an order in which the weights of another run would be taken.
+            the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
+            inside of an object that is switched off.
     """
     config = ConfigParser.load_config_files(config_file)
     files = [config_file] if isinstance(config_file, str) else list(config_file)
     contents = {str(file): ConfigParser.load_config_file(file) for file in files}
     _check_order(contents)
+    paths = {name: name.replace("::", "#") for name in names}
+    if _WEIGHTS not in paths:
+        _check_weights_beside(contents)
     # Through text, as a reference may stand anywhere in an expression.
     used = set(_REFERENCE.findall(json.dumps(config, default=str)))
     _check_keys(config, used, config_file)
     # Files with a workflow hold its options; those of data hold what other workflows need, too.
     of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
-    for name in names:
-        path = name.replace("::", "#").split("#")
+    for name in paths:
+        path = paths[name].split("#")
         if not _is_known(config, path):
             others = [] if path[0] in config else [*config, *arguments]
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+        if (
+            switched_off := _switched_off(config, path)
+        ) is not None and f"{switched_off}#_disabled_" not in paths.values():
+            raise BundleError(
+                f"--{name} would change nothing, as {switched_off} is switched off: give --{switched_off}#_disabled_ "
+                "false, too."
+            )
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
+
+
+def check_workflow(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse to run a part of a configuration that is no workflow: MONAI would build it, and do nothing.
+
+    Args:
+        name: the key to run, such as ``training``.
+        config: the merged configuration files.
+
+    Raises:
+        BundleError: when it is there, and is no list of steps.
+    """
+    others = ("imports", "initialize")
+    workflows = [key for key in config if _is_workflow(_target_of(config, key)) and key not in others]
+    if name in config and name not in workflows:
+        raise BundleError(f"{name} is no workflow of the configuration: give {one_of(workflows)}.")
+
+
+def _target_of(config: Mapping[str, Any], key: str) -> Any:
+    """Follow a key that stands for another one, such as ``"%run"``."""
+    value = config[key]
+    return config.get(value[1:]) if isinstance(value, str) and value[:1] in ("%", "@") else value
 
 
 def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
@@ -79,6 +113,26 @@ def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
             raise BundleError(f"{file} must be the last configuration file: the one behind it names other weights.")
         if "datalist" in content and any(_WEIGHTS in contents[other] for other in files[:number]):
             raise BundleError(f"{file} must be the first configuration file: it would replace the weights of others.")
+
+
+def _check_weights_beside(contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse the file of a run that was copied or renamed, and that still names the weights of the old folder."""
+    for file, content in contents.items():
+        weights, beside = content.get(_WEIGHTS), Path(file).resolve().parent / "model_final.pt"
+        if not isinstance(weights, str) or not Path(weights).is_absolute() or not beside.is_file():
+            continue
+        if Path(weights).resolve().parent != beside.parent:
+            raise BundleError(f"{file} names the weights {weights}, but its run is here: give --{_WEIGHTS} {beside}.")
+
+
+def _switched_off(config: Mapping[str, Any], path: Sequence[str]) -> str | None:
+    """Name the object on the way to a key that the configuration has, but does not build."""
+    place: Any = config
+    for number, key in enumerate(path[:-1], start=1):
+        place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, dict) and place.get("_disabled_") is True and path[number] != "_disabled_":
+            return "#".join(path[:number])
+    return None
 
 
 def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from .configuration import check_overrides, read_configuration
+from .configuration import check_overrides, check_workflow, read_configuration
 from .errors import BundleError, one_line
 from .files import check_path
 
@@ -43,7 +43,8 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line, by default that of this process.
 
     Raises:
-        BundleError: when an override names a key that none of the configuration files has, or is None.
+        BundleError: when an override names a key that none of the configuration files has, or is None, or when what is
+            to be run is no workflow.
     """
     silence_codec_warning()
     arguments = sys.argv if arguments is None else arguments
@@ -56,6 +57,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     given = _arguments_of_run(arguments)
     if given is None:
         return
+    check_workflow(_workflow_of(arguments, given), ConfigParser.load_config_files(given["config_file"]))
     tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
     check_overrides(names, given["config_file"], arguments=_RUN_ARGUMENTS)
@@ -140,6 +142,12 @@ def _arguments_of_run(arguments: Sequence[str]) -> dict[str, Any] | None:
         except Exception as error:
             raise BundleError(f"args_file {file} cannot be read: {one_line(error)}") from error
     return given if "config_file" in given else None
+
+
+def _workflow_of(arguments: Sequence[str], given: Mapping[str, Any]) -> str:
+    """Give the name behind ``run``, which MONAI takes by its place or by ``--run_id``; run itself without one."""
+    by_place = arguments[2:3] if arguments[1:2] == ["run"] else []
+    return str(given.get("run_id") or next((word for word in by_place if not _FLAG.match(word)), "run"))
 
 
 def _named_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

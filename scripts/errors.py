@@ -4,9 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class BundleError(ValueError):
     """A mistake in what the user gave: names the argument or file, what is allowed, and what came."""
+
+
+def one_of(names: Iterable[str]) -> str:
+    """List what is allowed.
+
+    Args:
+        names: at least one.
+
+    Returns:
+        them with commas between, and "or" before the last.
+    """
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def root_cause(error: BaseException) -> str:

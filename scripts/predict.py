@@ -30,16 +30,16 @@ from .configuration import check_overrides, read_configuration
 from .console import describe_mistake, silence_codec_warning
 from .data.dicom import DicomSeries, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
-from .errors import BundleError, one_line
+from .errors import BundleError, one_line, one_of
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
-from .files import CONFIGS, check_path
+from .files import CONFIGS, ROOT, check_path
 from .handlers.run_directory import check_preprocessing
 from .nifti import VOLUME_SUFFIXES, volume_name, volumes_in
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
-_WEIGHTS = CONFIGS.parent / "models/model.pt"
+_WEIGHTS = ROOT / "models/model.pt"
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
 #: Arguments of the command, which a misspelled override may have meant.
 _ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
@@ -64,7 +64,7 @@ def inference_configs(data: str | None = None) -> list[str]:
         if not known:
             raise BundleError("data names an overlay configs/data_<data>.json, and there is none: leave out --data.")
         if data not in known:
-            raise BundleError(f"data must be {', '.join(known[:-1])} or {known[-1]}, got {data!r}.")
+            raise BundleError(f"data must be {one_of(known)}, got {data!r}.")
         files.append(CONFIGS / f"data_{data}.json")
     return [str(path) for path in files]
 
@@ -343,11 +343,29 @@ def checked_configuration(
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
     parser = read_configuration(config_file, overrides)
+    if model is None and str2bool(parser.get_parsed_content("load_pretrain")):
+        weights_file = parser.get_parsed_content("ckpt_path")
+        if not Path(weights_file).is_file():
+            known = _data_with_weights()
+            hint = f" Weights are here for --data {one_of(known)}." if known else ""
+            raise BundleError(
+                f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
+            )
     # An exported network lies beside the weights that it was made of.
     check_preprocessing(model or parser["ckpt_path"], dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
     return parser
+
+
+def _data_with_weights() -> list[str]:
+    names = []
+    for path in sorted(CONFIGS.glob("data_*.json")):
+        overlay = ConfigParser({**ConfigParser.load_config_file(path), "bundle_root": str(ROOT)})
+        # In the bundle of one task the weights are those of inference.json.
+        if "ckpt_path" in overlay and Path(overlay.get_parsed_content("ckpt_path")).is_file():
+            names.append(path.stem.removeprefix("data_"))
+    return names
 
 
 def _is_onnx(model: str) -> bool:

@@ -50,7 +50,7 @@ ALLOWED = {
     },
     "studies": {"errors", "configuration", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "weights"},
-    "packaging": {"errors", "export", "files", "weights"},
+    "packaging": {"errors", "export", "files", "handlers.run_directory", "weights"},
     "benchmark": {
         "errors",
         "configuration",

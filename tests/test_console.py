@@ -103,6 +103,39 @@ def test_no_order_of_files_takes_the_weights_of_another_run(tmp_path):
     assert_accepted("--config_file", f"['{inference}','{data}','{of_run}']")
 
 
+def test_the_file_of_a_renamed_run_does_not_take_the_weights_of_its_old_folder(tmp_path):
+    inference = str(ROOT / "configs/inference.json")
+    (tmp_path / "new").mkdir()
+    of_run, weights = tmp_path / "new" / "inference.json", tmp_path / "new" / "model_final.pt"
+    files = f"['{inference}','{of_run}']"
+    of_run.write_text(json.dumps({"ckpt_path": str(tmp_path / "old" / "model_final.pt")}))
+    assert_accepted("--config_file", files)
+    weights.touch()
+    with pytest.raises(BundleError, match=rf"^{of_run} names the weights .*old.*: give --ckpt_path {weights}\.$"):
+        assert_accepted("--config_file", files)
+    assert_accepted("--config_file", files, "--ckpt_path", str(weights))
+    of_run.write_text(json.dumps({"ckpt_path": str(weights)}))
+    assert_accepted("--config_file", files)
+
+
+def test_options_of_what_is_switched_off_are_refused():
+    train, pancreas = (str(ROOT / f"configs/{name}.json") for name in ("train", "data_pancreas"))
+    for separator in "#", "::":
+        with pytest.raises(BundleError, match=r"as window is switched off: give --window#_disabled_ false, too\.$"):
+            assert_accepted("--config_file", train, f"--window{separator}a_min", "-100")
+    assert_accepted("--config_file", train, "--window#a_min", "-100", "--window#_disabled_", "false")
+    assert_accepted("--config_file", f"['{train}','{pancreas}']", "--window#a_min", "-100")
+
+
+@pytest.mark.parametrize("form", [["train"], ["--run_id", "validate"], ["--config_file", "x", "--run_id=settings"]])
+def test_what_is_no_workflow_is_not_run(form):
+    train = str(ROOT / "configs/train.json")
+    with pytest.raises(BundleError, match=r"^(train|validate|settings) is no workflow .*: give run or training\.$"):
+        prepare_command_line([PROGRAM, "run", *form, "--config_file", train])
+    prepare_command_line([PROGRAM, "run", "training", "--config_file", train])
+    prepare_command_line([PROGRAM, "run", "--config_file", train])
+
+
 def test_none_that_monai_leaves_out_is_refused(config_file):
     with pytest.raises(BundleError, match=r"^--patch_size None would .* write --patch_size '\$None'\.$"):
         assert_accepted("--config_file", config_file, "--patch_size", "None")

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
@@ -24,6 +25,7 @@ from ..parallel import is_main_process
 
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
+_LOCK_FILE = ".training.lock"
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
     "in_channels",
@@ -40,6 +42,8 @@ _INFERENCE_KEYS = (
 )
 #: What makes the volumes that a network sees.
 _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
+#: What makes label maps of what the network says.
+_SEGMENTATION_KEYS = ("patch_size", "strides", "largest_component")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
 _TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS)
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
@@ -109,6 +113,7 @@ class RunDirectory:
         self.configuration = configuration
         self.geometry = geometry
         self._begun = False
+        self._held: BaseFileLock | None = None
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints of the run, newest first."""
@@ -155,16 +160,30 @@ class RunDirectory:
         """Clear the folder, unless the run is resumed, and write down what is run; called when all else is ready.
 
         Raises:
-            BundleError: see :meth:`claim`.
+            BundleError: see :meth:`claim`; or when another process is training in the folder.
         """
         if self._begun or not is_main_process():
             return
         self.claim()
+        self._lock()
         for path in self._files(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES)):
             path.unlink()
         if not self.resume:
             self._write_facts()
         self._begun = True
+
+    def _lock(self) -> None:
+        """Keep other processes out of the folder until this one ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # A later run of this process may go on in the folder.
+        lock = FileLock(self.path / _LOCK_FILE, is_singleton=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BundleError(
+                f"another process is training in output_dir {self.path}: wait for its end, or choose another folder."
+            ) from error
+        self._held = lock
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
@@ -227,6 +246,22 @@ def check_preprocessing(weights: str, configuration: dict[str, Any] | None = Non
         raise BundleError(
             f"{weights} was trained with another preprocessing ({_listed(changed)}): give all files and options of "
             f"the training, or to an inference the {_INFERENCE_FILE} that lies beside the weights."
+        )
+    _warn_of_other_figures(weights, configuration or {})
+
+
+def _warn_of_other_figures(weights: str, configuration: dict[str, Any]) -> None:
+    """Warn where an evaluation measures, or an inference does, something else than the run would."""
+    file = Path(weights).parent / _CONFIGURATION_FILE
+    if "evaluation_dir" in configuration:
+        changed = _differences(file, configuration, _SEGMENTATION_KEYS)
+        if changed:
+            _logger.warning("%s is evaluated with other options than its run has (%s).", weights, _listed(changed))
+    elif file.is_file() and str2bool(json.loads(file.read_text(encoding="utf-8")).get("uses_boxes"), raise_exc=False):
+        _logger.warning(
+            "%s was trained on boxes around the organ, within which gray values were normalized: crop the volumes in "
+            "the same way, or the result is not that of the evaluation.",
+            weights,
         )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import BundleError, root_cause
 from ..files import CONFIGS
+from ..handlers.run_directory import check_preprocessing
 from ..weights import file_hash
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
@@ -108,6 +109,7 @@ def run_package(
     if not source.is_file():
         hint = "go on with the run until its end, or name a file by --weights" if weights is None else "name a file"
         raise BundleError(f"weights {source} do not exist: {hint}.")
+    check_preprocessing(str(source), trained)
     _check_parts(folder, train, inference)
     network = load_network(inference, source)
 
@@ -261,9 +263,10 @@ def _figures(folder: Path, weights: Path) -> dict[str, float]:
 
 def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
     """Refuse to carry away where the run found its data."""
-    # A single name, such as data, tells of nobody.
+    # A single name, such as data, tells of nobody, nor does the root, the home of a user who has none.
     named = [str(facts.get(name) or "") for name in ("dataset_dir", "split_file")]
-    private = [str(Path.home()), str(folder.resolve()), *(path for path in named if re.search(r"[/\\].", path))]
+    named = [path for path in named if re.search(r"[/\\].", path)]
+    private = [str(path) for path in (Path.home(), folder.resolve()) if str(path) != path.anchor] + named
     # Folders of the bundle itself may be called as those of the user.
     text = re.sub(r"@bundle_root \+ '[^']*'", "", text)
     for path in private:

@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..errors import BundleError
+from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
+from ..handlers.run_directory import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.
@@ -35,19 +36,22 @@ def task_package(
         what :func:`scripts.packaging.package.write_package` writes.
 
     Raises:
-        BundleError: when an argument is not allowed, or the weights are missing or of another network.
+        BundleError: when an argument is not allowed, or the weights are missing, of another network, or of a run with
+            another preprocessing.
     """
     if task not in TASKS:
-        raise BundleError(f"task must be {_one_of(TASKS)}, got {task!r}.")
+        raise BundleError(f"task must be {one_of(TASKS)}, got {task!r}.")
     overlays = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob(f"data_{task}*.json"))
     data = TASKS[task] if data is None else data
     if data not in overlays:
-        raise BundleError(f"data must be {_one_of(overlays)} for the task {task}, got {data!r}.")
+        raise BundleError(f"data must be {one_of(overlays)} for the task {task}, got {data!r}.")
     source = _weights_of(data, weights, without_weights=without_weights)
     configs = _task_configs(task, data)
     if without_weights or weights is not None:
         # The figures are those of the weights that this bundle has.
         configs["metadata"]["eval_metrics"] = {}
+    if source is not None:
+        check_preprocessing(str(source), configs["train"])
     metadata, network = configs["metadata"], load_network(configs["inference"], source)
     story = (ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if metadata["eval_metrics"] else ""
     return Package(
@@ -113,8 +117,3 @@ def _data_license(metadata: Mapping[str, Any]) -> str:
     line = "   Weights:  models/model.pt was trained on these data\n" if metadata["eval_metrics"] else ""
     section = re.sub(r"^ +Weights:.*\n", line, section, flags=re.MULTILINE)
     return f"{head}{section.rstrip()}\n"
-
-
-def _one_of(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last

@@ -80,7 +80,7 @@ def claim_study(
 
     Raises:
         BundleError: when an override is of a key that a study sets itself, or when the folder holds something else, or
-            a study of other cases, weights, configuration or settings.
+            a study of other cases, weights, configuration or settings, or when the weights are missing.
     """
     for name in overrides:
         if name in _OWN_KEYS:

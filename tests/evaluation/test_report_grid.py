@@ -151,6 +151,13 @@ def test_a_missing_labeled_case_makes_no_upper_bound(make_cells):
     assert read_grid(folder).upper_bounds == ["c"]
 
 
+def test_cases_that_no_crop_was_drawn_of_are_not_counted(make_cells):
+    folder = make_cells(dict.fromkeys("ab", CELL))
+    for method, size in (("a", 0), ("b", 2)):
+        change_facts(folder, method, settings={"cases": "16 labeled, 132 unlabeled, x", "unlabeled_batch_size": size})
+    assert [cell.training_cases for cell in read_grid(folder).cells] == [(16, 0), (16, 132)]
+
+
 def test_the_order_names_the_methods_of_the_bundle():
     overlays = {path.stem.removeprefix("method_") for path in (ROOT / "configs").glob("method_*.json")}
     assert set(_ORDER) == {"dual_network", *overlays}

@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from conftest import ROOT
+from filelock import FileLock
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
@@ -78,7 +79,7 @@ def test_nothing_is_written_where_the_configuration_is_not_known(tmp_path):
     directory = RunDirectory(str(tmp_path / "run"))
     directory.claim()
     directory.begin()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", ".training.lock"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {}
 
 
@@ -141,6 +142,43 @@ def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
     check_preprocessing(str(tmp_path / "elsewhere" / "model.pt"), {**configuration, "spacing": None})
     with pytest.raises(BundleError, match=r"another preprocessing \(spacing was \[1.0, 1.0, 1.0\], is None\)"):
         check_preprocessing(weights, {**configuration, "spacing": None})
+
+
+def test_one_process_trains_in_a_folder(tmp_path):
+    begun = RunDirectory(str(tmp_path / "run"))
+    begun.begin()
+    (tmp_path / "run" / "history.csv").write_text("iteration,loss\n1,0.5\n")
+    # The bundle's own lock is shared by the runs of a process; this one is that of another.
+    with FileLock(tmp_path / "other" / ".training.lock"):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(
+                BundleError, match=r"^another process is training in output_dir .*other: wait for its end"
+            ):
+                RunDirectory(str(tmp_path / "other"), **options).begin()
+    RunDirectory(str(tmp_path / "other")).begin()
+    RunDirectory(str(tmp_path / "run"), overwrite=True).begin()
+    assert not (tmp_path / "run" / "history.csv").exists()
+
+
+def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
+    configuration = {"patch_size": [32, 32, 32], "strides": [8, 8, 8], "largest_component": False}
+    (tmp_path / "run_config.json").write_text(json.dumps(configuration))
+    weights = str(tmp_path / "model_final.pt")
+    check_preprocessing(weights, {**configuration, "evaluation_dir": "e"})
+    check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
+    assert caplog.messages == []
+    check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16], "evaluation_dir": "e"})
+    (message,) = caplog.messages
+    assert message.endswith("other options than its run has (patch_size was [32, 32, 32], is [16, 16, 16]).")
+
+
+def test_inference_without_the_boxes_of_the_training_is_warned_of(tmp_path, caplog):
+    (tmp_path / "run_config.json").write_text(json.dumps({"uses_boxes": True}))
+    weights = str(tmp_path / "model_final.pt")
+    check_preprocessing(weights, {"evaluation_dir": "e"})
+    assert caplog.messages == []
+    check_preprocessing(weights, {})
+    assert "was trained on boxes around the organ" in caplog.text
 
 
 def test_inference_has_no_crop_to_compare(tmp_path):

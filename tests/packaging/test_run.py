@@ -366,6 +366,11 @@ def test_what_a_bundle_cannot_hold_is_refused(change, message, run_dir, tmp_path
         make_package(changed(run_dir, tmp_path, change))
 
 
+def test_the_root_is_no_private_folder(run_dir, monkeypatch):
+    monkeypatch.setenv("HOME", "/")
+    make_package(run_dir)
+
+
 @pytest.mark.parametrize("folder", ["/daten/M\u00fcller", "C:\\daten\\scans"])
 def test_folders_of_any_letters_do_not_go_along(folder, run_dir, tmp_path):
     copy = changed(run_dir, tmp_path, set_item("optimizer#lr", f"$len(r'{folder}') / 1000"))

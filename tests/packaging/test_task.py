@@ -354,6 +354,20 @@ def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_pa
         assert (folder / "models/model.pt").read_bytes() == source.read_bytes()
 
 
+def test_weights_of_a_run_with_another_preprocessing_are_refused(weights, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copyfile(weights, run / "model_final.pt")
+    train = json.loads((ROOT / "configs/train.json").read_text())
+    for spacing, refused in ((None, True), ([1, 1, 1], False)):
+        (run / "run_config.json").write_text(json.dumps({"orient": train["orient"], "spacing": spacing}))
+        if refused:
+            with assert_refused(r"was trained with another preprocessing \(spacing was None, is \[1.0, 1.0, 1.0\]\)"):
+                package("hippocampus", tmp_path, weights=run / "model_final.pt")
+        else:
+            package("hippocampus", tmp_path, weights=run / "model_final.pt")
+
+
 def test_weights_may_be_of_another_overlay_of_the_task(tmp_path):
     folder, _ = package("left_atrium", tmp_path, without_weights=True, data="left_atrium")
     overlay = json.loads((ROOT / "configs/data_left_atrium.json").read_text())

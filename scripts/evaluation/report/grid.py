@@ -131,10 +131,13 @@ class CellResult:
 
     @cached_property
     def training_cases(self) -> tuple[int, int] | None:
-        """Numbers of labeled and unlabeled training cases, None where ``run.json`` does not tell them."""
+        """Numbers of labeled and unlabeled cases that it was trained on, None where ``run.json`` does not tell them."""
         settings = self.facts.get("settings") or {}
         found = re.match(r"(\d+) labeled, (\d+) unlabeled\b", str(settings.get("cases")))
-        return None if found is None else (int(found[1]), int(found[2]))
+        if found is None:
+            return None
+        # The data set has unlabeled cases also for a method that takes none of them.
+        return int(found[1]), 0 if settings.get("unlabeled_batch_size") == 0 else int(found[2])
 
 
 @dataclass(frozen=True)
