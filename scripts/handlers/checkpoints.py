@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -214,11 +216,22 @@ class PublishedWeights:
     Args:
         path: file of the bundle's weights.
         network: the deployed network, saved bare.
+        spacing: voxel sizes in mm of the training, None for those of each file.
+        inference_file: the configuration that goes on with the weights.
+
+    Raises:
+        BundleError: when that configuration has another spacing: it would feed the weights other volumes.
     """
 
-    def __init__(self, path: str, network: nn.Module) -> None:
+    def __init__(self, path: str, network: nn.Module, *, spacing: Sequence[float] | None, inference_file: str) -> None:
         self.path = Path(path)
         self.network = network
+        expected = json.loads(Path(inference_file).read_text(encoding="utf-8")).get("spacing")
+        if spacing != expected:
+            raise BundleError(
+                f"spacing is {spacing} in this training, but {expected} in {inference_file}, which would go on with "
+                "its weights: train in the bundle of one task, as python -m scripts package makes it."
+            )
 
     def attach(self, engine: Any) -> None:
         """Register with the trainer.

@@ -202,34 +202,33 @@ def _write_folder(folder: Path, package: Package) -> None:
 
 
 def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> None:
-    """Refuse to replace a folder that holds more than an earlier call wrote: a run, data, weights trained in it.
+    """Refuse to replace a folder that holds more than an earlier call wrote: a run, data, weights or pages of its user.
 
-    Weights are known again by the zip file beside the folder.
+    What a call wrote is known again by the zip file that it wrote beside the folder.
     """
+    packaged = _packaged_files(present)
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
         if path.is_dir() or "__pycache__" in relative.parts:
             continue
-        if weights is not None and filecmp.cmp(path, weights, shallow=False):
-            continue
         if not (built / relative).exists():
             raise BundleError(f"{present} holds {relative}, which is not of the new package: move it away.")
-        if relative == Path(_WEIGHTS) and not _is_packaged(path, present):
-            raise BundleError(f"{present} holds {relative} of no package, such as a training leaves it: move it away.")
+        # What the new package has as well is not lost.
+        if any(other is not None and filecmp.cmp(path, other, shallow=False) for other in (built / relative, weights)):
+            continue
+        if (f"{present.name}/{relative.as_posix()}", zlib.crc32(path.read_bytes())) not in packaged:
+            raise BundleError(f"{present} holds {relative} as no package has it, changed since then: move it away.")
 
 
-def _is_packaged(weights: Path, package: Path) -> bool:
-    """Return whether the zip file of a package beside its folder holds these weights."""
-    checksum = zlib.crc32(weights.read_bytes())
+def _packaged_files(package: Path) -> set[tuple[str, int]]:
+    """Names and checksums of what the zip files beside the folder of a package hold."""
+    files = set()
     for path in package.parent.glob(f"{package.name}_v*.zip"):
         # One that was cut off, or only has the name, tells nothing.
-        if not is_zipfile(path):
-            continue
-        with ZipFile(path) as archive:
-            checksums = {entry.filename: entry.CRC for entry in archive.infolist()}
-        if checksums.get(f"{package.name}/{_WEIGHTS}") == checksum:
-            return True
-    return False
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                files |= {(entry.filename, entry.CRC) for entry in archive.infolist()}
+    return files
 
 
 def _add_weights(folder: Path, source: Path, large_files_url: str | None) -> None:

@@ -134,7 +134,14 @@ def server(bundle, phantom_dir, tmp_path):
 
 
 #: What makes a training of seconds.
-TINY = {"patch_size": [32, 32, 32], "iterations": 2, "val_interval": 2, "log_interval": 1}
+TINY = {
+    "patch_size": [32, 32, 32],
+    "iterations": 2,
+    "val_interval": 2,
+    "log_interval": 1,
+    # That of the inference of this bundle; in the bundle of one task both have it.
+    "spacing": [1.25, 1.25, 1.25],
+}
 
 
 def train(run_outside, bundle, pairs, **more):

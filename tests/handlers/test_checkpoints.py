@@ -13,6 +13,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from scripts.errors import BundleError
 from scripts.handlers.checkpoints import Checkpoints, PublishedWeights, _random_state, _restore_random_state
 from scripts.handlers.run_directory import RunDirectory
 
@@ -120,9 +121,19 @@ def test_weights_are_saved_for_machines_without_the_device(tmp_path):
     state = SimpleNamespace(iteration=0, key_metric_name="dice", metrics={"dice": 0.5}, metric_details={})
     checkpoints._keep_best(SimpleNamespace(state=state))
     checkpoints._finish(SimpleNamespace(state=state))
-    PublishedWeights(str(tmp_path / "published.pt"), network)._publish(None)
+    (tmp_path / "inference.json").write_text('{"spacing": [1.25, 1.25, 1.25]}')
+    options = {"spacing": [1.25, 1.25, 1.25], "inference_file": str(tmp_path / "inference.json")}
+    PublishedWeights(str(tmp_path / "published.pt"), network, **options)._publish(None)
     for name in ("model.pt", "model_final.pt", "published.pt"):
         assert weight_of(tmp_path / name) == network.weight.item()
+
+
+def test_weights_are_published_for_an_inference_at_their_spacing_alone(tmp_path):
+    file = tmp_path / "inference.json"
+    file.write_text('{"spacing": null}')
+    PublishedWeights("model.pt", torch.nn.Linear(1, 1), spacing=None, inference_file=str(file))
+    with pytest.raises(BundleError, match=r"^spacing is \[1, 1, 2\] in this training, but None in .*inference\.json"):
+        PublishedWeights("model.pt", torch.nn.Linear(1, 1), spacing=[1, 1, 2], inference_file=str(file))
 
 
 def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):

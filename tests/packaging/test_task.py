@@ -334,9 +334,7 @@ def test_nothing_is_replaced_unasked_or_by_halves(weights, tmp_path):
         package("left_atrium", tmp_path, without_weights=True, overwrite=True)
     assert (folder / "mine.txt").read_text() == "mine"
     (folder / "mine.txt").unlink()
-    (folder / "LICENSE").write_text("changed")
     package("left_atrium", tmp_path, without_weights=True, overwrite=True)
-    assert (folder / "LICENSE").read_text() != "changed"
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -346,12 +344,22 @@ def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_pa
     torch.save(trained, tmp_path / "trained.pt")
     shutil.copyfile(tmp_path / "trained.pt", folder / "models/model.pt")
     (tmp_path / f"{folder.name}_v0.0.0.zip").write_text("no archive")
-    with assert_refused(f"{folder} holds models/model.pt of no package, such as a training leaves it: move it away."):
+    with assert_refused(f"{folder} holds models/model.pt as no package has it, changed since then: move it away."):
         package("hippocampus", tmp_path, weights=weights, overwrite=True)
     # Of themselves a package is made, and that one gives way to the first weights again.
     for source in (tmp_path / "trained.pt", weights):
         package("hippocampus", tmp_path, weights=source, overwrite=True)
         assert (folder / "models/model.pt").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("file", ["docs/README.md", "docs/data_license.txt", "configs/train.json"])
+def test_what_was_edited_in_a_package_is_not_replaced(file, tmp_path):
+    folder, _ = package("hippocampus", tmp_path, without_weights=True)
+    written = (folder / file).read_text()
+    (folder / file).write_text(written + "\n")
+    with assert_refused(f"{folder} holds {file} as no package has it, changed since then: move it away."):
+        package("hippocampus", tmp_path, without_weights=True, overwrite=True)
+    assert (folder / file).read_text() == written + "\n"
 
 
 def test_weights_of_a_run_with_another_preprocessing_are_refused(weights, tmp_path):
