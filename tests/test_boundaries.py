@@ -237,7 +237,7 @@ def test_text_files_have_one_encoding_on_every_machine(path):
         ("losses/x.py", "from ..methods.base import Method", ["scripts.methods.base.Method"]),
         ("losses/x.py", "from .. import trainer", ["scripts.trainer"]),
         ("losses/x.py", "def f():\n    import scripts.handlers.history", ["scripts.handlers.history"]),
-        ("losses/x.py", "from .supervised import check_logits\nfrom ..parallel import num_processes", []),
+        ("losses/x.py", "from .checks import check_logits\nfrom ..parallel import num_processes", []),
         ("grid/x.py", "from ..data.splits import read_split", []),
         ("grid/x.py", "from ..data.boxes import CropToBoxd", ["scripts.data.boxes.CropToBoxd"]),
         ("data/prepare/x.py", "from ..splits import load_cases\nfrom ...errors import BundleError", []),

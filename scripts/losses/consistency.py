@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from .supervised import check_pair
+from .checks import check_pair
 from .voxels import sum_over_voxels
 
 Mode = Literal["voxel", "volume"]

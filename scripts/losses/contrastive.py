@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..parallel import from_first_process, gather_over_processes, process_rank, sum_over_processes
-from .supervised import check_mask, check_voxel_map
+from .checks import check_mask, check_voxel_map
 
 Form = Literal["hinge", "infonce", "literal", "own_class_minimized"]
 

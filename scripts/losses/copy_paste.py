@@ -12,8 +12,8 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from torch import nn
 
 from ..parallel import sum_over_processes
-from .reliability import predicted_class
-from .supervised import check_logits, check_mask, check_voxel_map
+from .checks import check_logits, check_mask, check_voxel_map
+from .class_maps import predicted_class
 
 _SMOOTH = 1e-5
 

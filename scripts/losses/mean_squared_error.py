@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..parallel import sum_over_processes
-from .supervised import check_logits, check_mask
+from .checks import check_logits, check_mask
 
 
 class SoftmaxMSELoss(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..parallel import num_processes, sum_over_processes
-from .supervised import check_logits, check_mask, check_voxel_map
+from .checks import check_logits, check_mask, check_voxel_map
 from .voxels import sum_over_voxels
 
 Renormalization = Literal["none", "total_over_valid"]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..parallel import sum_over_processes
-from .reliability import predicted_class
-from .supervised import check_pair, check_voxel_map, foreground
+from .checks import check_pair, check_voxel_map
+from .class_maps import foreground, predicted_class
 from .voxels import sum_over_voxels
 
 

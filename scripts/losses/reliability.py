@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..parallel import gather_over_processes, num_processes, process_rank
-from .supervised import check_logits
+from .checks import check_logits
+from .class_maps import predicted_class
 
 Scope = Literal["batch", "per_class"]
 Combination = Literal["own", "and", "or"]
@@ -38,27 +39,6 @@ def entropy_bits(logits: torch.Tensor) -> torch.Tensor:
     log_probabilities = logits.float().log_softmax(dim=1)
     entropy_nats = -(log_probabilities.exp() * log_probabilities).sum(dim=1, keepdim=True)
     return entropy_nats / math.log(2)
-
-
-def predicted_class(logits: torch.Tensor) -> torch.Tensor:
-    """Find the class of the highest score of each voxel; of equal scores, the first; where one is NaN, class 0.
-
-    Args:
-        logits: scores, (B, C, X, Y, Z).
-
-    Returns:
-        class indices, int64, (B, 1, X, Y, Z).
-    """
-    # On a CPU Tensor.max and Tensor.argmax take many times as long as comparisons with the highest score.
-    highest = logits.amax(dim=1, keepdim=True)
-    # So does filling by masks; a byte holds the classes of any network here, at most 128.
-    classes = torch.zeros_like(highest, dtype=torch.uint8)
-    free = torch.ones_like(highest, dtype=torch.bool)
-    for index in range(logits.shape[1]):
-        first = (logits[:, index : index + 1] == highest) & free
-        free ^= first
-        classes.add_(first, alpha=index)
-    return classes.long()
 
 
 def _order_statistic(values: torch.Tensor, rank: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 from monai.transforms.utils import distance_transform_edt
 from torch import nn
 
-from .supervised import check_logits, check_voxel_map
+from .checks import check_logits, check_voxel_map
+from .class_maps import foreground
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def signed_distance_map(label: torch.Tensor, num_classes: int) -> torch.Tensor:
         raise ValueError(f"num_classes must be at least 2, got {num_classes!r}.")
     if label.ndim != 5 or label.shape[1] != 1:
         raise ValueError(f"label must be of shape (B, 1, X, Y, Z), got {tuple(label.shape)}.")
-    masks = torch.cat([label == foreground for foreground in range(1, num_classes)], dim=1)
+    masks = foreground(label, num_classes)
     # One channel a crop and class: MONAI transforms each on its own, on a GPU where cuCIM is installed.
     channels = masks.flatten(0, 1)
     inside, outside = (torch.as_tensor(distance_transform_edt(kind)) for kind in (channels, ~channels))
@@ -125,6 +126,6 @@ class TaskConsistencyLoss(nn.Module):
                 "distance must have one channel for each foreground class on the grid of logits, "
                 f"got {tuple(distance.shape)} beside {tuple(logits.shape)}."
             )
-        foreground = logits.float().softmax(dim=1)[:, 1:]
-        difference = (-self.steepness * distance.float()).sigmoid() - foreground
+        probabilities = logits.float().softmax(dim=1)[:, 1:]
+        difference = (-self.steepness * distance.float()).sigmoid() - probabilities
         return difference.square().sum() / max(1, difference.numel())

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from monai.utils.misc import str2bool
 from torch import nn
 
-from .reliability import predicted_class
-from .supervised import check_pair
+from .checks import check_pair
+from .class_maps import predicted_class
 from .voxels import sum_over_voxels
 
 Target = Literal["soft", "hard"]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..losses.class_maps import predicted_class
 from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask, keep_largest_components
-from ..losses.reliability import predicted_class
 from .base import Method
 from .teacher import MovingAverageTeacher, TeacherMode
 

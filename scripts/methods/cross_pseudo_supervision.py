@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..losses.reliability import predicted_class
+from ..losses.class_maps import predicted_class
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight

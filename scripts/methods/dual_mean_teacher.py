@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ..losses.class_maps import predicted_class
 from ..losses.copy_paste import copy_paste_mask
-from ..losses.reliability import predicted_class
 from ..losses.supervised import SupervisedLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight

@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from monai.utils.misc import str2bool
 
+from ..losses.class_maps import predicted_class
 from ..losses.consistency import ConsistencyLoss
 from ..losses.contrastive import PrototypeContrastiveLoss
 from ..losses.pseudo_label import PseudoLabelLoss
 from ..losses.rectification import RectificationLoss
-from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability, predicted_class
+from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability
 from ..losses.supervised import SupervisedLoss
 from ..losses.uncertainty import UncertaintyLoss
 from ..networks.blocks import SegmentationNetwork, split_crops

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..losses.class_maps import predicted_class
 from ..losses.copy_paste import CopyPasteLoss, DistanceCorrectionLoss, EntropyCorrectionLoss
-from ..losses.reliability import predicted_class
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .base import weighted_sum

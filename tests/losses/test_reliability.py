@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.losses.reliability import ReliabilityFilter, combine_reliability, entropy_bits, predicted_class
+from scripts.losses.reliability import ReliabilityFilter, combine_reliability, entropy_bits
 
 
 def logits_from_differences(differences, shape):
     """Two-class logits whose entropy falls with the size of the given differences."""
     values = torch.as_tensor(differences, dtype=torch.float32).reshape(shape)
     return torch.stack([values, torch.zeros_like(values)], dim=1)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_predicted_class_is_the_first_of_the_highest(dtype, memory_format):
-    # So few values that many voxels are ties.
-    logits = torch.randint(-2, 3, (2, 4, 5, 5, 5)).to(dtype).contiguous(memory_format=memory_format)
-    expected = torch.tensor(np.argmax(logits.float().numpy(), axis=1))[:, None]
-    assert torch.equal(predicted_class(logits), expected)
 
 
 def test_entropy_by_hand():
