@@ -12,6 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -215,6 +216,22 @@ def describe_mistake(error: BaseException) -> str | None:
         component = found.group(1) if found else component
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Turn mistakes that MONAI wraps into its own errors back into errors of one line.
+
+    Raises:
+        BundleError: for what :func:`describe_mistake` knows; anything else goes on as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        mistake = describe_mistake(error)
+        if mistake is None:
+            raise
+        raise BundleError(mistake) from error
 
 
 def _let_threads_end() -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -105,3 +106,15 @@ def check_path(name: str, value: str) -> None:
     """
     if "#" in value and not value.startswith("$"):
         raise BundleError(f"{name} must be a path without #, which MONAI reads as ::, got {value}.")
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash a file, to tell whether two of them are the same.
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

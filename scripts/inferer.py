@@ -1,14 +1,27 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""A sliding window that spends no time on windows without anything in them."""
+"""Sliding windows: by the strides of a protocol, and without time for windows that have nothing in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
+
+
+def window_overlap(patch_size: Sequence[int], strides: Sequence[int]) -> list[float]:
+    """Express the strides of a protocol as the overlap that MONAI takes.
+
+    Args:
+        patch_size: voxels of a window, X, Y, Z.
+        strides: voxels from one window to the next, X, Y, Z.
+
+    Returns:
+        the shares of a window that the next one covers; half a voxel less, as MONAI would round a stride down.
+    """
+    return [max(0.0, 1 - (stride + 0.5) / size) for stride, size in zip(strides, patch_size, strict=True)]
 
 
 class FilledWindowInferer(SlidingWindowInferer):

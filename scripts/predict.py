@@ -27,7 +27,7 @@ from pydicom import dcmread
 from tqdm import tqdm
 
 from .configuration import check_overrides, read_configuration
-from .console import describe_mistake, silence_codec_warning
+from .console import mistakes_in_one_line, silence_codec_warning
 from .data.dicom import DicomSeries, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
 from .errors import BundleError, one_line, one_of
@@ -126,7 +126,7 @@ def predict_volumes(
         given["load_pretrain"] = False
     silence_codec_warning()
     with _volumes_of(path, output, series) as folder:
-        with _mistakes_in_one_line():
+        with mistakes_in_one_line():
             workflow = ConfigWorkflow(
                 config_file=list(config_file),
                 meta_file=str(CONFIGS / "metadata.json"),
@@ -143,7 +143,7 @@ def predict_volumes(
             if model is not None:
                 _check_model(model, workflow.parser)
         if not series:
-            with _mistakes_in_one_line():
+            with mistakes_in_one_line():
                 workflow.run()
             return
         names = None
@@ -182,7 +182,7 @@ def _run_on_series(
     if files:
         writer = _SegWriter(files, output, postfix, class_names or (), version=str(parser["_meta_#version"]))
         try:
-            with _mistakes_in_one_line():
+            with mistakes_in_one_line():
                 if class_names is not None:
                     parser.get_parsed_content("evaluator").add_event_handler(Events.ITERATION_COMPLETED, writer)
                 workflow.run()
@@ -424,15 +424,3 @@ def _volumes_of(path: Path, output: Path, series: Mapping[str, DicomSeries]) -> 
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".dicom_") as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _mistakes_in_one_line() -> Iterator[None]:
-    """Turn mistakes that MONAI wraps into its own errors back into errors of one line."""
-    try:
-        yield
-    except Exception as error:
-        mistake = describe_mistake(error)
-        if mistake is None:
-            raise
-        raise BundleError(mistake) from error

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -57,18 +56,6 @@ def write_tensors(path: str | Path, content: Any) -> None:
     # By a stream of Python, which says why it cannot be written.
     with replacing(path) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
-
-
-def file_hash(path: str | Path) -> str:
-    """Hash a file, to tell whether two of them are the same.
-
-    Args:
-        path: the file.
-
-    Returns:
-        SHA-256 in hexadecimal digits.
-    """
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def describe_network(network: nn.Module) -> str:

@@ -50,7 +50,7 @@ ALLOWED = {
     },
     "studies": {"errors", "configuration", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "weights"},
-    "packaging": {"errors", "export", "files", "handlers.run_directory", "weights"},
+    "packaging": {"errors", "files", "handlers.run_directory", "weights"},
     "benchmark": {
         "errors",
         "configuration",
@@ -58,6 +58,7 @@ ALLOWED = {
         "data",
         "export",
         "files",
+        "inferer",
         "methods.dual_network",
         "nifti",
         "studies",

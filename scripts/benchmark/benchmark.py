@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from ..configuration import read_configuration
-from ..console import describe_mistake
+from ..console import mistakes_in_one_line
 from ..errors import BundleError
 from ..files import CONFIGS, write_json, write_text
 from ..studies.cases import Case
@@ -162,13 +162,8 @@ def run_benchmark(
 
 
 def _check_settings(overrides: Mapping[str, Any]) -> None:
-    try:
+    with mistakes_in_one_line():
         read_configuration(_TRAINING, overrides).get_parsed_content("settings")
-    except RuntimeError as error:
-        mistake = describe_mistake(error)
-        if mistake is None:
-            raise
-        raise BundleError(mistake) from None
 
 
 def _in_one_line(summary: Mapping[str, str]) -> str:

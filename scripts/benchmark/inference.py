@@ -17,6 +17,7 @@ from monai.inferers import Inferer
 from ..configuration import read_configuration
 from ..errors import BundleError
 from ..export import extract_network
+from ..inferer import window_overlap
 from ..nifti import read_nifti, volume_name
 from ..studies.cases import Case, label_array, measure_on_reference
 from ..weights import check_weights
@@ -45,9 +46,7 @@ def inference_modes(patch_size: Sequence[int], strides: Sequence[int]) -> list[M
     Returns:
         the modes; the settings are values by key of ``configs/inference.json``.
     """
-    # The half voxel keeps MONAI from rounding a stride down.
-    overlap = [max(0.0, 1 - (stride + 0.5) / size) for stride, size in zip(strides, patch_size, strict=True)]
-    protocol = {"overlap": overlap, "blending": "constant"}
+    protocol = {"overlap": window_overlap(patch_size, strides), "blending": "constant"}
     default = {"overlap": 0.5, "blending": "gaussian"}
     fastest = {"precision": "auto"}
     return [

@@ -20,10 +20,10 @@ import pandas as pd
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_numpy
+from nibabel.affines import voxel_sizes
 
 from ..errors import BundleError
-from ..files import write_json, write_text
-from ..weights import file_hash
+from ..files import file_hash, write_json, write_text
 from .label_maps import case_file_name, case_name
 from .metrics import METRIC_NAMES, evaluate_case, foreground_names
 from .pictures import View, draw_views, select_views
@@ -287,7 +287,7 @@ class CaseReportHandler:
             prediction = _label_map(item, CommonKeys.PRED, case=case)
             reference = _label_map(item, CommonKeys.LABEL, case=case)
             affine = _affine(item[CommonKeys.LABEL], case=case)
-            spacing_mm = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+            spacing_mm = voxel_sizes(affine).tolist()
             try:
                 rows = evaluate_case(prediction, reference, self.num_classes, spacing_mm, self.class_names)
             except BundleError as error:

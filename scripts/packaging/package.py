@@ -21,9 +21,9 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..errors import BundleError
-from ..export import write_triton_model
-from ..files import CONFIGS, ROOT, write_json, write_text
-from ..weights import check_weights, file_hash, read_tensors
+from ..files import CONFIGS, ROOT, file_hash, write_json, write_text
+from ..weights import check_weights, read_tensors
+from .triton import write_triton_model
 
 #: Configurations that are the same for every bundle.
 COMMON_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf")

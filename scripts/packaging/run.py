@@ -16,9 +16,8 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..errors import BundleError, root_cause
-from ..files import CONFIGS
+from ..files import CONFIGS, file_hash
 from ..handlers.run_directory import check_preprocessing
-from ..weights import file_hash
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: Plain values that a bundle takes from a run; expressions are evaluated.
