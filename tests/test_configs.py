@@ -18,6 +18,7 @@ from monai.bundle.scripts import ckpt_export, verify_net_in_out
 from monai.inferers import SlidingWindowInferer
 from test_boundaries import MODULES, imports_of
 
+from scripts.handlers.run_directory import _PREPROCESSING_KEYS
 from scripts.networks.dual_network import DualNetwork
 
 CONFIGS = ROOT / "configs"
@@ -211,6 +212,9 @@ def test_images_are_prepared_in_inference_as_in_training():
     train, inference = read("train"), read("inference")
     for name in ("orient", "resample", "window", "normalize"):
         assert inference[name] == train[name]
+    # What is compared before weights are used, and before a run is resumed.
+    steps = [step[1:] for step in train["train"]["deterministic_transforms"] if str(step).startswith("%")]
+    assert ("spacing", *steps) == _PREPROCESSING_KEYS
     shared = ["%orient", "%resample", "%window", "%normalize"]
     for steps in (
         train["train"]["deterministic_transforms"],
