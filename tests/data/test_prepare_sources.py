@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tarfile
 import unicodedata
 from urllib.error import URLError
@@ -536,17 +537,31 @@ def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):
     write_series(slices, volumes(3)[0])
     prepare("folder", "--num_folds", 2)
     _, lines = prepare("folder", "--num_folds", 2)
-    assert not any("was changed" in line for line in lines)
+    assert not any("is not what" in line for line in lines)
     made = (tmp_path / "prepared/images/a.nii.gz").stat().st_mtime
     label, slice_ = tmp_path / "source/labels/b.nii.gz", next(slices.iterdir())
     save(label, volumes(7)[1])
     for path in (label, slice_):
         os.utime(path, (made + 60, made + 60))
     _, lines = prepare("folder", "--num_folds", 2)
-    assert any("of 2 cases, such as b, the source was changed after they were prepared: delete" in x for x in lines)
+    assert any("of 2 cases, such as b, the source is not what they were prepared of: delete" in x for x in lines)
     (tmp_path / "prepared/images/b.nii.gz").unlink()
     prepare("folder", "--num_folds", 2)
     assert np.array_equal(voxels_of(tmp_path / "prepared/labels/b.nii.gz"), voxels_of(label))
+
+
+def test_another_source_with_files_of_the_same_names_is_told_of(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    prepare("folder", "--num_folds", 2)
+    (tmp_path / "source").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "source")
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert not any("is not what" in line for line in lines)
+    image = tmp_path / "source/images/b.nii.gz"
+    save(image, volumes(7)[0])
+    os.utime(image, (0, 0))
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert any("of 1 cases, such as b, the source is not what they were prepared of" in line for line in lines)
 
 
 def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):

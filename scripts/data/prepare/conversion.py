@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +17,9 @@ from ...errors import BundleError, one_line
 from ...nifti import write_nifti
 from ..splits import IMAGE_PATTERN, LABEL_PATTERN, is_inside
 from .reading import SourceCase, resample
+
+#: The files that each case was made of, with their sizes; a line a case, so that it is appended to.
+_SOURCES_FILE = "prepared_from.jsonl"
 
 
 def convert_cases(
@@ -53,16 +58,18 @@ def convert_cases(
         ThreadPoolExecutor(max_workers=jobs) as pool,
     ):
         task = progress.add_task("prepare", total=len(cases), completed=len(cases) - len(todo))
-        futures = {pool.submit(_convert, case, output_dir, spacing_mm): case.name for case in todo}
+        futures = {pool.submit(_convert, case, output_dir, spacing_mm): case for case in todo}
         try:
             for future in as_completed(futures):
-                name = futures[future]
+                case = futures[future]
                 try:
                     note = future.result()
                 except BundleError as error:
-                    problems[name] = str(error)
+                    problems[case.name] = str(error)
                 else:
-                    notes |= {name: note} if note else {}
+                    notes |= {case.name: note} if note else {}
+                    with (output_dir / _SOURCES_FILE).open("a", encoding="utf-8") as record:
+                        record.write(json.dumps({"case": case.name, "files": _sizes(case)}) + "\n")
                 progress.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -89,14 +96,48 @@ def is_done(case: SourceCase, output_dir: Path) -> bool:
     )
 
 
-def is_outdated(case: SourceCase, output_dir: Path) -> bool:
-    """Return whether a file of the source was written after the case that was made of it."""
+def outdated_cases(cases: Sequence[SourceCase], output_dir: Path) -> list[str]:
+    """Name the cases whose source is not what they were made of.
+
+    Args:
+        cases: cases that are there.
+        output_dir: folder of the data set.
+
+    Returns:
+        those of which a file of the source was written later, or has another size than it had.
+    """
+    record = output_dir / _SOURCES_FILE
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    sizes = dict(entry for line in lines if (entry := _entry_of(line)))
+    return [
+        case.name for case in cases if sizes.get(case.name, _sizes(case)) != _sizes(case) or _is_newer(case, output_dir)
+    ]
+
+
+def _entry_of(line: str) -> tuple[str, list[list[Any]]] | None:
+    try:
+        entry = json.loads(line)
+        return entry["case"], entry["files"]
+    # A line that was being written when the process was killed.
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_newer(case: SourceCase, output_dir: Path) -> bool:
     made = [image_path(output_dir, case.name), *[label_path(output_dir, case.name)] * case.has_label]
-    # Hidden files are those of file browsers.
-    sources = [file for path in case.files for file in (path.glob("[!.]*") if path.is_dir() else [path])]
-    # Of a broken link nothing can be said.
-    written = [file.stat().st_mtime for file in sources if file.exists()]
+    written = [file.stat().st_mtime for file in _files_of(case)]
     return bool(written) and max(written) > min(path.stat().st_mtime for path in made)
+
+
+def _sizes(case: SourceCase) -> list[list[Any]]:
+    return sorted([file.name, file.stat().st_size] for file in _files_of(case))
+
+
+def _files_of(case: SourceCase) -> list[Path]:
+    # Hidden files are those of file browsers.
+    files = [file for path in case.files for file in (path.glob("[!.]*") if path.is_dir() else [path])]
+    # Of a broken link nothing can be said.
+    return [file for file in files if file.exists()]
 
 
 def _convert(case: SourceCase, output_dir: Path, spacing_mm: Sequence[float] | None) -> str:

@@ -20,7 +20,7 @@ from ...errors import BundleError
 from ...files import write_json
 from ..splits import LIST_NAMES, is_inside, leads_out, write_split
 from .archive import unpack
-from .conversion import convert_cases, is_done, is_outdated, label_path
+from .conversion import convert_cases, is_done, label_path, outdated_cases
 from .decathlon import download, find_decathlon
 from .folder import find_folder
 from .folds import FoldCase, Lists, draw_lists, protocol_lists, shipped_splits
@@ -344,11 +344,11 @@ def _group(case: SourceCase) -> str:
 
 
 def _outdated_notes(there: Sequence[SourceCase], output_dir: Path) -> list[str]:
-    outdated = [case.name for case in there if is_outdated(case, output_dir)]
+    outdated = outdated_cases(there, output_dir)
     if not outdated:
         return []
     return [
-        f"of {len(outdated)} cases, such as {outdated[0]}, the source was changed after they were prepared: delete "
+        f"of {len(outdated)} cases, such as {outdated[0]}, the source is not what they were prepared of: delete "
         f"their images in {output_dir}, and they are prepared again."
     ]
 
