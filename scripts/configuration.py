@@ -57,7 +57,7 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
     contents = {str(file): ConfigParser.load_config_file(file) for file in files}
     _check_order(contents)
     paths = {name: name.replace("::", "#") for name in names}
-    if _WEIGHTS not in paths:
+    if not paths.keys() & {_WEIGHTS, "load_pretrain"}:
         _check_weights_beside(contents)
     # Through text, as a reference may stand anywhere in an expression.
     used = set(_REFERENCE.findall(json.dumps(config, default=str)))
@@ -93,16 +93,11 @@ def check_workflow(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         BundleError: when it is there, and is no list of steps.
     """
-    others = ("imports", "initialize")
-    workflows = [key for key in config if _is_workflow(_target_of(config, key)) and key not in others]
-    if name in config and name not in workflows:
+    same = ("%run", "@run")
+    value = config.get("run") if config.get(name) in same else config.get(name)
+    if name in config and not _is_workflow(value):
+        workflows = [key for key in config if key == "run" or config[key] in same]
         raise BundleError(f"{name} is no workflow of the configuration: give {one_of(workflows)}.")
-
-
-def _target_of(config: Mapping[str, Any], key: str) -> Any:
-    """Follow a key that stands for another one, such as ``"%run"``."""
-    value = config[key]
-    return config.get(value[1:]) if isinstance(value, str) and value[:1] in ("%", "@") else value
 
 
 def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
@@ -118,10 +113,10 @@ def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
 def _check_weights_beside(contents: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse the file of a run that was copied or renamed, and that still names the weights of the old folder."""
     for file, content in contents.items():
-        weights, beside = content.get(_WEIGHTS), Path(file).resolve().parent / "model_final.pt"
+        weights, beside = content.get(_WEIGHTS), Path(file).parent.resolve() / "model_final.pt"
         if not isinstance(weights, str) or not Path(weights).is_absolute() or not beside.is_file():
             continue
-        if Path(weights).resolve().parent != beside.parent:
+        if Path(weights).parent.resolve() != beside.parent:
             raise BundleError(f"{file} names the weights {weights}, but its run is here: give --{_WEIGHTS} {beside}.")
 
 

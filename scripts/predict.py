@@ -36,6 +36,7 @@ from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_path
 from .handlers.run_directory import check_preprocessing
 from .nifti import VOLUME_SUFFIXES, volume_name, volumes_in
+from .settings import true_or_false
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
@@ -335,7 +336,8 @@ def checked_configuration(
             f"config_file must begin with the configuration of an inference: {CONFIGS / 'inference.json'},"
             f"{','.join(map(str, config_file))}."
         )
-    check_overrides(overrides, list(config_file), arguments=_ARGUMENTS)
+    # An exported network takes the place of the weights of the files.
+    check_overrides([*overrides, *(["ckpt_path"] if model else [])], list(config_file), arguments=_ARGUMENTS)
     weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
     if model is not None and weights:
         raise BundleError(f"model stands for network and weights, leave out --{weights[0]}.")
@@ -343,14 +345,15 @@ def checked_configuration(
         if weights_file is not None and not Path(weights_file).is_file():
             raise BundleError(f"{name} {weights_file} does not exist.")
     parser = read_configuration(config_file, overrides)
-    if model is None and str2bool(parser.get_parsed_content("load_pretrain")):
+    with mistakes_in_one_line():
+        loads = true_or_false("load_pretrain", parser.get_parsed_content("load_pretrain"))
         weights_file = parser.get_parsed_content("ckpt_path")
-        if not Path(weights_file).is_file():
-            known = _data_with_weights()
-            hint = f" Weights are here for --data {one_of(known)}." if known else ""
-            raise BundleError(
-                f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
-            )
+    if model is None and loads and not Path(weights_file).is_file():
+        known = _data_with_weights()
+        hint = f" Weights are here for --data {one_of(known)}." if known else ""
+        raise BundleError(
+            f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
+        )
     # An exported network lies beside the weights that it was made of.
     check_preprocessing(model or parser["ckpt_path"], dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:

@@ -47,6 +47,7 @@ ALLOWED = {
         "evaluation.metrics",
         "handlers.run_directory",
         "nifti",
+        "settings",
     },
     "studies": {"errors", "configuration", "data.cases", "evaluation", "files", "nifti", "predict"},
     "export": {"errors", "weights"},

@@ -136,6 +136,14 @@ def test_what_is_no_workflow_is_not_run(form):
     prepare_command_line([PROGRAM, "run", "--config_file", train])
 
 
+@pytest.mark.parametrize("files", [["train"], ["train", "multi_gpu_train"], ["train", "evaluate"], ["inference"]])
+def test_every_workflow_checks_its_command_line_first(files):
+    config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in files])
+    steps = [*config["initialize"], *config["run"]]
+    assert steps[0] == {"_target_": "scripts.console.prepare_command_line"}
+    assert steps.count(steps[0]) == 1
+
+
 def test_none_that_monai_leaves_out_is_refused(config_file):
     with pytest.raises(BundleError, match=r"^--patch_size None would .* write --patch_size '\$None'\.$"):
         assert_accepted("--config_file", config_file, "--patch_size", "None")

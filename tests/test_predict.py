@@ -280,6 +280,7 @@ def test_inputs_that_are_none(phantom_dir, study, weights, tmp_path):
         ({"overrides": {"patch_size": [30, 32, 32]}}, "patch_size must be three whole numbers of at least 16"),
         ({"overrides": {"num_classes": 3}}, "ckpt_path .* does not fit: .*check num_classes and in_channels"),
         ({"overrides": {"output_postfix": ""}}, "output_postfix must be a string"),
+        ({"overrides": {"load_pretrain": "maybe"}}, "load_pretrain must be true or false, got 'maybe'"),
         ({"dicom_seg": True}, "dicom_seg needs the names of the classes: by --class_names, or by --data"),
         ({"dicom_seg": True, "class_names": ["a", "b"]}, "class_names must be a list of 1 different names"),
         ({"class_names": ["a"]}, "class_names are the names in a DICOM SEG: they need dicom_seg"),

@@ -23,6 +23,11 @@ from ..errors import BundleError
 from ..files import CONFIGS, ROOT, write_json
 from ..parallel import is_main_process
 
+try:
+    import fcntl
+except ImportError:  # Windows, whose locks are of another kind
+    fcntl = None  # type: ignore[assignment]
+
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 _LOCK_FILE = ".training.lock"
@@ -43,7 +48,7 @@ _INFERENCE_KEYS = (
 #: What makes the volumes that a network sees.
 _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
 #: What makes label maps of what the network says.
-_SEGMENTATION_KEYS = ("patch_size", "strides", "largest_component")
+_SEGMENTATION_KEYS = ("patch_size", "largest_component")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
 _TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS)
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
@@ -176,10 +181,13 @@ class RunDirectory:
         """Keep other processes out of the folder until this one ends."""
         self.path.mkdir(parents=True, exist_ok=True)
         # A later run of this process may go on in the folder.
-        lock = FileLock(self.path / _LOCK_FILE, is_singleton=True)
+        lock = FileLock(self.path.resolve() / _LOCK_FILE, is_singleton=True, thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except Timeout as error:
+        except (Timeout, NotImplementedError) as error:
+            if not _is_locked(self.path / _LOCK_FILE):
+                _logger.warning("%s cannot be locked: see to it that no other process trains in it.", self.path)
+                return
             raise BundleError(
                 f"another process is training in output_dir {self.path}: wait for its end, or choose another folder."
             ) from error
@@ -228,6 +236,20 @@ class RunDirectory:
             write_json(self.path / _INFERENCE_FILE, inference)
 
 
+def _is_locked(path: Path) -> bool:
+    """Tell a file that another process has locked from one in a file system without locks."""
+    if fcntl is None:
+        return True
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
 def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
     """Make sure that weights are used on volumes such as they were trained on.
 
@@ -257,7 +279,11 @@ def _warn_of_other_figures(weights: str, configuration: dict[str, Any]) -> None:
         changed = _differences(file, configuration, _SEGMENTATION_KEYS)
         if changed:
             _logger.warning("%s is evaluated with other options than its run has (%s).", weights, _listed(changed))
-    elif file.is_file() and str2bool(json.loads(file.read_text(encoding="utf-8")).get("uses_boxes"), raise_exc=False):
+    elif (
+        "datalist" in configuration
+        and file.is_file()
+        and str2bool(json.loads(file.read_text(encoding="utf-8")).get("uses_boxes"), raise_exc=False)
+    ):
         _logger.warning(
             "%s was trained on boxes around the organ, within which gray values were normalized: crop the volumes in "
             "the same way, or the result is not that of the evaluation.",
@@ -302,8 +328,8 @@ def _differences(file: Path, now: dict[str, Any] | None, names: Iterable[str]) -
 
 
 def _without_expression(value: Any) -> Any:
-    """Take the None of a command line for that of a file."""
-    return None if value == "$None" else value
+    """Take None, true and false of a command line for those of a file."""
+    return {"$None": None, "true": True, "false": False}.get(str(value), value)
 
 
 def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -211,13 +211,16 @@ def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> Non
         relative = path.relative_to(present)
         if path.is_dir() or "__pycache__" in relative.parts:
             continue
+        if (f"{present.name}/{relative.as_posix()}", zlib.crc32(path.read_bytes())) in packaged:
+            continue
         if not (built / relative).exists():
             raise BundleError(f"{present} holds {relative}, which is not of the new package: move it away.")
         # What the new package has as well is not lost.
-        if any(other is not None and filecmp.cmp(path, other, shallow=False) for other in (built / relative, weights)):
-            continue
-        if (f"{present.name}/{relative.as_posix()}", zlib.crc32(path.read_bytes())) not in packaged:
-            raise BundleError(f"{present} holds {relative} as no package has it, changed since then: move it away.")
+        if not any(
+            other is not None and filecmp.cmp(path, other, shallow=False) for other in (built / relative, weights)
+        ):
+            known = "as no package has it" if packaged else "and no zip file beside it tells what was packaged"
+            raise BundleError(f"{present} holds {relative}, {known}: move it away.")
 
 
 def _packaged_files(package: Path) -> set[tuple[str, int]]:

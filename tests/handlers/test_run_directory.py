@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 
 import pytest
 import torch
@@ -156,8 +159,21 @@ def test_one_process_trains_in_a_folder(tmp_path):
             ):
                 RunDirectory(str(tmp_path / "other"), **options).begin()
     RunDirectory(str(tmp_path / "other")).begin()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    RunDirectory(str(tmp_path / "link"), overwrite=True).begin()
     RunDirectory(str(tmp_path / "run"), overwrite=True).begin()
     assert not (tmp_path / "run" / "history.csv").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_warned_of(code, tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    RunDirectory(str(tmp_path / "run")).begin()
+    assert "cannot be locked" in caplog.text
+    assert (tmp_path / "run" / "run.json").is_file()
 
 
 def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
@@ -165,6 +181,7 @@ def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
     (tmp_path / "run_config.json").write_text(json.dumps(configuration))
     weights = str(tmp_path / "model_final.pt")
     check_preprocessing(weights, {**configuration, "evaluation_dir": "e"})
+    check_preprocessing(weights, {**configuration, "largest_component": "false", "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
     assert caplog.messages == []
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16], "evaluation_dir": "e"})
@@ -175,9 +192,10 @@ def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
 def test_inference_without_the_boxes_of_the_training_is_warned_of(tmp_path, caplog):
     (tmp_path / "run_config.json").write_text(json.dumps({"uses_boxes": True}))
     weights = str(tmp_path / "model_final.pt")
-    check_preprocessing(weights, {"evaluation_dir": "e"})
+    for configuration in ({"evaluation_dir": "e"}, {}, None):
+        check_preprocessing(weights, configuration)
     assert caplog.messages == []
-    check_preprocessing(weights, {})
+    check_preprocessing(weights, {"datalist": []})
     assert "was trained on boxes around the organ" in caplog.text
 
 
