@@ -344,9 +344,7 @@ def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_pa
     torch.save(trained, tmp_path / "trained.pt")
     shutil.copyfile(tmp_path / "trained.pt", folder / "models/model.pt")
     (tmp_path / f"{folder.name}_v0.0.0.zip").write_text("no archive")
-    with assert_refused(
-        f"{folder} holds models/model.pt, and no zip file beside it tells what was packaged: move it away."
-    ):
+    with assert_refused(f"{folder} holds models/model.pt, as no package has it: move it away."):
         package("hippocampus", tmp_path, weights=weights, overwrite=True)
     # Of themselves a package is made, and that one gives way to the first weights again.
     for source in (tmp_path / "trained.pt", weights):
@@ -362,6 +360,9 @@ def test_what_was_edited_in_a_package_is_not_replaced(file, tmp_path):
     with assert_refused(f"{folder} holds {file}, as no package has it: move it away."):
         package("hippocampus", tmp_path, without_weights=True, overwrite=True)
     assert (folder / file).read_text() == written + "\n"
+    next(tmp_path.glob("*.zip")).unlink()
+    with assert_refused("and no zip file beside it tells what was packaged: move it away."):
+        package("hippocampus", tmp_path, without_weights=True, overwrite=True)
 
 
 def test_weights_of_a_run_with_another_preprocessing_are_refused(weights, tmp_path):
