@@ -44,8 +44,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line, by default that of this process.
 
     Raises:
-        BundleError: when an override names a key that none of the configuration files has, or is None, or when what is
-            to be run is no workflow.
+        BundleError: when an override names a key that none of the configuration files has, or is None.
     """
     silence_codec_warning()
     arguments = sys.argv if arguments is None else arguments
@@ -58,13 +57,28 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     given = _arguments_of_run(arguments)
     if given is None:
         return
-    check_workflow(_workflow_of(arguments, given), ConfigParser.load_config_files(given["config_file"]))
     tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
     check_overrides(names, given["config_file"], arguments=_RUN_ARGUMENTS)
     for name in names:
         if given[name] is None:
             raise BundleError(f"--{name} None would change nothing, as MONAI leaves it out: write --{name} '$None'.")
+
+
+def check_run_id(arguments: Sequence[str] | None = None) -> None:
+    """Refuse to run a key of the configuration that is no workflow.
+
+    Args:
+        arguments: the command line, by default that of this process; under another program nothing is checked.
+
+    Raises:
+        BundleError: for a key that holds something else; MONAI would build it, and do nothing.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    given = _arguments_of_run(arguments)
+    if given is not None:
+        sys.excepthook = report_in_one_line
+        check_workflow(_workflow_of(arguments, given), ConfigParser.load_config_files(given["config_file"]))
 
 
 def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:

@@ -13,7 +13,13 @@ from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
-from scripts.console import check_arguments, merged_configuration, prepare_command_line, report_in_one_line
+from scripts.console import (
+    check_arguments,
+    check_run_id,
+    merged_configuration,
+    prepare_command_line,
+    report_in_one_line,
+)
 from scripts.errors import BundleError
 from scripts.schedules import Weight
 
@@ -131,17 +137,16 @@ def test_options_of_what_is_switched_off_are_refused():
 def test_what_is_no_workflow_is_not_run(form):
     train = str(ROOT / "configs/train.json")
     with pytest.raises(BundleError, match=r"^(train|validate|settings) is no workflow .*: give run or training\.$"):
-        prepare_command_line([PROGRAM, "run", *form, "--config_file", train])
-    prepare_command_line([PROGRAM, "run", "training", "--config_file", train])
-    prepare_command_line([PROGRAM, "run", "--config_file", train])
+        check_run_id([PROGRAM, "run", *form, "--config_file", train])
+    check_run_id([PROGRAM, "run", "training", "--config_file", train])
+    check_run_id([PROGRAM, "run", "--config_file", train])
+    check_run_id(["/bin/other", "run", *form, "--config_file", train])
 
 
 @pytest.mark.parametrize("files", [["train"], ["train", "multi_gpu_train"], ["train", "evaluate"], ["inference"]])
 def test_every_workflow_checks_its_command_line_first(files):
     config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in files])
-    steps = [*config["initialize"], *config["run"]]
-    assert steps[0] == {"_target_": "scripts.console.prepare_command_line"}
-    assert steps.count(steps[0]) == 1
+    assert config["run"][0] == {"_target_": "scripts.console.prepare_command_line"}
 
 
 def test_none_that_monai_leaves_out_is_refused(config_file):
