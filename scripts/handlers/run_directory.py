@@ -31,6 +31,8 @@ except ImportError:  # Windows, whose locks are of another kind
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 _LOCK_FILE = ".training.lock"
+#: The locks of this process, which are held until its end, by device and number of their files.
+_HELD: dict[tuple[int, int], BaseFileLock] = {}
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
     "in_channels",
@@ -118,7 +120,6 @@ class RunDirectory:
         self.configuration = configuration
         self.geometry = geometry
         self._begun = False
-        self._held: BaseFileLock | None = None
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints of the run, newest first."""
@@ -180,18 +181,21 @@ class RunDirectory:
     def _lock(self) -> None:
         """Keep other processes out of the folder until this one ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        # A later run of this process may go on in the folder.
-        lock = FileLock(self.path.resolve() / _LOCK_FILE, is_singleton=True, thread_local=False)
+        file = self.path.resolve() / _LOCK_FILE
+        # A later run of this process may go on in the folder, also under another name.
+        if file.exists() and _identity(file) in _HELD:
+            return
+        lock = FileLock(file, thread_local=False)
         try:
             lock.acquire(timeout=0)
         except (Timeout, NotImplementedError) as error:
-            if not _is_locked(self.path / _LOCK_FILE):
+            if not _is_locked(file):
                 _logger.warning("%s cannot be locked: see to it that no other process trains in it.", self.path)
                 return
             raise BundleError(
                 f"another process is training in output_dir {self.path}: wait for its end, or choose another folder."
             ) from error
-        self._held = lock
+        _HELD[_identity(file)] = lock
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
@@ -234,6 +238,11 @@ class RunDirectory:
             write_json(self.path / _CONFIGURATION_FILE, configuration | again)
             inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
             write_json(self.path / _INFERENCE_FILE, inference)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_locked(path: Path) -> bool:

@@ -161,6 +161,8 @@ def test_one_process_trains_in_a_folder(tmp_path):
     RunDirectory(str(tmp_path / "other")).begin()
     (tmp_path / "link").symlink_to(tmp_path / "other")
     RunDirectory(str(tmp_path / "link"), overwrite=True).begin()
+    (tmp_path / "other").rename(tmp_path / "renamed")
+    RunDirectory(str(tmp_path / "renamed"), overwrite=True).begin()
     RunDirectory(str(tmp_path / "run"), overwrite=True).begin()
     assert not (tmp_path / "run" / "history.csv").exists()
 

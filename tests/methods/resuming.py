@@ -31,7 +31,7 @@ def assert_resumed_run_ends_with_the_same_bits(
 
     def run(**options):
         arguments = {**SMALL, "patch_size": [32, 16, 16], "iterations": iterations}
-        # Validation would come after the end.
+        # Validated once, at the end.
         arguments |= {"checkpoint_interval": iterations // 2, "val_interval": 2 * iterations, **overrides, **options}
         arguments |= {"dataset_dir": str(phantom_dir), "output_dir": str(folder)}
         workflow = make_workflow("train", method, **arguments)

@@ -185,7 +185,7 @@ def test_configuration(pytestconfig):
 
 def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
     def run(name, **overrides):
-        # Validation would come after the end.
+        # Validated once, at the end.
         sizes = {**SMALL, "patch_size": [32, 16, 16], "iterations": 2, "checkpoint_interval": 1, "val_interval": 4}
         paths = {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path / name)}
         workflow = make_workflow("train", "method_dtc", **sizes, **paths, **overrides)
