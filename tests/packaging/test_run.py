@@ -368,7 +368,10 @@ def test_what_a_bundle_cannot_hold_is_refused(change, message, run_dir, tmp_path
 
 def test_the_root_is_no_private_folder(run_dir, monkeypatch):
     monkeypatch.setenv("HOME", "/")
-    make_package(run_dir)
+    package = make_package(run_dir)
+    assert package.name == NAME
+    # The slashes that were taken for the root are those of addresses and of paths within the bundle.
+    assert "/" in json.dumps(package.configs["inference"])
 
 
 @pytest.mark.parametrize("folder", ["/daten/M\u00fcller", "C:\\daten\\scans"])
