@@ -224,8 +224,10 @@ def test_nothing_is_printed_and_no_device_is_chosen(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SCRIPTS)))
 def test_text_files_have_one_encoding_on_every_machine(path):
     for name, call in calls_of(path):
-        mode = ast.unparse(call.args[0]) if call.args else "'r'"
-        text = name.endswith((".read_text", ".write_text")) or (name.endswith(".open") and "b" not in mode)
+        # The mode is the first argument of Path.open, the second one of open itself.
+        modes = [*call.args[name == "open" :], *(word.value for word in call.keywords if word.arg == "mode")]
+        is_binary = bool(modes) and "b" in ast.unparse(modes[0])
+        text = name.endswith((".read_text", ".write_text")) or (name.split(".")[-1] == "open" and not is_binary)
         if text and name not in {"tarfile.open"}:
             assert "encoding" in {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
 
