@@ -71,9 +71,8 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
-        if (
-            switched_off := _switched_off(config, path)
-        ) is not None and f"{switched_off}#_disabled_" not in paths.values():
+        switched_off = _switched_off(config, path)
+        if switched_off is not None and f"{switched_off}#_disabled_" not in paths.values():
             raise BundleError(
                 f"--{name} would change nothing, as {switched_off} is switched off: give --{switched_off}#_disabled_ "
                 "false, too."

@@ -355,7 +355,7 @@ def checked_configuration(
             f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
         )
     # An exported network lies beside the weights that it was made of.
-    check_preprocessing(model or parser["ckpt_path"], dict(parser.get()))
+    check_preprocessing(model or weights_file, dict(parser.get()))
     if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
     return parser
