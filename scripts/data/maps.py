@@ -23,123 +23,123 @@ _POSTFIX = re.compile(r"[\w.+-]+")
 _logger = logging.getLogger(__name__)
 
 
-def check_volumes(
-    datalist: Sequence[str],
-    dataset_dir: str,
-    output_dir: str,
-    *,
-    output_postfix: str = "seg",
-    output_ext: str = ".nii.gz",
-    save_probabilities: bool | str = False,
-    save_uncertainty: bool | str = False,
-    overwrite: bool | str = False,
-    skip_existing: bool | str = False,
-) -> None:
-    """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
+class InferenceMaps:
+    """The maps that an inference writes into one folder, a label map and the wanted others for each volume.
 
-    The volumes themselves are never replaced: the maps go to another folder.
+    The volumes themselves are never replaced: the maps go to another folder. Nothing is looked at before a method is
+    called.
 
     Args:
-        datalist: paths of the volumes.
-        dataset_dir: where they were looked for: a folder (its subfolders are not searched), or one NIfTI file.
         output_dir: where the label maps will be written, as ``<case>_<output_postfix><output_ext>``.
         output_postfix: see there; not one of the names of the other maps.
         output_ext: ending of all maps, ``.nii.gz`` or ``.nii``.
         save_probabilities: whether ``<case>_probabilities`` will be written too.
         save_uncertainty: whether ``<case>_uncertainty`` will be written too.
         overwrite: replace maps that are there already.
-        skip_existing: leave out volumes whose maps are there already, see :func:`unfinished_volumes`.
-
-    Raises:
-        BundleError: when an option is not allowed, there is no volume, one is overlooked for the capitals of its name,
-            two volumes have one name, the output folder is that of the volumes, or a map would be overwritten.
+        skip_existing: leave out volumes whose maps are there already, see :meth:`unfinished`.
     """
-    if str2bool(overwrite) and str2bool(skip_existing):
-        raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
-    _check_names(output_postfix, output_ext)
 
+    def __init__(
+        self,
+        output_dir: str,
+        *,
+        output_postfix: str = "seg",
+        output_ext: str = ".nii.gz",
+        save_probabilities: bool | str = False,
+        save_uncertainty: bool | str = False,
+        overwrite: bool | str = False,
+        skip_existing: bool | str = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.output_postfix = output_postfix
+        self.output_ext = output_ext
+        self.save_probabilities = save_probabilities
+        self.save_uncertainty = save_uncertainty
+        self.overwrite = overwrite
+        self.skip_existing = skip_existing
+
+    def check(self, datalist: Sequence[str], dataset_dir: str) -> None:
+        """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
+
+        Args:
+            datalist: paths of the volumes.
+            dataset_dir: where they were looked for: a folder (its subfolders are not searched), or one NIfTI file.
+
+        Raises:
+            BundleError: when an option is not allowed, there is no volume, one is overlooked for the capitals of its
+                name, two volumes have one name, the output folder is that of the volumes, or a map would be
+                overwritten.
+        """
+        if str2bool(self.overwrite) and str2bool(self.skip_existing):
+            raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
+        _check_names(self.output_postfix, self.output_ext)
+        volumes = _volumes(datalist, dataset_dir)
+        self._check_output_dir(volumes)
+        self._check_targets(volumes)
+
+    def unfinished(self, data: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Leave out the volumes that an earlier run of the same inference has segmented, with ``skip_existing``.
+
+        Args:
+            data: dictionaries with the path of a volume under "image".
+
+        Returns:
+            those of which a map is missing, or cannot be read, as one that was being written when the run stopped;
+            all without ``skip_existing``.
+        """
+        if not str2bool(self.skip_existing):
+            return list(data)
+        unfinished = [
+            item for item in data if not all(_is_readable(self.output_dir / name) for name in self._names(item["image"]))
+        ]
+        _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
+        return unfinished
+
+    def _check_output_dir(self, volumes: Sequence[Path]) -> None:
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise BundleError(f"output_dir must be a folder, got the file {self.output_dir}.")
+        if self.output_dir.resolve() in {path.parent.resolve() for path in volumes}:
+            raise BundleError(
+                f"output_dir must be another folder than that of the volumes, got {self.output_dir} for both: "
+                "the maps would mix with the volumes."
+            )
+
+    def _check_targets(self, volumes: Sequence[Path]) -> None:
+        targets: dict[str, Path] = {}
+        for path in volumes:
+            for name in self._names(path):
+                other = targets.setdefault(name, path)
+                if other != path:
+                    raise BundleError(f"{other.name} and {path.name} would both write {name}: rename one of them.")
+        taken = [name for name in targets if os.path.lexists(self.output_dir / name)]
+        # A link in the output folder may lead back to a volume, which even overwrite must not replace.
+        originals = {path.resolve() for path in volumes}
+        linked = [name for name in taken if (self.output_dir / name).resolve() in originals]
+        if linked:
+            raise BundleError(f"output_dir {self.output_dir}: {linked[0]} is a link to one of the volumes.")
+        if taken and not str2bool(self.overwrite) and not str2bool(self.skip_existing):
+            raise BundleError(
+                f"output_dir {self.output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
+                "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
+                "--output_dir."
+            )
+
+    def _names(self, volume: str | Path) -> list[str]:
+        wanted = zip(_OTHER_MAPS, (self.save_probabilities, self.save_uncertainty), strict=True)
+        postfixes = [self.output_postfix, *(name for name, option in wanted if str2bool(option))]
+        return [f"{volume_name(volume)}_{postfix}{self.output_ext}" for postfix in postfixes]
+
+
+def _volumes(datalist: Sequence[str], dataset_dir: str) -> list[Path]:
     unfit = [volume for volume in datalist if not str(volume).endswith(VOLUME_SUFFIXES)]
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
-    paths = [Path(volume) for volume in datalist]
     check_capitals("dataset_dir", Path(dataset_dir))
-    if not paths and not Path(dataset_dir).exists():
+    if not datalist and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
-    if not paths:
+    if not datalist:
         raise BundleError(f"dataset_dir {dataset_dir} holds no volume: files that end in .nii.gz or .nii are expected.")
-    output = Path(output_dir)
-    if output.exists() and not output.is_dir():
-        raise BundleError(f"output_dir must be a folder, got the file {output_dir}.")
-    if output.resolve() in {path.parent.resolve() for path in paths}:
-        raise BundleError(
-            f"output_dir must be another folder than that of the volumes, got {output_dir} for both: "
-            "the maps would mix with the volumes."
-        )
-    targets: dict[str, Path] = {}
-    for path in paths:
-        for name in _map_names(path, output_postfix, output_ext, save_probabilities, save_uncertainty):
-            other = targets.setdefault(name, path)
-            if other != path:
-                raise BundleError(f"{other.name} and {path.name} would both write {name}: rename one of them.")
-    taken = [name for name in targets if os.path.lexists(output / name)]
-    # A link in the output folder may lead back to a volume, which even overwrite must not replace.
-    volumes = {path.resolve() for path in paths}
-    linked = [name for name in taken if (output / name).resolve() in volumes]
-    if linked:
-        raise BundleError(f"output_dir {output_dir}: {linked[0]} is a link to one of the volumes.")
-    if taken and not str2bool(overwrite) and not str2bool(skip_existing):
-        raise BundleError(
-            f"output_dir {output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-            "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
-            "--output_dir."
-        )
-
-
-def unfinished_volumes(
-    data: Sequence[Mapping[str, Any]],
-    output_dir: str,
-    *,
-    output_postfix: str = "seg",
-    output_ext: str = ".nii.gz",
-    save_probabilities: bool | str = False,
-    save_uncertainty: bool | str = False,
-    skip_existing: bool | str = False,
-) -> list[Mapping[str, Any]]:
-    """Leave out the volumes that an earlier run of the same inference has segmented.
-
-    Args:
-        data: dictionaries with the path of a volume under "image".
-        output_dir: see :func:`check_volumes`, as the next ones.
-        output_postfix: see there.
-        output_ext: see there.
-        save_probabilities: see there.
-        save_uncertainty: see there.
-        skip_existing: False keeps all.
-
-    Returns:
-        those of which a map is missing, or cannot be read, as one that was being written when the run stopped.
-    """
-    if not str2bool(skip_existing):
-        return list(data)
-    unfinished = []
-    for item in data:
-        names = _map_names(item["image"], output_postfix, output_ext, save_probabilities, save_uncertainty)
-        if not all(_is_readable(Path(output_dir) / name) for name in names):
-            unfinished.append(item)
-    _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
-    return unfinished
-
-
-def _map_names(
-    volume: str | Path,
-    output_postfix: str,
-    output_ext: str,
-    save_probabilities: bool | str,
-    save_uncertainty: bool | str,
-) -> list[str]:
-    wanted = zip(_OTHER_MAPS, (save_probabilities, save_uncertainty), strict=True)
-    postfixes = [output_postfix, *(name for name, option in wanted if str2bool(option))]
-    return [f"{volume_name(volume)}_{postfix}{output_ext}" for postfix in postfixes]
+    return [Path(volume) for volume in datalist]
 
 
 def _is_readable(path: Path) -> bool:

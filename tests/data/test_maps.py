@@ -11,7 +11,7 @@ import pytest
 from monai.bundle import ConfigParser
 from nifti_files import make_volumes, save
 
-from scripts.data.maps import check_volumes
+from scripts.data.maps import InferenceMaps
 from scripts.errors import BundleError
 
 INFERENCE = Path(__file__).resolve().parents[2] / "configs" / "inference.json"
@@ -22,7 +22,7 @@ def list_volumes(dataset_dir, output_dir, **options):
     config = ConfigParser(ConfigParser.load_config_file(INFERENCE))
     config["dataset_dir"] = dataset_dir
     datalist = config.get_parsed_content("datalist")
-    check_volumes(datalist, dataset_dir, output_dir, **options)
+    InferenceMaps(output_dir, **options).check(datalist, dataset_dir)
     return datalist
 
 
@@ -66,7 +66,7 @@ def test_missing_folder(tmp_path):
 
 def test_a_list_of_other_files(tmp_path):
     with pytest.raises(BundleError, match=r"datalist must hold paths that end in \.nii\.gz or \.nii, got b\.mha"):
-        check_volumes(["a.nii", "b.mha"], str(tmp_path), str(tmp_path / "out"))
+        InferenceMaps(str(tmp_path / "out")).check(["a.nii", "b.mha"], str(tmp_path))
 
 
 def test_two_volumes_of_one_name(tmp_path):
