@@ -290,9 +290,8 @@ def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSer
 def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -> None:
     if output.exists() and not output.is_dir():
         raise BundleError(f"output_dir must be a folder, got the file {output}.")
-    if output.resolve() in {entry.folder.resolve() for entry in series.values()} | (
-        {path.resolve()} if series else set()
-    ):
+    folders = {file.parent for entry in series.values() for file in (*entry.files, *entry.damaged)}
+    if series and output.resolve() in {folder.resolve() for folder in (path, *folders)}:
         raise BundleError(
             f"output_dir must be another folder than those of the DICOM series, got {output}: "
             "the label maps would mix with the images."

@@ -10,7 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from ..errors import BundleError, one_line
 from ..nifti import make_nifti
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_HEADER_TAGS = ["SOPClassUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "Rows"]
+_HEADER_TAGS = (
+    "SOPClassUID",
+    "Modality",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "Rows",
+    "ImagePositionPatient",
+)
 _GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 #: Directions and pixel sizes of slices that agree: they are written with six digits or more.
 _SAME = 1e-4
@@ -37,16 +45,17 @@ _SHIFTED = 0.5
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The image files of one series in one folder.
+    """The image files of one series.
 
     Args:
-        folder: folder of the files.
+        folder: folder of the files; where they lie in several, the folder of those.
         uid: SeriesInstanceUID; empty where an anonymization took it away.
         number: SeriesNumber, 0 when there is none.
         modality: such as ``CT`` or ``MR``.
         description: SeriesDescription.
         files: files of its images, sorted by name.
-        damaged: DICOM files of the folder whose header cannot be read, so that they may belong to this series.
+        places: ImagePositionPatient of each file, empty where it has none.
+        damaged: DICOM files of the same folders whose header cannot be read, so that they may belong to this series.
     """
 
     folder: Path
@@ -55,6 +64,7 @@ class DicomSeries:
     modality: str = ""
     description: str = ""
     files: tuple[Path, ...] = ()
+    places: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     damaged: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
@@ -90,7 +100,8 @@ def find_series(folder: str | Path) -> list[DicomSeries]:
     """Find the image series of a folder and its subfolders.
 
     Hidden files, files of other formats and DICOM objects that are no images (DICOMDIR, segmentations, structure sets,
-    reports) are passed over. Each series of each folder is one entry.
+    reports) are passed over. A series whose slices an export has spread over several folders is one entry; copies of
+    slices, or other phases at the same places, in another folder are an entry of their own.
 
     Args:
         folder: folder to search.
@@ -104,10 +115,10 @@ def find_series(folder: str | Path) -> list[DicomSeries]:
     root = Path(folder)
     if not root.is_dir():
         raise BundleError(f"{root} must be a folder with DICOM files, and there is no such folder.")
-    found = [series for place in _folders(root) for series in _series_of(place)]
+    found = _joined([series for place in _folders(root) for series in _series_of(place)])
     if not found:
         raise BundleError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
-    return found
+    return sorted(found, key=lambda series: (series.folder, series.number, series.uid))
 
 
 def read_series(source: str | Path | DicomSeries) -> DicomVolume:
@@ -126,7 +137,7 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
     """
     series = source if isinstance(source, DicomSeries) else _only_series(source)
     if series.damaged:
-        raise _refusal(series, f"{_names(series.damaged)} cannot be read as DICOM; the file may be truncated")
+        raise _refusal(series, f"{_names(series, series.damaged)} cannot be read as DICOM; the file may be truncated")
     slices = [_read_slice(series, path) for path in series.files]
     datasets = [dataset for dataset, _ in slices]
     if len(slices) < 2:
@@ -160,7 +171,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _series_of(folder: Path) -> list[DicomSeries]:
-    groups: dict[str, list[Path]] = defaultdict(list)
+    groups: dict[str, list[tuple[Path, tuple[float, ...]]]] = defaultdict(list)
     headers: dict[str, Dataset] = {}
     damaged = []
     for path in sorted(folder.iterdir()):
@@ -171,6 +182,7 @@ def _series_of(folder: Path) -> list[DicomSeries]:
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
                 is_image = _is_image(header)
                 uid = str(header.get("SeriesInstanceUID") or "")
+                place = tuple(float(value) for value in header.get("ImagePositionPatient") or ())
         # Damaged files make pydicom raise errors of many unrelated classes.
         except Exception:
             damaged.append(path)
@@ -178,23 +190,49 @@ def _series_of(folder: Path) -> list[DicomSeries]:
         if is_image and "Rows" not in header:
             damaged.append(path)
         elif is_image:
-            groups[uid].append(path)
+            groups[uid].append((path, place))
             headers.setdefault(uid, header)
     if damaged and not groups:
         return [DicomSeries(folder, damaged=tuple(damaged))]
-    found = [
+    return [
         DicomSeries(
             folder,
             uid,
             number=_whole(headers[uid].get("SeriesNumber")),
             modality=str(headers[uid].get("Modality") or ""),
             description=str(headers[uid].get("SeriesDescription") or ""),
-            files=tuple(files),
+            files=tuple(path for path, _ in files),
+            places=tuple(place for _, place in files),
             damaged=tuple(damaged),
         )
         for uid, files in groups.items()
     ]
-    return sorted(found, key=lambda series: (series.number, series.uid))
+
+
+def _joined(found: Sequence[DicomSeries]) -> list[DicomSeries]:
+    """Join the parts of a series that lie in several folders, as long as no two of its slices are at one place."""
+    parts: dict[str, list[DicomSeries]] = defaultdict(list)
+    for series in found:
+        # Without a UID nothing tells that two folders belong together.
+        parts[series.uid or str(series.folder)].append(series)
+    joined = []
+    for series_parts in parts.values():
+        places = [place for part in series_parts for place in part.places]
+        # Slices at one place within a folder are a mistake that reading refuses, whatever else there is.
+        is_spread = len(set(places)) == sum(len(set(part.places)) for part in series_parts)
+        if len(series_parts) == 1 or not all(places) or not is_spread:
+            joined += series_parts
+            continue
+        joined.append(
+            replace(
+                series_parts[0],
+                folder=Path(os.path.commonpath([part.folder for part in series_parts])),
+                files=tuple(path for part in series_parts for path in part.files),
+                places=tuple(places),
+                damaged=tuple(path for part in series_parts for path in part.damaged),
+            )
+        )
+    return joined
 
 
 def _looks_like_dicom(path: Path) -> bool:
@@ -240,40 +278,41 @@ def _read_slice(series: DicomSeries, path: Path) -> tuple[Dataset, npt.NDArray[A
     # Damaged files make pydicom and the decoders raise errors of many unrelated classes.
     except Exception as error:
         reason = one_line(error)
-        raise _refusal(series, f"{path.name} cannot be read, the file may be truncated or damaged: {reason}") from error
+        raise _refusal(
+            series, f"{_name(series, path)} cannot be read, the file may be truncated or damaged: {reason}"
+        ) from error
     return dataset, values.T
 
 
 def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
+    name = _name(series, path)
     if "SharedFunctionalGroupsSequence" in dataset or int(dataset.get("NumberOfFrames") or 1) > 1:
         raise _refusal(
-            series, f"{path.name} is a multi-frame image, only files of one slice each can be read: convert it first"
+            series, f"{name} is a multi-frame image, only files of one slice each can be read: convert it first"
         )
     color = dataset.get("PhotometricInterpretation", "MONOCHROME2")
     if dataset.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
-        raise _refusal(series, f"{path.name} is a color image ({color}), only one gray value a pixel can be read")
+        raise _refusal(series, f"{name} is a color image ({color}), only one gray value a pixel can be read")
     # Tags may be there and empty.
-    missing = [name for name in _GEOMETRY_TAGS if dataset.get(name) in (None, "")]
+    missing = [tag for tag in _GEOMETRY_TAGS if dataset.get(tag) in (None, "")]
     if missing:
-        raise _refusal(series, f"{path.name} lacks {', '.join(missing)}, without which it has no place in a volume")
+        raise _refusal(series, f"{name} lacks {', '.join(missing)}, without which it has no place in a volume")
     directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=100 * _SAME):
         raise _refusal(
             series,
-            f"ImageOrientationPatient of {path.name} must be two unit vectors at right angles, got "
+            f"ImageOrientationPatient of {name} must be two unit vectors at right angles, got "
             f"{_decimals(dataset.ImageOrientationPatient)}",
         )
     if len(dataset.PixelSpacing) != 2 or not all(size > 0 for size in dataset.PixelSpacing):
         raise _refusal(
-            series, f"PixelSpacing of {path.name} must be two sizes above 0 mm, got {_decimals(dataset.PixelSpacing)}"
+            series, f"PixelSpacing of {name} must be two sizes above 0 mm, got {_decimals(dataset.PixelSpacing)}"
         )
     if "PixelData" not in dataset:
-        raise _refusal(series, f"{path.name} has no pixels; the file may be truncated")
+        raise _refusal(series, f"{name} has no pixels; the file may be truncated")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not _can_decode(syntax):
-        raise _refusal(
-            series, f"{path.name} is compressed ({syntax.name}) and no decoder is there: pip install python-gdcm"
-        )
+        raise _refusal(series, f"{name} is compressed ({syntax.name}) and no decoder is there: pip install python-gdcm")
 
 
 def _can_decode(syntax: UID) -> bool:
@@ -300,8 +339,8 @@ def _check_same_plane(series: DicomSeries, datasets: Sequence[Dataset]) -> None:
             if not np.allclose(np.array(value, np.float64), np.array(expected, np.float64), atol=_SAME, rtol=0):
                 raise _refusal(
                     series,
-                    f"{name} must be the same in all files, got {_decimals(expected)} in {series.files[0].name} and "
-                    f"{_decimals(value)} in {path.name}",
+                    f"{name} must be the same in all files, got {_decimals(expected)} in "
+                    f"{_name(series, series.files[0])} and {_decimals(value)} in {_name(series, path)}",
                 )
 
 
@@ -315,8 +354,8 @@ def _check_stack(
     if gaps[closest] <= _SAME:
         raise _refusal(
             series,
-            f"{_names(files[closest : closest + 2])} are at the same position ({heights[closest]:.2f} mm); each "
-            "position may be there once: separate the phases, echoes or copies into folders and series",
+            f"{_names(series, files[closest : closest + 2])} are at the same position ({heights[closest]:.2f} mm); "
+            "each position may be there once: separate the phases, echoes or copies into folders and series",
         )
     shifts = np.linalg.norm(positions - positions[0] - np.outer(heights - heights[0], normal), axis=1)
     if shifts.max() > _SHIFTED * pixel_mm:
@@ -333,8 +372,9 @@ def _check_stack(
         odd = int(np.abs(gaps - usual).argmax())
         raise _refusal(
             series,
-            f"the slices at {heights[odd]:.2f} mm and {heights[odd + 1]:.2f} mm ({_names(files[odd : odd + 2])}) are "
-            f"{gaps[odd]:.2f} mm apart where {usual:.2f} mm are usual; distances must be even: a slice may be missing",
+            f"the slices at {heights[odd]:.2f} mm and {heights[odd + 1]:.2f} mm "
+            f"({_names(series, files[odd : odd + 2])}) are {gaps[odd]:.2f} mm apart where {usual:.2f} mm are usual; "
+            "distances must be even: a slice may be missing",
         )
     return distance
 
@@ -346,8 +386,13 @@ def _refusal(series: DicomSeries, problem: str) -> BundleError:
     return BundleError(f"{series.folder}, DICOM series {series}: {problem}.")
 
 
-def _names(files: Sequence[Path]) -> str:
-    shown = " and ".join(path.name for path in files[:2])
+def _name(series: DicomSeries, path: Path) -> str:
+    """The name of a file, with its folder where the series has several."""
+    return path.relative_to(series.folder).as_posix()
+
+
+def _names(series: DicomSeries, files: Sequence[Path]) -> str:
+    shown = " and ".join(_name(series, path) for path in files[:2])
     return f"{shown} and {len(files) - 2} more" if len(files) > 2 else shown
 
 

@@ -90,7 +90,9 @@ class InferenceMaps:
         if not str2bool(self.skip_existing):
             return list(data)
         unfinished = [
-            item for item in data if not all(_is_readable(self.output_dir / name) for name in self._names(item["image"]))
+            item
+            for item in data
+            if not all(_is_readable(self.output_dir / name) for name in self._names(item["image"]))
         ]
         _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
         return unfinished
@@ -123,6 +125,9 @@ class InferenceMaps:
                 "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
                 "--output_dir."
             )
+
+    def _paths(self, volume: str | Path) -> list[Path]:
+        return [self.output_dir / name for name in self._names(volume)]
 
     def _names(self, volume: str | Path) -> list[str]:
         wanted = zip(_OTHER_MAPS, (self.save_probabilities, self.save_uncertainty), strict=True)

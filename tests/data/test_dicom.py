@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 
 import nibabel as nib
@@ -151,6 +152,56 @@ def test_series_are_found_and_other_files_are_passed_over(stored, tmp_path):
     assert not any(series.damaged for series in found)
     assert str(found[1]) == f"{found[1].uid} (CT, Körper 3.0, 5 files)"
     np.testing.assert_array_equal(read_series(found[1]).voxels, stored.astype(int) - 1024)
+
+
+def spread(paths, *folders):
+    """Move every n-th file of a series into one of n folders."""
+    for number, path in enumerate(paths):
+        folder = folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+
+
+def test_a_series_in_several_folders_is_one_volume(stored, tmp_path):
+    root = tmp_path / "export"
+    spread(write_series(root / "s", stored), root / "s/0", root / "s/1", root / "s/1/more")
+    write_series(root / "t/0", stored + 1, number=4)
+    joined, other = find_series(root)
+    assert (joined.folder, len(joined.files)) == (root / "s", 5)
+    assert (other.folder, other.number) == (root / "t/0", 4)
+    np.testing.assert_array_equal(read_series(joined).voxels, stored.astype(int) - 1024)
+    np.testing.assert_array_equal(read_series(root / "s").voxels, stored.astype(int) - 1024)
+
+
+def test_a_missing_slice_of_several_folders_is_named_with_its_folder(stored, tmp_path):
+    paths = write_series(tmp_path, stored)
+    spread(paths, tmp_path / "0", tmp_path / "1")
+    (tmp_path / "0" / paths[2].name).unlink()
+    assert_series_refused(tmp_path, rf"\(1/{paths[1].name} and 1/{paths[3].name}\) are 6\.00 mm apart where")
+
+
+def test_a_damaged_file_in_one_of_several_folders_is_not_passed_over(stored, tmp_path):
+    spread(write_series(tmp_path, stored), tmp_path / "0", tmp_path / "1")
+    (tmp_path / "1" / "lost.dcm").write_text("no header")
+    assert_series_refused(tmp_path, r"1/lost\.dcm cannot be read as DICOM; the file may be truncated")
+
+
+def test_copies_and_phases_in_other_folders_stay_volumes_of_their_own(stored, tmp_path):
+    paths = write_series(tmp_path / "first", stored)
+    (tmp_path / "copy").mkdir()
+    for path in paths[:4]:
+        shutil.copy(path, tmp_path / "copy")
+    found = find_series(tmp_path)
+    assert [(series.folder.name, len(series.files)) for series in found] == [("copy", 4), ("first", 5)]
+    assert len({series.uid for series in found}) == 1
+
+
+def test_folders_without_a_uid_are_not_joined(stored, tmp_path):
+    def edit(dataset, index):
+        dataset.SeriesInstanceUID = ""
+
+    spread(write_series(tmp_path, stored, edit=edit), tmp_path / "0", tmp_path / "1")
+    assert [series.folder.name for series in find_series(tmp_path)] == ["0", "1"]
 
 
 def test_anonymized_series_are_read(stored, tmp_path):
