@@ -20,8 +20,8 @@ from nibabel.processing import resample_to_output
 from ..configuration import read_configuration
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
-from ..evaluation.case_report import mean_and_deviation
 from ..evaluation.metrics import METRIC_NAMES
+from ..evaluation.wording import mean_and_deviation
 from ..files import write_text
 from ..nifti import read_nifti
 from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases

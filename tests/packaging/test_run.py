@@ -271,6 +271,9 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path):
     other = shutil.copytree(run_dir, tmp_path / "other_split")
     record = json.loads((other / "evaluation/metrics_weights.json").read_text())
     assert record["split"] == json.loads((other / "run.json").read_text())["split"]
+    config = json.loads((run_dir / "run_config.json").read_text())
+    assert record["settings"]["patch_size"] == config["patch_size"]
+    assert set(record["settings"]) == {"patch_size", "strides", "largest_component"}
     record["split"]["cases_hash"] = "0"
     (other / "evaluation/metrics_weights.json").write_text(json.dumps(record))
     assert make_package(other).configs["metadata"]["eval_metrics"] == {}

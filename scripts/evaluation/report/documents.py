@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..case_report import markdown_text
+from ..wording import markdown_text
 from .figures import Picture
 from .tables import Mark, Table
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ...errors import BundleError
 from ...files import write_text
-from ..case_report import plural
+from ..wording import plural
 from .documents import latex, markdown
 from .figures import boxes_picture, curves_pictures
 from .gallery import gallery

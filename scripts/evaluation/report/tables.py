@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from ..case_report import HEADINGS, MEAN_OVER_CLASSES, mean_and_deviation, plural
+from ..case_report import HEADINGS, MEAN_OVER_CLASSES
+from ..wording import mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
 from .grid import GridResults
 from .summary import SETTINGS_KEYS, costs, settings_by_method, spread_is_over_runs, summarize, terms_by_method

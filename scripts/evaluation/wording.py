@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers and texts as tables show them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+
+def mean_and_deviation(mean: float, deviation: float, *, percent: bool) -> str:
+    """Word a mean and its standard deviation.
+
+    Args:
+        mean: the mean; NaN where there is none.
+        deviation: the standard deviation; NaN where there is none.
+        percent: whether both are shares to be worded in percent.
+
+    Returns:
+        a text such as "84.05 ± 3.85"; "-" stands for what there is not.
+    """
+    if math.isnan(mean):
+        return "-"
+    factor = 100 if percent else 1
+    spread = "-" if math.isnan(deviation) else f"{factor * deviation:.2f}"
+    return f"{factor * mean:.2f} ± {spread}"
+
+
+def plural(noun: str, count: int) -> str:
+    """Give a noun its form for a number.
+
+    Args:
+        noun: the singular.
+        count: the number.
+
+    Returns:
+        the singular for 1, else the plural.
+    """
+    return noun if count == 1 else f"{noun}s"
+
+
+def markdown_text(text: str) -> str:
+    """Write a text so that Markdown shows it as it is, in one line.
+
+    Args:
+        text: any text.
+
+    Returns:
+        the text with the signs of Markdown and HTML escaped.
+    """
+    # Angle brackets would begin a tag. Underscores within a word and brackets without an address mean nothing.
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", text)
