@@ -38,11 +38,13 @@ def read_configuration(config_file: str | Sequence[str], overrides: Mapping[str,
     return parser
 
 
-def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, arguments: Iterable[str]) -> None:
+def check_overrides(
+    overrides: Mapping[str, Any], config_file: str | Sequence[str], *, arguments: Iterable[str]
+) -> None:
     """Refuse overrides of keys that no configuration has, and keys of a configuration of one's own that nothing uses.
 
     Args:
-        names: keys to override, such as ``iterations`` or ``network_def#dropout``.
+        overrides: values by key, such as ``iterations`` or ``network_def#dropout``.
         config_file: one configuration file or several.
         arguments: other names that a misspelled one may have meant: the program's own arguments.
 
@@ -50,13 +52,13 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
         BundleError: for the first key that none of the configuration files has, or that is there for another workflow
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
             the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
-            inside of an object that is switched off.
+            inside of an object that is switched off; when an object is replaced by a text.
     """
     config = ConfigParser.load_config_files(config_file)
     files = [config_file] if isinstance(config_file, str) else list(config_file)
     contents = {str(file): ConfigParser.load_config_file(file) for file in files}
     _check_order(contents)
-    paths = {name: name.replace("::", "#") for name in names}
+    paths = {name: name.replace("::", "#") for name in overrides}
     if not paths.keys() & {_WEIGHTS, "load_pretrain"}:
         _check_weights_beside(contents)
     # Through text, as a reference may stand anywhere in an expression.
@@ -71,6 +73,11 @@ def check_overrides(names: Iterable[str], config_file: str | Sequence[str], *, a
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
+        if _is_object(_at(config, path)) and _is_text(overrides[name]):
+            raise BundleError(
+                f"--{name} must be an object with a _target_, or an expression that begins with $, @ or %, got "
+                f"{overrides[name]!r}."
+            )
         switched_off = _switched_off(config, path)
         if switched_off is not None and f"{switched_off}#_disabled_" not in paths.values():
             raise BundleError(
@@ -143,6 +150,25 @@ def _is_workflow(value: Any) -> bool:
     """Return whether a value can be run by its name: a list of steps."""
     steps = value if isinstance(value, list) else []
     return any(isinstance(step, dict) or str(step).startswith(("$", "@", "%")) for step in steps)
+
+
+def _at(place: Any, path: Sequence[str]) -> Any:
+    """Return what a path leads to; None where that is nothing."""
+    for key in path:
+        if isinstance(place, list):
+            place = place[int(key)] if key.isdigit() and int(key) < len(place) else None
+        else:
+            place = place.get(key) if isinstance(place, dict) else None
+    return place
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text that stands for itself, not for an expression or a reference."""
+    return isinstance(value, str) and not value.startswith(("$", "@", "%"))
 
 
 def _is_known(place: Any, path: Sequence[str]) -> bool:

@@ -59,7 +59,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
         return
     tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
-    check_overrides(names, given["config_file"], arguments=_RUN_ARGUMENTS)
+    check_overrides({name: given[name] for name in names}, given["config_file"], arguments=_RUN_ARGUMENTS)
     for name in names:
         if given[name] is None:
             raise BundleError(f"--{name} None would change nothing, as MONAI leaves it out: write --{name} '$None'.")

@@ -336,7 +336,8 @@ def checked_configuration(
             f"{','.join(map(str, config_file))}."
         )
     # An exported network takes the place of the weights of the files.
-    check_overrides([*overrides, *(["ckpt_path"] if model else [])], list(config_file), arguments=_ARGUMENTS)
+    exported = {} if model is None else {"ckpt_path": model}
+    check_overrides({**overrides, **exported}, list(config_file), arguments=_ARGUMENTS)
     weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
     if model is not None and weights:
         raise BundleError(f"model stands for network and weights, leave out --{weights[0]}.")

@@ -124,6 +124,18 @@ def test_the_file_of_a_renamed_run_does_not_take_the_weights_of_its_old_folder(t
     assert_accepted("--config_file", files)
 
 
+def test_a_text_is_no_object():
+    train = str(ROOT / "configs/train.json")
+    for name, value in (("optimizer", "adam"), ("method_def#supervised", "dice"), ("network_def", "vnet")):
+        message = rf"^--{name} must be an object with a _target_, or an expression .*, got '{value}'\.$"
+        with pytest.raises(BundleError, match=message):
+            assert_accepted("--config_file", train, f"--{name}", value)
+    released = f"['{train}','{ROOT / 'configs/method_dual_network_literal.json'}']"
+    assert_accepted("--config_file", released, "--method_def#contrastive_weight", "0.5")
+    assert_accepted("--config_file", train, "--network_def", "$object()")
+    assert_accepted("--config_file", train, "--optimizer", "{'_target_': 'torch.optim.Adam'}")
+
+
 def test_options_of_what_is_switched_off_are_refused():
     train, pancreas = (str(ROOT / f"configs/{name}.json") for name in ("train", "data_pancreas"))
     for separator in "#", "::":
