@@ -59,6 +59,7 @@ ALLOWED = {
         "data",
         "export",
         "files",
+        "handlers.run_directory",
         "inferer",
         "methods.dual_network",
         "nifti",

@@ -16,6 +16,7 @@ from ..configuration import read_configuration
 from ..console import mistakes_in_one_line
 from ..errors import BundleError
 from ..files import CONFIGS, write_json, write_text
+from ..handlers.run_directory import check_preprocessing
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine
@@ -101,8 +102,9 @@ def run_benchmark(
 
     Raises:
         BundleError: before anything is measured, when a part, device or size of a pool is not allowed, the weights do
-            not exist, or the folder holds a report; later, when the weights are not those of the networks or a
-            measurement ran out of memory. What was measured until then is in the report.
+            not exist or are those of a run with another preprocessing, or the folder holds a report; later, when the
+            weights are not those of the networks or a measurement ran out of memory. What was measured until then is in
+            the report.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -111,6 +113,8 @@ def run_benchmark(
         raise BundleError(f"pool_sizes must be numbers of at least {SMALLEST_POOL}, got {list(pool_sizes)}.")
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise BundleError(f"ckpt_path {ckpt_path} not found.")
+    if ckpt_path is not None and "inference" in parts:
+        check_preprocessing(ckpt_path, dict(read_configuration(config_file).get()))
     output = Path(output_dir)
     if (output / _REPORT).exists() and not overwrite:
         raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")

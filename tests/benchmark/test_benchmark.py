@@ -209,6 +209,18 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     assert earlier.read_text() == "{}"
 
 
+def test_weights_of_another_preprocessing_are_refused(capsys, tmp_path, phantom_dir):
+    weights = tmp_path / "run" / "model_final.pt"
+    weights.parent.mkdir()
+    weights.touch()
+    (weights.parent / "run_config.json").write_text(json.dumps({"spacing": [9, 9, 9]}))
+    words = ["--dataset_dir", str(phantom_dir), "--parts", "inference", "--ckpt_path", str(weights)]
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--output_dir", str(tmp_path / "report"), *words])
+    assert f"{weights} was trained with another preprocessing (spacing was [9, 9, 9]" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
 def test_weights_and_images_are_checked(phantom_dir, tmp_path):
     torch.save(DualNetwork(out_channels=3).state_dict(), tmp_path / "model.pt")
     cases = study_cases(phantom_dir, phantom_dir / "split.json")
