@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -344,6 +344,35 @@ def define_grid(
     """
     _require("data", data, _names("data"))
     _require("recipe", recipe, [ORIGINAL_RECIPE, *_names("recipe")])
+    names, files = _named_methods(methods)
+    given = dict(overrides or {})
+    config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
+    config = read_configuration(config_file)
+    overlays = [f"recipe_{name}" for name in (_names("recipe") if recipe == ORIGINAL_RECIPE else [recipe])]
+    overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
+    _check_given(given, [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()])
+    class_names = given.get("class_names", config["class_names"])
+    check_settings(class_names=class_names, iterations=given.get("iterations", config["iterations"]))
+    folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
+    config["dataset_dir"] = str(folder)
+    splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
+    return Grid(
+        data=data,
+        recipe=recipe,
+        methods=tuple(names),
+        splits=splits,
+        seeds=tuple(seeds),
+        dataset_dir=str(folder),
+        # As grid.json will give them back: tuples of the command line become lists.
+        overrides=json.loads(json.dumps(given)),
+        class_names=tuple(class_names),
+        method_files=files,
+        cases=_test_cases(splits.values(), folder),
+    )
+
+
+def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Check methods; give the names of all, and the path of each that is not one of the bundle's."""
     names, files = [], {}
     for method in methods:
         path = Path(method)
@@ -363,47 +392,34 @@ def define_grid(
         names.append(method)
     if not names or len(set(names)) != len(names):
         raise BundleError(f"methods must be different names, at least one, got {names}.")
-    for name in overrides or {}:
+    return names, files
+
+
+def _check_given(overrides: Mapping[str, Any], config_file: Sequence[str]) -> None:
+    """Refuse overrides that no run has, that a grid sets itself, or that grid.json could not hold."""
+    for name in overrides:
         if name in OWN_KEYS:
             raise BundleError(
                 f"--{name} must not be given: a grid sets {', '.join(OWN_KEYS)} for each run itself; its arguments are "
                 "seeds, dataset_dir, split_file and output_dir."
             )
-    config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
-    config = read_configuration(config_file)
-    overlays = [f"recipe_{name}" for name in (_names("recipe") if recipe == ORIGINAL_RECIPE else [recipe])]
-    overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
-    known = [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()]
-    check_overrides(overrides or {}, known, arguments=inspect.signature(define_grid).parameters)
-    class_names = (overrides or {}).get("class_names", config["class_names"])
-    check_settings(class_names=class_names, iterations=(overrides or {}).get("iterations", config["iterations"]))
+    check_overrides(overrides, config_file, arguments=inspect.signature(define_grid).parameters)
     try:
-        # As grid.json will give them back: tuples of the command line become lists.
-        shared = json.loads(json.dumps(overrides or {}))
+        json.dumps(overrides)
     except TypeError as error:
         raise BundleError(f"overrides must be numbers, texts, lists or dictionaries: {error}.") from error
-    folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
-    config["dataset_dir"] = str(folder)
-    splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
+
+
+def _test_cases(split_files: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
+    """Find image and label of each test case of all splits."""
     cases = {}
-    for split_path in splits.values():
-        split = read_split(split_path)
+    for path in split_files:
+        split = read_split(path)
         if not split.test:
-            raise BundleError(f"split_file {split_path} has no test case, so that no run could be evaluated.")
+            raise BundleError(f"split_file {path} has no test case, so that no run could be evaluated.")
         for case in split.test:
             cases[case] = {"image": str(folder / split.image_path(case)), "label": str(folder / split.label_path(case))}
-    return Grid(
-        data=data,
-        recipe=recipe,
-        methods=tuple(names),
-        splits=splits,
-        seeds=tuple(seeds),
-        dataset_dir=str(folder),
-        overrides=shared,
-        class_names=tuple(class_names),
-        method_files=files,
-        cases=cases,
-    )
+    return cases
 
 
 def _check_overlay(path: Path) -> None:
