@@ -18,15 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ..errors import BundleError
 from ..files import ROOT, check_path
+from ..locks import FolderInUseError, locked_folder
 from .definition import Cell, Grid
 from .progress import GridProgress
 
-_LOG_FILE, _LAUNCHER_LOG_FILE = "cell.log", "launcher.log"
+_LOG_FILE, _LAUNCHER_LOG_FILE, _LOCK_FILE = "cell.log", "launcher.log", ".lock"
 _POLL_SECONDS = 1.0
 _BEAT_SECONDS = 30.0
 #: A cell that gives no sign of life for so long is dead; generous, for file servers that show changes late.
@@ -57,12 +57,8 @@ def run_cell(cell_dir: str | Path) -> bool:
     cell = next((cell for cell in grid.cells(grid_dir) if cell.path == path), None)
     if cell is None:
         raise BundleError(f"cell_dir must be a cell of the grid in {grid_dir}, got {cell_dir}.")
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path / ".lock", timeout=0):
-            return cell.evaluated or _train_and_evaluate(grid, cell)
-    except Timeout:
-        raise BundleError(f"another process is at work on {path}.") from None
+    with locked_folder(path / _LOCK_FILE):
+        return cell.evaluated or _train_and_evaluate(grid, cell)
 
 
 def _train_and_evaluate(grid: Grid, cell: Cell) -> bool:
@@ -232,8 +228,7 @@ def _num_cores() -> int:
 
 def _forget_outcome(cell: Cell) -> None:
     """Take the end of an earlier attempt out of a cell's state, unless another process is at work on it."""
-    cell.path.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(Timeout), FileLock(cell.path / ".lock", timeout=0):
+    with contextlib.suppress(FolderInUseError), locked_folder(cell.path / _LOCK_FILE):
         cell.write_state(status="starting")
 
 
@@ -245,7 +240,7 @@ def _end_of(cell: Cell, process: subprocess.Popen) -> str | None:
         return None
     reason = words.splitlines()[-1] if words else f"the process ended with exit code {process.returncode}"
     # Whoever holds the lock is at work on the cell, and its state is theirs.
-    with contextlib.suppress(Timeout), FileLock(cell.path / ".lock", timeout=0):
+    with contextlib.suppress(FolderInUseError), locked_folder(cell.path / _LOCK_FILE):
         cell.write_state(status="failed", error=reason)
     return reason
 

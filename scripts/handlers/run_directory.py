@@ -16,17 +16,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT, write_json
+from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
-
-try:
-    import fcntl
-except ImportError:  # Windows, whose locks are of another kind
-    fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
@@ -180,22 +176,18 @@ class RunDirectory:
 
     def _lock(self) -> None:
         """Keep other processes out of the folder until this one ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
         file = self.path.resolve() / _LOCK_FILE
         # A later run of this process may go on in the folder, also under another name.
         if file.exists() and _identity(file) in _HELD:
             return
-        lock = FileLock(file, thread_local=False)
         try:
-            lock.acquire(timeout=0)
-        except (Timeout, NotImplementedError) as error:
-            if not _is_locked(file):
-                _logger.warning("%s cannot be locked: see to it that no other process trains in it.", self.path)
-                return
+            lock = lock_folder(file)
+        except FolderInUseError as error:
             raise BundleError(
                 f"another process is training in output_dir {self.path}: wait for its end, or choose another folder."
             ) from error
-        _HELD[_identity(file)] = lock
+        if lock is not None:
+            _HELD[_identity(file)] = lock
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
@@ -243,20 +235,6 @@ class RunDirectory:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _is_locked(path: Path) -> bool:
-    """Tell a file that another process has locked from one in a file system without locks."""
-    if fcntl is None:
-        return True
-    with path.open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return True
 
 
 def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
