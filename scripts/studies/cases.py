@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from monai.bundle import ConfigParser
+from monai.utils import CommonKeys
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
 from ..data.cases import load_cases
+from ..data.loading import LoadCased
 from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
@@ -28,6 +31,13 @@ from ..predict import checked_configuration, predict_volumes
 _STUDY_FILE = "study.json"
 #: Keys of the configuration that a study sets itself.
 _OWN_KEYS = ("dataset_dir", "datalist", "output_dir", "overwrite", "output_postfix", "output_ext")
+
+
+class Study(NamedTuple):
+    """A study that was claimed: its folder, and its configuration before anything in it is evaluated."""
+
+    folder: Path
+    parser: ConfigParser
 
 
 class Case(NamedTuple):
@@ -65,7 +75,7 @@ def claim_study(
     config_file: Sequence[str],
     overrides: Mapping[str, Any],
     **settings: Any,
-) -> Path:
+) -> Study:
     """Make sure that a folder is free, or holds the beginning of this very study.
 
     Args:
@@ -76,7 +86,7 @@ def claim_study(
         **settings: what else changes its figures, such as the seed.
 
     Returns:
-        the folder.
+        the study.
 
     Raises:
         BundleError: when an override is of a key that a study sets itself, or when the folder holds something else, or
@@ -110,7 +120,7 @@ def claim_study(
         raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
     else:
         write_json(file, content)
-    return folder
+    return Study(folder, parser)
 
 
 def segment(
@@ -149,6 +159,42 @@ def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
         the volume.
     """
     return read_nifti(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
+
+
+def check_references(cases: Iterable[Case], parser: ConfigParser) -> None:
+    """Make sure that each reference lies on the grid of its image, and holds classes, as a training does.
+
+    Args:
+        cases: the cases.
+        parser: see :class:`Study`.
+
+    Raises:
+        BundleError: for the first that does not; names the file.
+    """
+    options = {name: parser.get_parsed_content(name) for name in ("num_classes", "in_channels")}
+    load = LoadCased([CommonKeys.IMAGE, CommonKeys.LABEL], **options)
+    for case in cases:
+        load({CommonKeys.IMAGE: str(case.image), CommonKeys.LABEL: str(case.label)})
+
+
+def measure_case(folder: Path, case: Case, num_classes: int) -> list[dict[str, Any]]:
+    """Measure the label map that :func:`segment` made of a case on the grid of the reference.
+
+    Args:
+        folder: its folder.
+        case: the case.
+        num_classes: number of classes with the background.
+
+    Returns:
+        see :func:`measure_on_reference`.
+
+    Raises:
+        BundleError: when one of both holds no classes; names the case.
+    """
+    try:
+        return measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
+    except BundleError as error:
+        raise BundleError(f"case {case.name!r}: {error}") from error
 
 
 def measure_on_reference(

@@ -17,14 +17,13 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 
-from ..configuration import read_configuration
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.wording import mean_and_deviation
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases
+from .cases import Case, claim_study, measure_case, segment, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -141,8 +140,8 @@ def study_robustness(
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    output = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
-    num_classes = read_configuration(config_file, overrides).get_parsed_content("num_classes")
+    output, parser = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
+    num_classes = parser.get_parsed_content("num_classes")
     tables = []
     for name in CHANGES:
         if name != "none" and changes is not None and name not in changes:
@@ -174,11 +173,7 @@ def _segment_changed(
 
 
 def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"case": case.name, **row}
-        for case in cases
-        for row in measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
-    )
+    return pd.DataFrame({"case": case.name, **row} for case in cases for row in measure_case(folder, case, num_classes))
 
 
 def _summarize(table: pd.DataFrame, num_cases: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -20,7 +21,7 @@ from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, label_array, measure_on_reference, segment, segmented, study_cases
+from .cases import Case, check_references, claim_study, label_array, measure_case, segment, segmented, study_cases
 
 _NUM_BINS = 15
 
@@ -133,7 +134,9 @@ def study_uncertainty(
     if (Path(output_dir) / "uncertainty.md").exists():
         raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    output = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
+    output, parser = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
+    # Before the hours of the networks: the maps are compared with the references voxel by voxel.
+    check_references(cases, parser)
     maps = {"save_probabilities": True, "save_uncertainty": True}
     segment(((case, read_nifti(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
     measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
@@ -149,23 +152,35 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
     probabilities = np.moveaxis(segmented(folder, case, "probabilities").get_fdata(dtype=np.float32), -1, 0)
     disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32)
     label, predicted = label_array(reference), label_array(prediction)
-    distance = ndimage.distance_transform_edt(~((label > 0) | (predicted > 0)), sampling=voxel_sizes(reference.affine))
-    regions = {"all": np.ones(label.shape, dtype=bool), "near": distance <= margin_mm}
+    foreground = (label > 0) | (predicted > 0)
+    regions = {"all": np.ones(label.shape, dtype=bool), "near": _near(foreground, reference, margin_mm)}
     wrong = predicted != label
     entropy = stats.entropy(probabilities, axis=0)
     row: dict[str, Any] = {"case": case.name}
-    rows = measure_on_reference(prediction, reference, len(probabilities))
+    rows = measure_case(folder, case, len(probabilities))
     row["dice"] = float(np.mean([entry["dice"] for entry in rows]))
     for name, region in regions.items():
         row[f"auroc_disagreement_{name}"] = area_under_curve(disagreement[region], wrong[region])
         row[f"auroc_entropy_{name}"] = area_under_curve(entropy[region], wrong[region])
-    row["mean_disagreement"] = float(disagreement[regions["near"]].mean())
+    near = disagreement[regions["near"]]
+    row["mean_disagreement"] = float(near.mean()) if near.size else float("nan")
     return row, {name: calibration_bins(probabilities, label, region) for name, region in regions.items()}
 
 
+def _near(foreground: npt.NDArray[np.bool_], volume: nib.Nifti1Image, margin_mm: float) -> npt.NDArray[np.bool_]:
+    """Find the voxels within a distance of the foreground; none where there is no foreground."""
+    if not foreground.any():
+        return foreground
+    distance: Any = ndimage.distance_transform_edt(~foreground, sampling=voxel_sizes(volume.affine))
+    near: npt.NDArray[np.bool_] = distance <= margin_mm
+    return near
+
+
 def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) -> str:
-    correlation = stats.spearmanr(table["mean_disagreement"], table["dice"])
-    below = table["dice"] < table["dice"].median()
+    # Where neither prediction nor reference has foreground, nothing is near it.
+    known = table.dropna(subset="mean_disagreement")
+    correlation = stats.spearmanr(known["mean_disagreement"], known["dice"])
+    below = known["dice"] < known["dice"].median()
     lines = [
         f"{len(table)} test cases, Dice {100 * table['dice'].mean():.2f} %.",
         "",
@@ -182,7 +197,7 @@ def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) 
         f"Near: within {margin_mm:g} mm of the foreground of prediction or reference. Per case, the mean disagreement "
         f"near the foreground against Dice: Spearman correlation {correlation.statistic:.2f} (p = "
         f"{correlation.pvalue:.3g}), AUROC for the half of the cases with the lower Dice "
-        f"{area_under_curve(table['mean_disagreement'], below):.3f}.",
+        f"{area_under_curve(known['mean_disagreement'], below):.3f}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -195,7 +210,7 @@ def _draw(table: pd.DataFrame, bins: Mapping[str, Bins], path: Path) -> Path:
         filled = bins[name].voxels > 0
         reliability.plot(bins[name].confidence[filled], bins[name].accuracy[filled], marker="o", label=label)
     reliability.set(xlabel="probability of the predicted class", ylabel="share of right voxels")
-    lowest = min(float(each.confidence[each.voxels > 0].min()) for each in bins.values())
+    lowest = min(float(each.confidence[each.voxels > 0].min(initial=1)) for each in bins.values())
     reliability.set_xlim(min(lowest, 0.5) - 0.02, 1.02)
     reliability.legend(frameon=False)
     scatter.scatter(table["mean_disagreement"], 100 * table["dice"], s=18)

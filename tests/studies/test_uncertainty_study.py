@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +18,7 @@ from conftest import assert_refused
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
 from scripts.studies.uncertainty import (
+    _near,
     area_under_curve,
     calibration_bins,
     expected_calibration_error,
@@ -75,6 +79,27 @@ def test_perfect_calibration_has_no_error_and_no_voxel_has_none():
     everywhere = np.ones((4, 1, 1), dtype=bool)
     assert expected_calibration_error(calibration_bins(probabilities, label, everywhere)) == pytest.approx(0, abs=1e-6)
     assert math.isnan(expected_calibration_error(calibration_bins(probabilities, label, ~everywhere)))
+
+
+def test_a_reference_on_another_grid_is_refused_before_the_networks(phantom_dir, tmp_path):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    torch.save(DualNetwork().state_dict(), tmp_path / "model.pt")
+    (case,) = json.loads((data / "split.json").read_text())["test"]
+    label = nib.load(data / "labels" / f"{case}.nii.gz")
+    nib.save(label.as_reoriented([[0, -1], [1, 1], [2, 1]]), data / "labels" / f"{case}.nii.gz")
+    arguments = (str(data), str(data / "split.json"), str(tmp_path / "study"), inference_configs())
+    with assert_refused(rf"labels/{case}\.nii\.gz has another affine than its image"):
+        study_uncertainty(*arguments, overrides={"ckpt_path": str(tmp_path / "model.pt")})
+    assert not (tmp_path / "study" / "maps").exists()
+
+
+def test_nothing_is_near_where_there_is_no_foreground():
+    volume = nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
+    foreground = np.zeros((9, 9, 9), dtype=bool)
+    assert not _near(foreground, volume, 5.0).any()
+    foreground[4, 4, 4] = True
+    near = _near(foreground, volume, 2.0)
+    assert near.sum() == 7
 
 
 def test_study_on_small_volumes(phantom_dir, tmp_path):
