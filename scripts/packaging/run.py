@@ -126,7 +126,7 @@ def run_package(
         "copyright": f"Weights: {authors}. Code: {metadata['copyright']}",
         "data_source": data_source,
         "image_classes": f"3D {modality} image, {train['in_channels']} channel(s), preprocessed as in inference.json",
-        "eval_metrics": _figures(folder, source),
+        "eval_metrics": _figures(folder, source, train),
         "references": metadata["references"][:1],
     }
     image = metadata["network_data_format"]["inputs"]["image"]
@@ -240,8 +240,8 @@ def _build(folder: Path, parser: ConfigParser, key: str) -> Any:
         ) from error
 
 
-def _figures(folder: Path, weights: Path) -> dict[str, float]:
-    """Read the means over the test cases, if the run was evaluated with these weights and on its own split."""
+def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str, float]:
+    """Read the means over the test cases, if the run was evaluated with these weights, as it trained, on its split."""
     evaluation = folder / "evaluation"
     if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
@@ -250,6 +250,10 @@ def _figures(folder: Path, weights: Path) -> dict[str, float]:
         return {}
     # The test cases of another split may be training cases of the run.
     if evaluated.get("split", facts.get("split")) != facts.get("split"):
+        return {}
+    # Through JSON, as those of the evaluation went. What an older version did not write down cannot be compared.
+    settings = json.loads(json.dumps({name: train[name] for name in evaluated.get("settings", ())}))
+    if any(str(evaluated["settings"][name]).lower() != str(value).lower() for name, value in settings.items()):
         return {}
     *classes, mean = pd.read_csv(evaluation / "metrics_summary.csv").to_dict("records")
     figures = {"mean_dice": mean["dice_mean"], "jaccard": mean["jaccard_mean"]}

@@ -274,6 +274,10 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path):
     config = json.loads((run_dir / "run_config.json").read_text())
     assert record["settings"]["patch_size"] == config["patch_size"]
     assert set(record["settings"]) == {"patch_size", "strides", "largest_component"}
+    other_windows = shutil.copytree(run_dir, tmp_path / "other_windows")
+    changed_record = {**record, "settings": {**record["settings"], "largest_component": True}}
+    (other_windows / "evaluation/metrics_weights.json").write_text(json.dumps(changed_record))
+    assert make_package(other_windows).configs["metadata"]["eval_metrics"] == {}
     record["split"]["cases_hash"] = "0"
     (other / "evaluation/metrics_weights.json").write_text(json.dumps(record))
     assert make_package(other).configs["metadata"]["eval_metrics"] == {}
