@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 from .configuration import check_overrides, read_configuration
 from .console import mistakes_in_one_line, silence_codec_warning
-from .data.dicom import DicomSeries, find_series, read_series
+from .data.dicom import DicomSeries, NoSeriesError, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
 from .errors import BundleError, one_line, one_of
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_path
 from .handlers.run_directory import check_preprocessing
-from .nifti import VOLUME_SUFFIXES, volume_name, volumes_in
+from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
 from .settings import true_or_false
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
@@ -255,6 +255,8 @@ class _SegWriter:
 
 def _series_at(path: Path) -> list[DicomSeries]:
     """Find the DICOM series of the input; none when the input is NIfTI."""
+    if path.is_file():
+        check_capitals("input", path)
     if path.is_file() and path.name.endswith(VOLUME_SUFFIXES):
         return []
     if not path.is_dir():
@@ -262,8 +264,9 @@ def _series_at(path: Path) -> list[DicomSeries]:
     if volumes_in(path):
         return []
     try:
-        return find_series(path)
-    except BundleError as error:
+        return find_series(path, follow_links=True)
+    except NoSeriesError as error:
+        check_capitals("input", path)
         raise BundleError(f"input must be {_INPUTS}, and there is none of them in {path}.") from error
 
 

@@ -232,6 +232,14 @@ def test_no_good_series(study, weights, tmp_path):
     assert names_in(tmp_path / "out") == []
 
 
+def test_capitals_are_told_of(weights, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "A.NII.GZ").write_bytes(b"")
+    for place in (tmp_path / "scans", tmp_path / "scans" / "A.NII.GZ"):
+        with assert_refused(r"^input .*: A\.NII\.GZ would be left out, .*: rename it\.$"):
+            segment(place, tmp_path / "out", weights)
+
+
 def test_nothing_is_replaced_unasked(study, weights, tmp_path):
     stored = tmp_path / "out/CT ä_seg.dcm"
     stored.parent.mkdir()

@@ -43,6 +43,10 @@ _UNEVEN = 0.1
 _SHIFTED = 0.5
 
 
+class NoSeriesError(BundleError):
+    """A folder without a DICOM image."""
+
+
 @dataclass(frozen=True)
 class DicomSeries:
     """The image files of one series.
@@ -96,7 +100,7 @@ class DicomVolume:
         return make_nifti(self.voxels, self.affine)
 
 
-def find_series(folder: str | Path) -> list[DicomSeries]:
+def find_series(folder: str | Path, *, follow_links: bool = False) -> list[DicomSeries]:
     """Find the image series of a folder and its subfolders.
 
     Hidden files, files of other formats and DICOM objects that are no images (DICOMDIR, segmentations, structure sets,
@@ -105,19 +109,21 @@ def find_series(folder: str | Path) -> list[DicomSeries]:
 
     Args:
         folder: folder to search.
+        follow_links: search linked folders, too, which may lie elsewhere.
 
     Returns:
         The series, sorted by folder, series number and UID.
 
     Raises:
-        BundleError: when the folder does not exist or there is no DICOM image in it.
+        BundleError: when the folder does not exist, one of its subfolders cannot be read, or there is no DICOM image in
+            it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise BundleError(f"{root} must be a folder with DICOM files, and there is no such folder.")
-    found = _joined([series for place in _folders(root) for series in _series_of(place)])
+    found = _joined([series for place in _folders(root, follow_links) for series in _series_of(place)])
     if not found:
-        raise BundleError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
+        raise NoSeriesError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
     return sorted(found, key=lambda series: (series.folder, series.number, series.uid))
 
 
@@ -164,10 +170,20 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    for place, folders, _ in os.walk(root):
+def _folders(root: Path, follow_links: bool) -> Iterator[Path]:
+    seen: set[str] = set()
+    for place, folders, _ in os.walk(root, followlinks=follow_links, onerror=_refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # Links may lead back.
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
         yield Path(place)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise BundleError(f"{error.filename} cannot be searched: {error.strerror}.") from error
 
 
 def _series_of(folder: Path) -> list[DicomSeries]:
@@ -297,6 +313,9 @@ def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
     missing = [tag for tag in _GEOMETRY_TAGS if dataset.get(tag) in (None, "")]
     if missing:
         raise _refusal(series, f"{name} lacks {', '.join(missing)}, without which it has no place in a volume")
+    for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        if np.size(dataset[tag].value) != count:
+            raise _refusal(series, f"{tag} of {name} must be {count} numbers, got {_decimals(dataset[tag].value)}")
     directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=100 * _SAME):
         raise _refusal(
@@ -304,7 +323,7 @@ def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
             f"ImageOrientationPatient of {name} must be two unit vectors at right angles, got "
             f"{_decimals(dataset.ImageOrientationPatient)}",
         )
-    if len(dataset.PixelSpacing) != 2 or not all(size > 0 for size in dataset.PixelSpacing):
+    if not all(size > 0 for size in dataset.PixelSpacing):
         raise _refusal(
             series, f"PixelSpacing of {name} must be two sizes above 0 mm, got {_decimals(dataset.PixelSpacing)}"
         )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import warnings
@@ -27,6 +28,7 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from scripts.data.dicom import find_series, read_series
+from scripts.errors import BundleError
 
 SHAPE = (9, 7, 5)
 
@@ -366,3 +368,40 @@ def test_a_file_that_is_no_dicom_in_spite_of_its_name(stored, tmp_path):
     for path in tmp_path.glob("IM*"):
         path.unlink()
     assert_series_refused(tmp_path, "without UID .0 files.: x.dcm cannot be read as DICOM")
+
+
+@pytest.mark.parametrize(("tag", "values"), [("ImagePositionPatient", [1, 2]), ("PixelSpacing", [1.5])])
+def test_geometry_of_too_few_numbers(tag, values, stored, tmp_path):
+    def edit(dataset, index):
+        if index == 2:
+            setattr(dataset, tag, values)
+
+    write_series(tmp_path, stored, edit=edit)
+    assert_series_refused(tmp_path, rf"{tag} of IM\d+\.dcm must be \d numbers, got")
+
+
+def test_linked_folders_are_searched_on_request(stored, tmp_path):
+    write_series(tmp_path / "archive", stored)
+    (tmp_path / "study" / "loop").mkdir(parents=True)
+    (tmp_path / "study" / "patient").symlink_to(tmp_path / "archive")
+    (tmp_path / "study" / "again").symlink_to(tmp_path / "archive")
+    (tmp_path / "study" / "loop" / "back").symlink_to(tmp_path / "study")
+    with pytest.raises(BundleError, match="holds no DICOM image"):
+        find_series(tmp_path / "study")
+    (series,) = find_series(tmp_path / "study", follow_links=True)
+    assert len(series.files) == 5
+
+
+def test_a_folder_that_cannot_be_searched_is_not_passed_over(stored, tmp_path, monkeypatch):
+    write_series(tmp_path / "series", stored)
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BundleError, match=r"closed cannot be searched: Permission denied\."):
+        find_series(tmp_path)
