@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .files import replacing
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 #: The code of NIfTI for millimeters.
 _MILLIMETER = 2
+#: Bytes that are unpacked at a time.
+_PIECE = 2**20
 
 
 def volume_name(path: str | os.PathLike[str]) -> str:
@@ -115,18 +118,50 @@ def check_geometry(volume: Any, name: str) -> None:
         )
 
 
-def check_file_geometry(path: str | os.PathLike[str], name: str) -> None:
-    """Read the header of a NIfTI file, and refuse it as :func:`check_geometry` does; other formats are passed over.
+def check_file(path: str | os.PathLike[str], name: str) -> None:
+    """Refuse a NIfTI file whose content readers would take for another one; other formats are passed over.
 
     Args:
         path: the file.
         name: what to call it in the message.
 
     Raises:
-        BundleError: see there.
+        BundleError: when a compressed file is damaged, also where its voxels can be read; when its values are colors,
+            complex or not finite; or when it is not certain where its voxels lie, see :func:`check_geometry`.
     """
-    if os.fspath(path).endswith(VOLUME_SUFFIXES):
-        check_geometry(nib.load(path), name)
+    if not os.fspath(path).endswith(VOLUME_SUFFIXES):
+        return
+    check_compression(path, name)
+    volume: Any = nib.load(path)
+    dtype = volume.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise BundleError(f"{name} must hold numbers, got {dtype}.")
+    # Integers are finite, and whole scans of them large.
+    if dtype.kind == "f" and not np.isfinite(np.asanyarray(volume.dataobj)).all():
+        raise BundleError(f"{name} holds values that are not finite.")
+    check_geometry(volume, name)
+
+
+def check_compression(path: str | os.PathLike[str], name: str) -> None:
+    """Read a compressed file to its end, where its checksum stands: readers of volumes stop before it.
+
+    Args:
+        path: the file; one whose name does not end in ``.gz`` is passed over.
+        name: what to call it in the message.
+
+    Raises:
+        BundleError: when the content is not that which was written, or cannot be read.
+    """
+    if not os.fspath(path).lower().endswith(".gz"):
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(_PIECE):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BundleError(f"{name} cannot be read to its end, the file is damaged: {one_line(error)}") from error
+    except OSError as error:
+        raise BundleError(f"{name} cannot be read: {error.strerror}.") from error
 
 
 def check_volume(volume: torch.Tensor, name: str, *, channels: int | None = None) -> None:

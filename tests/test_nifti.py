@@ -12,7 +12,8 @@ from conftest import assert_refused
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
-from scripts.nifti import WholeFiles, make_nifti, read_nifti, volume_name, write_nifti
+from scripts.errors import BundleError
+from scripts.nifti import WholeFiles, check_file, make_nifti, read_nifti, volume_name, write_nifti
 
 AFFINE = np.diag([-2.0, 3.0, 4.0, 1.0])
 
@@ -101,3 +102,43 @@ def test_a_fourth_axis_of_length_one_is_left_out(tmp_path):
 )
 def test_volume_name(name, case):
     assert volume_name(f"/data/{name}") == case
+
+
+def flipped(path, folder):
+    """Copies of a compressed file, each with one bit flipped."""
+    content = bytearray(path.read_bytes())
+    for number, position in enumerate(range(12, len(content), max(1, len(content) // 40))):
+        content[position] ^= 1
+        (folder / f"{number}.nii.gz").write_bytes(content)
+        content[position] ^= 1
+        yield folder / f"{number}.nii.gz"
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 1000, size=(8, 7, 6)).astype(np.int16)
+    good = tmp_path / "good.nii.gz"
+    write_nifti(make_nifti(voxels, AFFINE), good)
+    check_file(good, "it")
+    read = 0
+    for path in flipped(good, tmp_path):
+        with pytest.raises(BundleError, match=r"it cannot be read|it must|it holds"):
+            check_file(path, "it")
+        try:
+            read += np.asanyarray(nib.load(path).dataobj).shape == voxels.shape
+        except Exception:
+            continue
+    assert read > 0, "no flip that readers pass over was tried"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.zeros((3, 3, 3), np.complex64), "it must hold numbers, got complex64"),
+        (np.full((3, 3, 3), np.inf, np.float32), "it holds values that are not finite"),
+    ],
+)
+def test_values_that_readers_would_change(tmp_path, voxels, message):
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii")
+    with pytest.raises(BundleError, match=message):
+        check_file(tmp_path / "a.nii", "it")
+    check_file(tmp_path / "another.mha", "it")

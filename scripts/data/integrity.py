@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import BundleError, one_line
-from ..nifti import check_geometry
+from ..nifti import check_compression, check_geometry
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
 _AFFINE_TOLERANCE = 1e-3
@@ -161,6 +161,7 @@ def _load(
         findings.problems.append(f"{start} has {count} non-finite value{'s' * (count != 1)}")
         return None
     try:
+        check_compression(path, start)
         check_geometry(file, start)
     except BundleError as error:
         findings.problems.append(str(error).rstrip("."))

@@ -15,7 +15,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransf
 from monai.utils import CommonKeys
 
 from ..errors import BundleError, root_cause
-from ..nifti import check_file_geometry, check_volume
+from ..nifti import check_file, check_volume
 
 
 class LoadCased(MapTransform):
@@ -61,7 +61,7 @@ class LoadCased(MapTransform):
             # Files fail in as many ways as there are readers.
             except Exception as error:
                 raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
-            check_file_geometry(path, str(path))
+            check_file(path, str(path))
             check_volume(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
         if CommonKeys.LABEL in result and CommonKeys.IMAGE in result:
             self._check_label(result[CommonKeys.LABEL], result[CommonKeys.IMAGE], str(data[CommonKeys.LABEL]))

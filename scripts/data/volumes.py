@@ -18,7 +18,7 @@ from monai.utils import MetaKeys
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
-from ..nifti import WholeFiles, check_file_geometry, check_volume
+from ..nifti import WholeFiles, check_file, check_volume
 from .geometry import warn_of_geometry
 
 _logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class ReadableVolumes(IterableDataset):
         try:
             volume = self.transform(dict(item))
             check_volume(volume["image"], "it", channels=self.in_channels)
-            self._compare_geometry(item["image"], volume["image"])
+            self._check_file(item["image"], volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:
             with self._num_failed.get_lock():
@@ -80,11 +80,12 @@ class ReadableVolumes(IterableDataset):
             return None
         return volume
 
-    def _compare_geometry(self, path: str, image: torch.Tensor) -> None:
+    def _check_file(self, path: str, image: torch.Tensor) -> None:
         meta = getattr(image, "meta", {})
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is not None and shape is not None:
-            check_file_geometry(path, "it")
+            # What the transforms clip or drop, such as infinite values, is in the file alone.
+            check_file(path, "it")
             warn_of_geometry(
                 path, affine, shape, trained_spacing=self.trained_spacing, trained_extent=self.trained_extent
             )

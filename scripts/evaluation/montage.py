@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from ..errors import BundleError
+from ..nifti import read_nifti
 from .canvas import new_figure, save_figure
 from .pictures import View, draw_panel, intensity_window, surroundings
 
+_logger = logging.getLogger(__name__)
 _COLUMNS, _ROWS = 6, 5
 _PANEL_INCHES = 2.0
 _MAX_LETTERS = 28
@@ -27,7 +30,7 @@ def draw_montage(cases: Mapping[str, tuple[Path, Path | None]], output_dir: Path
     right. A body that lies otherwise, or an outline that misses its organ, tells of a wrong affine.
 
     Args:
-        cases: for each id the NIfTI files of its image and of its label, or None.
+        cases: for each id the NIfTI files of its image and of its label, or None; one that cannot be read is left out.
         output_dir: folder of the pages, ``montage_01.png`` and so on; pages that are there are replaced.
         jobs: cases read at the same time.
 
@@ -39,17 +42,22 @@ def draw_montage(cases: Mapping[str, tuple[Path, Path | None]], output_dir: Path
     for start in range(0, len(names), _COLUMNS * _ROWS):
         chosen = names[start : start + _COLUMNS * _ROWS]
         with ThreadPoolExecutor(max_workers=jobs) as pool:
-            views = list(pool.map(lambda name: _axial_view(name, *cases[name]), chosen))
-        pages.append(_draw_page(views, output_dir / f"montage_{len(pages) + 1:02d}.png"))
+            views = [view for view in pool.map(lambda name: _axial_view(name, *cases[name]), chosen) if view]
+        if views:
+            pages.append(_draw_page(views, output_dir / f"montage_{len(pages) + 1:02d}.png"))
     return pages
 
 
-def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View:
-    image: Any = nib.as_closest_canonical(nib.load(image_path))
+def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View | None:
+    try:
+        image = nib.as_closest_canonical(read_nifti(image_path))
+        turned = None if label_path is None else nib.as_closest_canonical(read_nifti(label_path))
+    except BundleError as error:
+        _logger.warning("%s is not in the montage: %s", name, error)
+        return None
     voxels = np.asanyarray(image.dataobj)
     label = np.zeros(voxels.shape, dtype=np.uint8)
-    if label_path is not None:
-        turned: Any = nib.as_closest_canonical(nib.load(label_path))
+    if turned is not None:
         label = np.asanyarray(turned.dataobj)
     areas = np.count_nonzero(label, axis=(0, 1))
     index = int(areas.argmax()) if areas.any() else len(areas) // 2

@@ -112,6 +112,18 @@ def test_truncated_file(folder, role, kept):
     assert "\n" not in problem
 
 
+def test_a_wrong_checksum(folder):
+    path = folder / "images" / f"{LABELED}.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    assert np.asanyarray(nibabel.load(path).dataobj).size
+    (problem,) = check(folder)
+    assert problem.startswith(
+        f"{LABELED}: image images/{LABELED}.nii.gz cannot be read to its end, the file is damaged"
+    )
+
+
 def test_what_is_no_nifti_at_all(folder):
     (folder / "images" / f"{TEST}.nii.gz").write_text("no volume")
     (problem,) = check(folder)

@@ -75,7 +75,7 @@ def test_a_truncated_download(source, bad_lines):
     save(source / "labels/bad.nii.gz", label)
     content = (source / "images/bad.nii.gz").read_bytes()
     (source / "images/bad.nii.gz").write_bytes(content[: len(content) // 2])
-    assert "bad.nii.gz cannot be read, the file may be truncated" in bad_lines()
+    assert "bad.nii.gz cannot be read to its end, the file is damaged" in bad_lines()
 
 
 def test_a_name_that_no_split_takes(source, bad_lines):
@@ -283,3 +283,20 @@ def test_a_folder_in_which_nothing_was_prepared_takes_other_options(tmp_path, ca
     save(tmp_path / "source/labels/a.nii.gz", label)
     main([*words, "--spacing", "2"])
     assert (tmp_path / "prepared/images/a.nii.gz").is_file()
+
+
+def test_two_geometries_in_one_header(source, bad_lines):
+    image, label = volumes(9)
+    volume = nib.Nifti1Image(image, np.eye(4))
+    volume.header.set_qform(np.diag([0.7, 0.7, 3.0, 1.0]), code=1)
+    volume.header.set_sform(np.eye(4), code=1)
+    nib.save(volume, source / "images/bad.nii.gz")
+    save(source / "labels/bad.nii.gz", label)
+    assert "bad.nii.gz must have one geometry: its affine has voxels of" in bad_lines()
+
+
+def test_complex_numbers(source, bad_lines):
+    image, label = volumes(9)
+    save(source / "images/bad.nii.gz", image.astype(np.complex64))
+    save(source / "labels/bad.nii.gz", label)
+    assert "bad.nii.gz must hold numbers, got complex64" in bad_lines()

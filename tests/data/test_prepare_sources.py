@@ -23,7 +23,7 @@ from scripts.__main__ import main
 from scripts.data.prepare import conversion
 from scripts.data.prepare.dataset import SplitSettings
 from scripts.data.prepare.folds import shipped_splits
-from scripts.data.prepare.reading import Volumes
+from scripts.data.prepare.reading import Volumes, resample
 from scripts.data.splits import LIST_NAMES, read_split
 from scripts.errors import BundleError
 
@@ -286,6 +286,15 @@ def test_spacing_resamples_image_and_label(tmp_path, prepare):
     assert np.asanyarray(image.dataobj).min() == -99, "no value may come from beyond the volume"
 
 
+def test_spacing_is_that_of_the_patient_in_any_order_of_axes(tmp_path):
+    image, label = (nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.0, 1.0])) for voxels in volumes(0))
+    turned = [volume.as_reoriented([[2, 1], [0, -1], [1, 1]]) for volume in (image, label)]
+    for pair in ((image, label), turned):
+        resampled = resample(Volumes(*pair), [1.0, 1.5, 3.0])
+        for volume in (resampled.image, resampled.label):
+            np.testing.assert_allclose(nib.as_closest_canonical(volume).header.get_zooms(), [1, 1.5, 3], atol=1e-5)
+
+
 @pytest.mark.parametrize(("tumor", "values"), [("merge", {0, 1}), ("keep", {0, 1, 2})])
 def test_tumor_of_the_decathlons_pancreas(tumor, values, tmp_path, prepare):
     make_task(tmp_path / "source" / "Task07_Pancreas", [f"pancreas_{i:03d}" for i in range(5)], num_classes=3)
@@ -529,6 +538,22 @@ def test_what_is_done_is_not_done_again(tmp_path, prepare, monkeypatch):
     )
     assert prepare("folder", "--num_folds", 2)[0] == 0
     assert written == ["c.nii.gz", "c.nii.gz"]
+
+
+def test_a_prepared_file_that_was_damaged_since_costs_a_line(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcd")
+    prepare("folder", "--num_folds", 2)
+    image, label = (tmp_path / "prepared" / kind / "b.nii.gz" for kind in ("images", "labels"))
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    code, lines = prepare("folder", "--num_folds", 2)
+    assert code == 1
+    assert any(line.startswith("b: image images/b.nii.gz cannot be read") for line in lines), lines
+    image.write_bytes(content)
+    label.write_bytes(label.read_bytes()[:40])
+    code, lines = prepare("folder", "--num_folds", 2)
+    assert code == 1
+    assert lines[-1].endswith(f"delete {label}, and it is prepared again."), lines
 
 
 def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):

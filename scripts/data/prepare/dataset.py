@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from ...errors import BundleError
 from ...files import write_json
+from ...nifti import read_nifti
 from ..splits import LIST_NAMES, is_inside, leads_out, write_split
 from .archive import unpack
 from .conversion import convert_cases, is_done, label_path, outdated_cases
@@ -357,7 +357,11 @@ def _describe(cases: Sequence[SourceCase], output_dir: Path, *, withdrawn: froze
     def describe(case: SourceCase) -> FoldCase:
         if not case.has_label:
             return FoldCase(case.name, _group(case))
-        file: Any = nib.load(label_path(output_dir, case.name))
+        path = label_path(output_dir, case.name)
+        try:
+            file = read_nifti(path)
+        except BundleError as error:
+            raise BundleError(f"{error}; delete {path}, and it is prepared again.") from error
         voxels = np.asanyarray(file.dataobj)
         classes = tuple(int(value) for value in np.unique(voxels) if value)
         voxel_mm3 = abs(float(np.linalg.det(file.affine[:3, :3])))

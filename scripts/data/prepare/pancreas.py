@@ -85,7 +85,7 @@ def _find_nih(source: Path) -> Source:
 
 def _read_nih(folder: Path, label_path: Path, *, source: Path) -> Volumes:
     image = read_series(require_inside(folder, source)).to_nifti()
-    stored = read_image(label_path, source=source)
+    stored = read_image(label_path, source=source, ignore_affine=True)
     classes = to_classes(np.asanyarray(stored.dataobj), label_path)
     # The labels tell the directions of their axes, but not the place of the scan.
     label = on_grid(make_nifti(classes, stored.affine), image, ignore_affine=True)

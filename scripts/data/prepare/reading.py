@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from ...errors import BundleError, one_line
-from ...nifti import make_nifti
+from ...nifti import check_compression, check_geometry, make_nifti
 from ..dicom import read_series
 from ..splits import is_inside
 
@@ -131,24 +131,26 @@ def require_inside(path: Path, source: Path) -> Path:
     return path
 
 
-def read_image(path: Path, *, source: Path, channel: int | None = None) -> nib.Nifti1Image:
+def read_image(path: Path, *, source: Path, channel: int | None = None, ignore_affine: bool = False) -> nib.Nifti1Image:
     """Read an image.
 
     Args:
         path: NIfTI or NRRD file, or folder of one DICOM series.
         source: folder which it must not lead out of.
         channel: which channel of a 4D NIfTI file; None allows one channel only.
+        ignore_affine: allow a NIfTI file whose affine and header tell of different voxels.
 
     Returns:
         The image, 3D, in the integer type of the file, int16 where that is exact, or float32.
 
     Raises:
-        BundleError: when it cannot be read, is not 3D or holds values that are not finite.
+        BundleError: when it cannot be read, is not 3D, holds values that are no numbers or not finite, or when it is
+            not certain where its voxels lie.
     """
     require_inside(path, source)
     if path.is_dir():
         return read_series(path).to_nifti()
-    voxels, affine = _read_file(path)
+    voxels, affine = _read_file(path, ignore_affine=ignore_affine)
     voxels = _only_channel(voxels, path, channel=channel)
     if not np.isfinite(voxels).all():
         raise BundleError(f"{path} holds values that are not finite.")
@@ -229,7 +231,7 @@ def resample(volumes: Volumes, spacing_mm: Sequence[float]) -> Volumes:
 
     Args:
         volumes: the case.
-        spacing_mm: size of a voxel along each axis.
+        spacing_mm: size of a voxel along x, y and z of the patient, whatever the order of the axes in the file.
 
     Returns:
         The case; whole numbers, such as Hounsfield units, stay whole.
@@ -241,7 +243,8 @@ def resample(volumes: Volumes, spacing_mm: Sequence[float]) -> Volumes:
 
 def _resample(volume: nib.Nifti1Image, spacing_mm: Sequence[float], *, mode: str) -> nib.Nifti1Image:
     voxels = np.asanyarray(volume.dataobj)
-    resampled: Any = Spacing(pixdim=spacing_mm, mode=mode)(
+    axes = nib.orientations.io_orientation(volume.affine)[:, 0].astype(int)
+    resampled: Any = Spacing(pixdim=[spacing_mm[axis] for axis in axes], mode=mode)(
         MetaTensor(voxels[None].astype(np.float32), affine=volume.affine)
     )
     values = resampled[0].numpy()
@@ -250,11 +253,14 @@ def _resample(volume: nib.Nifti1Image, spacing_mm: Sequence[float], *, mode: str
     return make_nifti(values, resampled.affine.numpy().astype(np.float64))
 
 
-def _read_file(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+def _read_file(path: Path, *, ignore_affine: bool = False) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     try:
         if path.name.lower().endswith(".nrrd"):
             return _read_nrrd(path)
+        check_compression(path, str(path))
         file: Any = nib.load(path)
+        if not ignore_affine:
+            check_geometry(file, str(path))
         return np.asanyarray(file.dataobj), np.asarray(file.affine, dtype=np.float64)
     except BundleError:
         raise
@@ -293,6 +299,8 @@ def _only_channel(voxels: npt.NDArray[Any], path: Path, *, channel: int | None =
         voxels = voxels[..., channel]
     if voxels.ndim != 3 or not voxels.size or voxels.dtype.fields is not None:
         raise BundleError(f"{path} must be a 3D volume of one channel, got shape {voxels.shape}.")
+    if voxels.dtype.kind not in "biuf":
+        raise BundleError(f"{path} must hold numbers, got {voxels.dtype}.")
     return voxels
 
 
