@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monai.utils.misc import str2bool
@@ -150,6 +150,8 @@ def unlabeled_pool(
     # By name, too: a prepared data set holds copies of the files of the folder.
     used = {Path(pair["image"]).resolve() for pair in pairs}
     names = {volume_name(pair["image"]) for pair in pairs}
+    # The files of a case may be called alike in a folder of its own.
+    names |= {PurePosixPath(pair["case"]).name for pair in pairs if "case" in pair}
     check_capitals("unlabeled_dir", folder)
     volumes = volumes_in(folder)
     cases = [

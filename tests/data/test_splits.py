@@ -533,6 +533,14 @@ def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog, original):
     assert "1 of 2 volumes left out" in caplog.text
 
 
+def test_cases_with_a_folder_of_their_own_are_known_by_their_name(tmp_path):
+    for name in ("case_1.nii.gz", "case_2.nii.gz"):
+        (tmp_path / name).write_text("")
+    pairs = [{"image": str(tmp_path / "prepared/site/case_1/image.nii.gz"), "case": "site/case_1"}]
+    pool = unlabeled_pool(never, pairs=pairs, pairs_are_given=False, unlabeled_dir=tmp_path)
+    assert pool == [{"unlabeled": str(tmp_path / "case_2.nii.gz")}]
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
