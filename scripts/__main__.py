@@ -25,6 +25,7 @@ from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
 from .data.prepare.conversion import image_path, label_path
 from .data.prepare.dataset import SplitSettings, prepare_dataset
+from .data.prepare.reading import on_grid
 from .errors import BundleError
 from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
@@ -258,6 +259,11 @@ def picture(
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = _whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
+    for name in volumes.keys() - {"image"}:
+        try:
+            loaded[name] = on_grid(loaded[name], loaded["image"])
+        except BundleError as error:
+            raise BundleError(f"{name} {volumes[name]} does not fit the image: {error}") from error
     voxels = {name: np.asanyarray(volume.dataobj) for name, volume in loaded.items()}
     case_picture(
         voxels["image"],
@@ -648,6 +654,8 @@ def _whole_number(name: str, value: Any, *, at_least: int) -> int:
 
 
 def _text(name: str, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise BundleError(f"{name} must be a string, got {value}: write a path as ./{value}, a text as '\"{value}\"'.")
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
     return value

@@ -124,6 +124,17 @@ def test_the_file_of_a_renamed_run_does_not_take_the_weights_of_its_old_folder(t
     assert_accepted("--config_file", files)
 
 
+@pytest.mark.parametrize("word", ["2024", "1e5", "True"])
+def test_a_folder_called_like_a_number_is_no_number(word):
+    config_file = str(ROOT / "configs/train.json")
+    with pytest.raises(
+        BundleError, match=rf"^--dataset_dir {word} is read as a number .*: write a path as \./{word}\.$"
+    ):
+        assert_accepted("--config_file", config_file, "--dataset_dir", word)
+    assert_accepted("--config_file", config_file, "--dataset_dir", f"./{word}")
+    assert_accepted("--config_file", config_file, "--dataset_dir", "007")
+
+
 def test_a_text_is_no_object():
     train = str(ROOT / "configs/train.json")
     for name, value in (("optimizer", "adam"), ("method_def#supervised", "dice"), ("network_def", "vnet")):
@@ -159,6 +170,8 @@ def test_what_is_no_workflow_is_not_run(form):
 def test_every_workflow_checks_its_command_line_first(files):
     config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in files])
     assert config["run"][0] == {"_target_": "scripts.console.prepare_command_line"}
+    if "train" in files and "evaluate" not in files:
+        assert config["initialize"][0]["_target_"] == "scripts.console.check_run_id"
 
 
 def test_none_that_monai_leaves_out_is_refused(config_file):

@@ -129,7 +129,7 @@ def test_check_tells_problems(folder, fails, capsys):
         (["--lists", "labeled,7"], "lists must be strings with commas between them, got ('labeled', 7)."),
         (["--lists"], "lists must be strings with commas between them, got True."),
         (["--lists", "train"], "lists must be of labeled, unlabeled, validation, test, got 'train'."),
-        (["--split_file", "7"], "split_file must be a string, got 7."),
+        (["--split_file", "7"], "split_file must be a string, got 7: write a path as ./7, a text as '\"7\"'."),
     ],
 )
 def test_check_refuses(words, message, phantom_dir, fails):
@@ -199,7 +199,7 @@ def test_a_picture_replaces_none_of_its_volumes(name, volumes, tmp_path, fails):
     [
         (["--num_slices", "x"], "num_slices must be a whole number of at least 1, got 'x'."),
         (["--num_slices", "0"], "num_slices must be a whole number of at least 1, got 0."),
-        (["--reference", "7"], "reference must be a string, got 7."),
+        (["--reference", "7"], "reference must be a string, got 7: write a path as ./7"),
         (["--reference", ""], "reference must be a string, got ''."),
         (["--reference", "none.nii"], "reference none.nii cannot be read as NIfTI: "),
     ],
@@ -207,6 +207,31 @@ def test_a_picture_replaces_none_of_its_volumes(name, volumes, tmp_path, fails):
 def test_picture_refuses(words, message, volumes, tmp_path, fails):
     assert fails("picture", *volumes, "--output", tmp_path / "a.png", *words).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_maps_stored_otherwise(volumes, tmp_path, fails):
+    words = dict(zip(volumes[::2], volumes[1::2], strict=True))
+    label = nib.load(words["--prediction"])
+    nib.save(label.as_reoriented([[0, -1], [2, 1], [1, 1]]), tmp_path / "turned.nii.gz")
+    for name, file in (("plain", words["--prediction"]), ("turned", tmp_path / "turned.nii.gz")):
+        main(
+            [
+                "picture",
+                "--image",
+                str(words["--image"]),
+                "--prediction",
+                str(file),
+                "--output",
+                f"{tmp_path / name}.png",
+            ]
+        )
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "turned.png").read_bytes()
+    moved = label.affine.copy()
+    moved[0, 3] += 5
+    nib.save(nib.Nifti1Image(label.dataobj, moved), tmp_path / "moved.nii.gz")
+    words["--prediction"] = tmp_path / "moved.nii.gz"
+    message = fails("picture", *(word for pair in words.items() for word in pair), "--output", tmp_path / "a.png")
+    assert message.startswith(f"prediction {tmp_path / 'moved.nii.gz'} does not fit the image: the label has another")
 
 
 def test_volumes_that_cannot_be_read(volumes, tmp_path, fails):
