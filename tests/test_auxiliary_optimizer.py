@@ -173,8 +173,11 @@ def test_auxiliary_part_that_is_not_finite_stops_the_run(broken, tmp_path, make_
     assert all(torch.equal(old, new) for old, new in zip(before, discriminator.parameters(), strict=True))
 
 
-def test_two_processes_train_both_parts(tmp_path, phantom_dir):
+@pytest.mark.parametrize("without_auxiliary", [False, True])
+def test_two_processes_train_both_parts_or_the_network_alone(tmp_path, phantom_dir, without_auxiliary):
     arguments = {**TWO, "dataset_dir": phantom_dir, "output_dir": tmp_path / "run"}
+    if without_auxiliary:
+        arguments |= {"auxiliary_optimizer": "$None", "method_def#adversarial_weight": 0.0}
     options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     names = ("train", "method_sassnet", "multi_gpu_train")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
@@ -187,6 +190,9 @@ def test_two_processes_train_both_parts(tmp_path, phantom_dir):
     assert done.returncode == 0, done.stdout + done.stderr
     history = pd.read_csv(tmp_path / "run/history.csv")
     assert history["iteration"].tolist() == [1, 2]
+    if without_auxiliary:
+        assert "auxiliary_gradient_norm" not in history
+        return
     assert (history["auxiliary_gradient_norm"] > 0).all()
     checkpoint = load(tmp_path / "run/checkpoints/checkpoint_00000002.pt")
     assert {value["step"].item() for value in checkpoint["auxiliary_optimizer"]["state"].values()} == {2}

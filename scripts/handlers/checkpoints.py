@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from ignite.engine import Events
+from ignite.utils import manual_seed
 from monai.engines import Evaluator
-from monai.utils import set_determinism
 from torch import nn
 
 from ..errors import BundleError
@@ -188,7 +188,7 @@ class Checkpoints:
         _restore_random_state(content["random"], self.iteration)
         if not is_main_process():
             # The checkpoint is of the main process: the others must draw another dropout, and not that of their start.
-            set_determinism(seed=torch.initial_seed() + self.iteration + process_rank())
+            manual_seed((torch.initial_seed() + self.iteration + process_rank()) % 2**32)
         self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
 
     def _newest_readable(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class DualNetworkMethod(Method):
         uncertainty_weight: w_une.
         contrastive: L_c, Equations 10 and 11; None where its weight is 0.
         contrastive_network: who learns by it: the "student", the network with the higher supervised loss ("loser"),
-            or "both".
+            or "both" (the mean of their terms).
         contrastive_weight: w_c.
         roles: who is Teacher in L_une: the V-Net ("fixed"), the network with the lower supervised loss of this
             iteration ("winner"), or each in turn ("symmetric", the mean of both directions).

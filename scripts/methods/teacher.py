@@ -42,6 +42,7 @@ class MovingAverageTeacher(nn.Module):
         self.decay = decay
         self.mode: TeacherMode = mode
         self.network = copy.deepcopy(network).requires_grad_(False)
+        self.train(self.training)
 
     @torch.no_grad()
     def follow(self, network: nn.Module, step: int) -> None:

@@ -38,6 +38,7 @@ class Discriminator(nn.Module):
         check_dropout(dropout)
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.dropout = dropout
         self.distance_stem = _halving(num_classes - 1, 64)
         self.image_stem = _halving(in_channels, 64)
         self.stages = nn.Sequential(

@@ -271,3 +271,11 @@ def test_configuration(pytestconfig):
     )
     dropouts = [module.p for module in method.discriminator.modules() if isinstance(module, nn.Dropout3d)]
     assert dropouts == [0.5, 0.5, 0.5]
+
+
+def test_dropout_of_the_discriminator_is_described():
+    descriptions = {
+        SASSNet(TinyDualTask(2), discriminator=Discriminator(dropout=dropout), supervised=SupervisedLoss()).describe()
+        for dropout in (0.1, 0.5)
+    }
+    assert len(descriptions) == 2

@@ -125,8 +125,10 @@ def test_copy_takes_parameters_and_statistics(image):
 
 def test_mode_of_evaluation_stays_and_averages_the_statistics(image):
     network = nn.Sequential(*make_network(), nn.Dropout3d(0.5))
-    teacher = MovingAverageTeacher(network, mode="evaluation").train()
-    assert not any(module.training for module in teacher.network.modules())
+    teacher = MovingAverageTeacher(network, mode="evaluation")
+    for _ in range(2):
+        assert not any(module.training for module in teacher.network.modules())
+        teacher.train()
     assert torch.equal(teacher(image), teacher(image))
     network[1].running_mean.fill_(8.0)
     network[1].num_batches_tracked.fill_(5)
