@@ -232,6 +232,14 @@ def test_no_good_series(study, weights, tmp_path):
     assert names_in(tmp_path / "out") == []
 
 
+def test_a_linked_folder_is_segmented(study, weights, tmp_path):
+    (tmp_path / "study").rename(tmp_path / "archive")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "patient").symlink_to(tmp_path / "archive" / "CT.1.2")
+    segment(tmp_path / "study", tmp_path / "out", weights)
+    assert names_in(tmp_path / "out") == ["patient_seg.nii.gz"]
+
+
 def test_capitals_are_told_of(weights, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "A.NII.GZ").write_bytes(b"")

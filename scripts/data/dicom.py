@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import os
 import warnings
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +26,7 @@ from pydicom.uid import UID
 from ..errors import BundleError, one_line
 from ..nifti import make_nifti
 
+_logger = logging.getLogger(__name__)
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _HEADER_TAGS = (
     "SOPClassUID",
@@ -31,8 +34,12 @@ _HEADER_TAGS = (
     "SeriesDescription",
     "SeriesInstanceUID",
     "SeriesNumber",
+    "PatientID",
+    "StudyInstanceUID",
     "Rows",
+    "Columns",
     "ImagePositionPatient",
+    "ImageOrientationPatient",
 )
 _GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 #: Directions and pixel sizes of slices that agree: they are written with six digits or more.
@@ -58,7 +65,6 @@ class DicomSeries:
         modality: such as ``CT`` or ``MR``.
         description: SeriesDescription.
         files: files of its images, sorted by name.
-        places: ImagePositionPatient of each file, empty where it has none.
         damaged: DICOM files of the same folders whose header cannot be read, so that they may belong to this series.
     """
 
@@ -68,7 +74,6 @@ class DicomSeries:
     modality: str = ""
     description: str = ""
     files: tuple[Path, ...] = ()
-    places: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     damaged: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
@@ -105,7 +110,7 @@ def find_series(folder: str | Path, *, follow_links: bool = False) -> list[Dicom
 
     Hidden files, files of other formats and DICOM objects that are no images (DICOMDIR, segmentations, structure sets,
     reports) are passed over. A series whose slices an export has spread over several folders is one entry; copies of
-    slices, or other phases at the same places, in another folder are an entry of their own.
+    slices, and other phases of a series, in another folder are an entry of their own.
 
     Args:
         folder: folder to search.
@@ -115,13 +120,12 @@ def find_series(folder: str | Path, *, follow_links: bool = False) -> list[Dicom
         The series, sorted by folder, series number and UID.
 
     Raises:
-        BundleError: when the folder does not exist, one of its subfolders cannot be read, or there is no DICOM image in
-            it.
+        BundleError: when the folder does not exist or there is no DICOM image in it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise BundleError(f"{root} must be a folder with DICOM files, and there is no such folder.")
-    found = _joined([series for place in _folders(root, follow_links) for series in _series_of(place)])
+    found = _joined([part for place in _folders(root, follow_links) for part in _parts_of(place)])
     if not found:
         raise NoSeriesError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
     return sorted(found, key=lambda series: (series.folder, series.number, series.uid))
@@ -172,7 +176,7 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
 
 def _folders(root: Path, follow_links: bool) -> Iterator[Path]:
     seen: set[str] = set()
-    for place, folders, _ in os.walk(root, followlinks=follow_links, onerror=_refuse_folder):
+    for place, folders, _ in os.walk(root, followlinks=follow_links, onerror=_warn_of_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # Links may lead back.
         if os.path.realpath(place) in seen:
@@ -182,13 +186,24 @@ def _folders(root: Path, follow_links: bool) -> Iterator[Path]:
         yield Path(place)
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise BundleError(f"{error.filename} cannot be searched: {error.strerror}.") from error
+def _warn_of_folder(error: OSError) -> None:
+    _logger.warning("%s cannot be searched: %s.", error.filename, error.strerror)
 
 
-def _series_of(folder: Path) -> list[DicomSeries]:
-    groups: dict[str, list[tuple[Path, tuple[float, ...]]]] = defaultdict(list)
-    headers: dict[str, Dataset] = {}
+class _Part(NamedTuple):
+    """What of a series lies in one folder."""
+
+    series: DicomSeries
+    #: What all parts of a series have in common; empty where nothing tells that folders belong together.
+    identity: tuple[str, ...]
+    #: Where its slices lie; empty for one that does not say it.
+    places: tuple[tuple[float, ...], ...]
+    #: Normal of their plane.
+    normal: npt.NDArray[np.float64]
+
+
+def _parts_of(folder: Path) -> list[_Part]:
+    groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     damaged = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_file() or not _looks_like_dicom(path):
@@ -198,7 +213,6 @@ def _series_of(folder: Path) -> list[DicomSeries]:
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
                 is_image = _is_image(header)
                 uid = str(header.get("SeriesInstanceUID") or "")
-                place = tuple(float(value) for value in header.get("ImagePositionPatient") or ())
         # Damaged files make pydicom raise errors of many unrelated classes.
         except Exception:
             damaged.append(path)
@@ -206,49 +220,79 @@ def _series_of(folder: Path) -> list[DicomSeries]:
         if is_image and "Rows" not in header:
             damaged.append(path)
         elif is_image:
-            groups[uid].append((path, place))
-            headers.setdefault(uid, header)
+            groups[uid].append((path, header))
     if damaged and not groups:
-        return [DicomSeries(folder, damaged=tuple(damaged))]
-    return [
-        DicomSeries(
-            folder,
-            uid,
-            number=_whole(headers[uid].get("SeriesNumber")),
-            modality=str(headers[uid].get("Modality") or ""),
-            description=str(headers[uid].get("SeriesDescription") or ""),
-            files=tuple(path for path, _ in files),
-            places=tuple(place for _, place in files),
-            damaged=tuple(damaged),
-        )
-        for uid, files in groups.items()
-    ]
+        return [_Part(DicomSeries(folder, damaged=tuple(damaged)), (), (), np.zeros(3))]
+    return [_part(folder, uid, files, damaged) for uid, files in groups.items()]
 
 
-def _joined(found: Sequence[DicomSeries]) -> list[DicomSeries]:
-    """Join the parts of a series that lie in several folders, as long as no two of its slices are at one place."""
-    parts: dict[str, list[DicomSeries]] = defaultdict(list)
-    for series in found:
-        # Without a UID nothing tells that two folders belong together.
-        parts[series.uid or str(series.folder)].append(series)
+def _part(folder: Path, uid: str, files: Sequence[tuple[Path, Dataset]], damaged: Sequence[Path]) -> _Part:
+    header = files[0][1]
+    series = DicomSeries(
+        folder,
+        uid,
+        number=_whole(header.get("SeriesNumber")),
+        modality=str(header.get("Modality") or ""),
+        description=str(header.get("SeriesDescription") or ""),
+        files=tuple(path for path, _ in files),
+        damaged=tuple(damaged),
+    )
+    directions = _numbers(header, "ImageOrientationPatient", 6)
+    alike = [str(header.get(tag)) for tag in ("PatientID", "StudyInstanceUID", "Rows", "Columns")]
+    return _Part(
+        series,
+        (uid, *alike, str(np.round(directions, 3))) if uid and directions else (),
+        tuple(_numbers(header, "ImagePositionPatient", 3) for _, header in files),
+        np.cross(directions[:3], directions[3:]).astype(np.float64) if directions else np.zeros(3),
+    )
+
+
+def _numbers(header: Dataset, tag: str, count: int) -> tuple[float, ...]:
+    """The numbers of a tag; none where it has not so many."""
+    try:
+        with _quiet():
+            values = np.atleast_1d(np.array(header.get(tag), dtype=np.float64))
+    # The values are read here for the first time, with whatever stands there.
+    except Exception:
+        return ()
+    return tuple(values.tolist()) if values.shape == (count,) else ()
+
+
+def _joined(parts: Sequence[_Part]) -> list[DicomSeries]:
+    """Join the parts of a series that lie in several folders, unless they are copies or phases of one another."""
+    groups: dict[tuple[str, ...], list[_Part]] = defaultdict(list)
+    for number, part in enumerate(parts):
+        groups[part.identity or (str(number),)].append(part)
     joined = []
-    for series_parts in parts.values():
-        places = [place for part in series_parts for place in part.places]
-        # Slices at one place within a folder are a mistake that reading refuses, whatever else there is.
-        is_spread = len(set(places)) == sum(len(set(part.places)) for part in series_parts)
-        if len(series_parts) == 1 or not all(places) or not is_spread:
-            joined += series_parts
+    for group in groups.values():
+        if len(group) == 1 or not _are_one_stack(group):
+            joined += [part.series for part in group]
             continue
         joined.append(
             replace(
-                series_parts[0],
-                folder=Path(os.path.commonpath([part.folder for part in series_parts])),
-                files=tuple(path for part in series_parts for path in part.files),
-                places=tuple(places),
-                damaged=tuple(path for part in series_parts for path in part.damaged),
+                group[0].series,
+                folder=Path(os.path.commonpath([part.series.folder for part in group])),
+                files=tuple(path for part in group for path in part.series.files),
+                damaged=tuple(path for part in group for path in part.series.damaged),
             )
         )
     return joined
+
+
+def _are_one_stack(parts: Sequence[_Part]) -> bool:
+    """Tell slices that were spread over folders from copies, at the same places, and phases, stacks of their own."""
+    places = [place for part in parts for place in part.places]
+    # Two slices at one place within a folder are a mistake that reading refuses, whatever else there is.
+    if not all(places) or len(set(places)) < sum(len(set(part.places)) for part in parts):
+        return False
+    heights = sorted((np.sort(np.array(part.places) @ parts[0].normal) for part in parts), key=lambda part: part[0])
+    overlap = any(low[-1] > high[0] for low, high in itertools.pairwise(heights))
+    return not (overlap and all(map(_is_stack, heights)))
+
+
+def _is_stack(heights: npt.NDArray[np.float64]) -> bool:
+    gaps = np.diff(heights)
+    return len(gaps) > 1 and float(gaps.max() - gaps.min()) <= _UNEVEN * float(gaps.mean())
 
 
 def _looks_like_dicom(path: Path) -> bool:

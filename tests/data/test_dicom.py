@@ -392,7 +392,7 @@ def test_linked_folders_are_searched_on_request(stored, tmp_path):
     assert len(series.files) == 5
 
 
-def test_a_folder_that_cannot_be_searched_is_not_passed_over(stored, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_searched_is_told_of(stored, tmp_path, monkeypatch, caplog):
     write_series(tmp_path / "series", stored)
     (tmp_path / "closed").mkdir()
     scan = os.scandir
@@ -403,5 +403,45 @@ def test_a_folder_that_cannot_be_searched_is_not_passed_over(stored, tmp_path, m
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(BundleError, match=r"closed cannot be searched: Permission denied\."):
-        find_series(tmp_path)
+    (series,) = find_series(tmp_path)
+    assert len(series.files) == 5
+    assert f"{tmp_path / 'closed'} cannot be searched: Permission denied." in caplog.text
+
+
+def one_uid(**changes):
+    """Give an edit that puts all series into one of a careless anonymization."""
+
+    def edit(dataset, index):
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = "1.2.3", "1.2.4"
+        for name, value in changes.items():
+            setattr(dataset, name, value)
+
+    return edit
+
+
+def test_patients_of_one_uid_stay_volumes_of_their_own(stored, tmp_path):
+    write_series(tmp_path / "a", stored, edit=one_uid(PatientID="a"))
+    write_series(tmp_path / "b", stored, origin=(-10, -20, 45), edit=one_uid(PatientID="b"))
+    assert [series.folder.name for series in find_series(tmp_path)] == ["a", "b"]
+    # The same of one patient are the lower and the upper half of a series.
+    write_series(tmp_path / "b", stored, origin=(-10, -20, 45), edit=one_uid(PatientID="a"))
+    (joined,) = find_series(tmp_path)
+    assert read_series(joined).voxels.shape == (9, 7, 10)
+
+
+def test_phases_and_scouts_of_one_uid_stay_volumes_of_their_own(stored, tmp_path):
+    write_series(tmp_path / "a", stored, edit=one_uid())
+    write_series(tmp_path / "b", stored, origin=(-10, -20, 31.5), edit=one_uid())
+    write_series(tmp_path / "scout", stored[..., :2], orientation=((1, 0, 0), (0, 0, -1)), edit=one_uid())
+    found = find_series(tmp_path)
+    assert [(series.folder.name, len(series.files)) for series in found] == [("a", 5), ("b", 5), ("scout", 2)]
+
+
+@pytest.mark.parametrize("position", [[5.0], [1, 2], None])
+def test_a_position_that_is_none_costs_its_series_alone(position, stored, tmp_path):
+    write_series(tmp_path, stored)
+    write_series(tmp_path, stored[..., :2], prefix="capture", number=9, edit=one_uid(ImagePositionPatient=position))
+    good, bad = find_series(tmp_path)
+    np.testing.assert_array_equal(read_series(good).voxels, stored.astype(int) - 1024)
+    with assert_refused("ImagePositionPatient"):
+        read_series(bad)
