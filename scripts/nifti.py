@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import zlib
@@ -126,24 +127,22 @@ def check_file(path: str | os.PathLike[str], name: str) -> None:
         name: what to call it in the message.
 
     Raises:
-        BundleError: when a compressed file is damaged, also where its voxels can be read; when its values are colors,
-            complex or not finite; or when it is not certain where its voxels lie, see :func:`check_geometry`.
+        BundleError: when a compressed file is damaged, also where its voxels can be read; when its values are colors or
+            complex; or when it is not certain where its voxels lie, see :func:`check_geometry`.
     """
     if not os.fspath(path).endswith(VOLUME_SUFFIXES):
         return
     check_compression(path, name)
     volume: Any = nib.load(path)
-    dtype = volume.get_data_dtype()
-    if dtype.kind not in "biuf":
-        raise BundleError(f"{name} must hold numbers, got {dtype}.")
-    # Integers are finite, and whole scans of them large.
-    if dtype.kind == "f" and not np.isfinite(np.asanyarray(volume.dataobj)).all():
-        raise BundleError(f"{name} holds values that are not finite.")
+    if volume.get_data_dtype().kind not in "biuf":
+        raise BundleError(f"{name} must hold numbers, got {volume.get_data_dtype()}.")
     check_geometry(volume, name)
 
 
 def check_compression(path: str | os.PathLike[str], name: str) -> None:
     """Read a compressed file to its end, where its checksum stands: readers of volumes stop before it.
+
+    A process does it once for a file that does not change.
 
     Args:
         path: the file; one whose name does not end in ``.gz`` is passed over.
@@ -155,13 +154,35 @@ def check_compression(path: str | os.PathLike[str], name: str) -> None:
     if not os.fspath(path).lower().endswith(".gz"):
         return
     try:
-        with gzip.open(path) as stream:
-            while stream.read(_PIECE):
-                pass
+        status = os.stat(path)
+        _unpack(os.fspath(path), status.st_size, status.st_mtime_ns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BundleError(f"{name} cannot be read to its end, the file is damaged: {one_line(error)}") from error
     except OSError as error:
         raise BundleError(f"{name} cannot be read: {error.strerror}.") from error
+
+
+@functools.lru_cache(maxsize=2**16)
+def _unpack(path: str, size: int, time_ns: int) -> None:
+    with gzip.open(path) as stream:
+        while stream.read(_PIECE):
+            pass
+
+
+def check_finite(path: str | os.PathLike[str], name: str) -> None:
+    """Refuse a NIfTI file with values that are not finite, which a window of gray values would hide.
+
+    Args:
+        path: the file.
+        name: what to call it in the message.
+
+    Raises:
+        BundleError: when there is one.
+    """
+    volume: Any = nib.load(path)
+    # Integers are finite, and whole scans of them large.
+    if volume.get_data_dtype().kind == "f" and not np.isfinite(np.asanyarray(volume.dataobj)).all():
+        raise BundleError(f"{name} holds values that are not finite.")
 
 
 def check_volume(volume: torch.Tensor, name: str, *, channels: int | None = None) -> None:

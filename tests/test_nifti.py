@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from scripts.errors import BundleError
-from scripts.nifti import WholeFiles, check_file, make_nifti, read_nifti, volume_name, write_nifti
+from scripts.nifti import WholeFiles, check_file, check_finite, make_nifti, read_nifti, volume_name, write_nifti
 
 AFFINE = np.diag([-2.0, 3.0, 4.0, 1.0])
 
@@ -130,15 +130,15 @@ def test_a_flipped_bit_is_found(tmp_path):
     assert read > 0, "no flip that readers pass over was tried"
 
 
-@pytest.mark.parametrize(
-    ("voxels", "message"),
-    [
-        (np.zeros((3, 3, 3), np.complex64), "it must hold numbers, got complex64"),
-        (np.full((3, 3, 3), np.inf, np.float32), "it holds values that are not finite"),
-    ],
-)
-def test_values_that_readers_would_change(tmp_path, voxels, message):
-    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "a.nii")
-    with pytest.raises(BundleError, match=message):
-        check_file(tmp_path / "a.nii", "it")
+def test_values_that_readers_would_change(tmp_path):
+    paths = {name: tmp_path / f"{name}.nii" for name in ("complex", "infinite", "whole")}
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.complex64), AFFINE), paths["complex"])
+    nib.save(nib.Nifti1Image(np.full((3, 3, 3), np.inf, np.float32), AFFINE), paths["infinite"])
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), AFFINE), paths["whole"])
+    with pytest.raises(BundleError, match=r"^it must hold numbers, got complex64\.$"):
+        check_file(paths["complex"], "it")
+    with pytest.raises(BundleError, match=r"^it holds values that are not finite\.$"):
+        check_finite(paths["infinite"], "it")
+    for check in (check_file, check_finite):
+        check(paths["whole"], "it")
     check_file(tmp_path / "another.mha", "it")

@@ -60,7 +60,7 @@ def check_dataset(
     lists: Sequence[str] | None = None,
     jobs: int = 2,
 ) -> Report:
-    """Check all that a training takes for granted about its files, and describe them. Each file is read once.
+    """Check all that a training takes for granted about its files, and describe them.
 
     Checked are: the schema of the split; that each file exists, stays in the folder and can be read to its end; that
     images are 3D (a fourth dimension of one is tolerated), finite and not constant; that a label has its image's shape

@@ -18,7 +18,7 @@ from monai.utils import MetaKeys
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
-from ..nifti import WholeFiles, check_file, check_volume
+from ..nifti import WholeFiles, check_file, check_finite, check_volume
 from .geometry import warn_of_geometry
 
 _logger = logging.getLogger(__name__)
@@ -84,8 +84,9 @@ class ReadableVolumes(IterableDataset):
         meta = getattr(image, "meta", {})
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is not None and shape is not None:
-            # What the transforms clip or drop, such as infinite values, is in the file alone.
+            # What the transforms clip or drop is in the file alone.
             check_file(path, "it")
+            check_finite(path, "it")
             warn_of_geometry(
                 path, affine, shape, trained_spacing=self.trained_spacing, trained_extent=self.trained_extent
             )
