@@ -177,26 +177,6 @@ def check_references(cases: Iterable[Case], parser: ConfigParser) -> None:
         load({CommonKeys.IMAGE: str(case.image), CommonKeys.LABEL: str(case.label)})
 
 
-def measure_case(folder: Path, case: Case, num_classes: int) -> list[dict[str, Any]]:
-    """Measure the label map that :func:`segment` made of a case on the grid of the reference.
-
-    Args:
-        folder: its folder.
-        case: the case.
-        num_classes: number of classes with the background.
-
-    Returns:
-        see :func:`measure_on_reference`.
-
-    Raises:
-        BundleError: when one of both holds no classes; names the case.
-    """
-    try:
-        return measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
-    except BundleError as error:
-        raise BundleError(f"case {case.name!r}: {error}") from error
-
-
 def measure_on_reference(
     prediction: nib.Nifti1Image, reference: nib.Nifti1Image, num_classes: int
 ) -> list[dict[str, Any]]:

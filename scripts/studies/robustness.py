@@ -23,7 +23,7 @@ from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.wording import mean_and_deviation
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, measure_case, segment, study_cases
+from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -173,7 +173,14 @@ def _segment_changed(
 
 
 def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFrame:
-    return pd.DataFrame({"case": case.name, **row} for case in cases for row in measure_case(folder, case, num_classes))
+    rows = []
+    for case in cases:
+        try:
+            measured = measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
+        except BundleError as error:
+            raise BundleError(f"case {case.name!r}: {error}") from error
+        rows += [{"case": case.name, **row} for row in measured]
+    return pd.DataFrame(rows)
 
 
 def _summarize(table: pd.DataFrame, num_cases: int) -> str:

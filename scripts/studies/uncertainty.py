@@ -21,7 +21,16 @@ from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, check_references, claim_study, label_array, measure_case, segment, segmented, study_cases
+from .cases import (
+    Case,
+    check_references,
+    claim_study,
+    label_array,
+    measure_on_reference,
+    segment,
+    segmented,
+    study_cases,
+)
 
 _NUM_BINS = 15
 
@@ -157,7 +166,7 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
     wrong = predicted != label
     entropy = stats.entropy(probabilities, axis=0)
     row: dict[str, Any] = {"case": case.name}
-    rows = measure_case(folder, case, len(probabilities))
+    rows = measure_on_reference(prediction, reference, len(probabilities))
     row["dice"] = float(np.mean([entry["dice"] for entry in rows]))
     for name, region in regions.items():
         row[f"auroc_disagreement_{name}"] = area_under_curve(disagreement[region], wrong[region])

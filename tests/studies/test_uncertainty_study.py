@@ -18,7 +18,10 @@ from conftest import assert_refused
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
 from scripts.studies.uncertainty import (
+    Bins,
+    _draw,
     _near,
+    _summarize,
     area_under_curve,
     calibration_bins,
     expected_calibration_error,
@@ -100,6 +103,17 @@ def test_nothing_is_near_where_there_is_no_foreground():
     foreground[4, 4, 4] = True
     near = _near(foreground, volume, 2.0)
     assert near.sum() == 7
+
+
+def test_a_case_without_foreground_tells_nothing_near_it(tmp_path):
+    nothing = Bins(*np.zeros((3, 15)))
+    everywhere = Bins(np.full(15, 0.9), np.full(15, 0.8), np.full(15, 10.0))
+    columns = {f"auroc_{kind}_{region}": 0.7 for kind in ("disagreement", "entropy") for region in ("all", "near")}
+    table = pd.DataFrame({"dice": [0.9, 0.8, 0.7, 1.0], "mean_disagreement": [0.1, 0.2, 0.3, np.nan], **columns})
+    text = _summarize(table, {"all": everywhere, "near": nothing}, 5.0)
+    assert text.startswith("4 test cases, Dice 85.00 %.")
+    assert "Spearman correlation -1.00" in text
+    assert _draw(table, {"all": everywhere, "near": nothing}, tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_study_on_small_volumes(phantom_dir, tmp_path):
