@@ -114,7 +114,7 @@ def run_benchmark(
     if ckpt_path is not None and not Path(ckpt_path).is_file():
         raise BundleError(f"ckpt_path {ckpt_path} not found.")
     if ckpt_path is not None and "inference" in parts:
-        check_preprocessing(ckpt_path, dict(read_configuration(config_file).get()))
+        check_preprocessing(ckpt_path, dict(read_configuration(config_file).get()), remedy="the --data of the run")
     output = Path(output_dir)
     if (output / _REPORT).exists() and not overwrite:
         raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")

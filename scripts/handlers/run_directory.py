@@ -27,6 +27,9 @@ from ..parallel import is_main_process
 _logger = logging.getLogger(__name__)
 _FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 _LOCK_FILE = ".training.lock"
+_OTHER_FILES = (
+    f"all files and options of the training, or to an inference the {_INFERENCE_FILE} that lies beside the weights"
+)
 #: The locks of this process, which are held until its end, by device and number of their files.
 _HELD: dict[tuple[int, int], BaseFileLock] = {}
 #: What inference has in common with training.
@@ -237,7 +240,9 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check_preprocessing(weights: str, configuration: dict[str, Any] | None = None) -> None:
+def check_preprocessing(
+    weights: str, configuration: dict[str, Any] | None = None, *, remedy: str = _OTHER_FILES
+) -> None:
     """Make sure that weights are used on volumes such as they were trained on.
 
     Compared is what the preprocessing says, not what a reference to another key in it stands for.
@@ -245,6 +250,7 @@ def check_preprocessing(weights: str, configuration: dict[str, Any] | None = Non
     Args:
         weights: file of the weights; where it lies in the folder of a run, the configuration of the run is known.
         configuration: that of the evaluation or of the inference, which has no crop; None where it is not known.
+        remedy: what to give instead, for the message.
 
     Raises:
         BundleError: when the run had another preprocessing.
@@ -252,10 +258,7 @@ def check_preprocessing(weights: str, configuration: dict[str, Any] | None = Non
     names = [name for name in _PREPROCESSING_KEYS if name != "crop" or name in (configuration or {})]
     changed = _differences(Path(weights).parent / _CONFIGURATION_FILE, configuration, names)
     if changed:
-        raise BundleError(
-            f"{weights} was trained with another preprocessing ({_listed(changed)}): give all files and options of "
-            f"the training, or to an inference the {_INFERENCE_FILE} that lies beside the weights."
-        )
+        raise BundleError(f"{weights} was trained with another preprocessing ({_listed(changed)}): give {remedy}.")
     _warn_of_other_figures(weights, configuration or {})
 
 

@@ -217,7 +217,9 @@ def test_weights_of_another_preprocessing_are_refused(capsys, tmp_path, phantom_
     words = ["--dataset_dir", str(phantom_dir), "--parts", "inference", "--ckpt_path", str(weights)]
     with pytest.raises(SystemExit):
         main(["benchmark", "--output_dir", str(tmp_path / "report"), *words])
-    assert f"{weights} was trained with another preprocessing (spacing was [9, 9, 9]" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {weights} was trained with another preprocessing (spacing was [9, 9, 9]")
+    assert line.endswith("give the --data of the run.")
     assert not (tmp_path / "report").exists()
 
 
