@@ -34,7 +34,7 @@ from .export import extract_network
 from .files import ROOT
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
-from .nifti import read_nifti
+from .nifti import check_geometry, read_nifti
 from .packaging.package import Package, write_package
 from .packaging.run import run_package
 from .packaging.task import task_package
@@ -260,6 +260,7 @@ def picture(
     count = _whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
     for name in volumes.keys() - {"image"}:
+        check_geometry(loaded[name], f"{name} {volumes[name]}")
         try:
             loaded[name] = on_grid(loaded[name], loaded["image"])
         except BundleError as error:
@@ -655,7 +656,7 @@ def _whole_number(name: str, value: Any, *, at_least: int) -> int:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise BundleError(f"{name} must be a string, got {value}: write a path as ./{value}, a text as '\"{value}\"'.")
+        raise BundleError(f"{name} must be a string, got the number {value}: write a path with ./ in front of it.")
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
     return value

@@ -54,7 +54,8 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     for name, word in _named_arguments(arguments[1:]):
         if name.endswith(("_dir", "_file", "_path")) and name != "config_file":
             check_path(name, word)
-            if isinstance(DefaultParseValue(word), (int, float)):
+            # MONAI takes false for the logging_file.
+            if name not in _RUN_ARGUMENTS and isinstance(DefaultParseValue(word), (int, float)):
                 raise BundleError(f"--{name} {word} is read as a number or a truth value: write a path as ./{word}.")
     given = _arguments_of_run(arguments)
     if given is None:

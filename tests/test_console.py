@@ -133,6 +133,8 @@ def test_a_folder_called_like_a_number_is_no_number(word):
         assert_accepted("--config_file", config_file, "--dataset_dir", word)
     assert_accepted("--config_file", config_file, "--dataset_dir", f"./{word}")
     assert_accepted("--config_file", config_file, "--dataset_dir", "007")
+    assert_accepted("--config_file", config_file, "--logging_file", "False")
+    assert_accepted("--config_file", config_file, "--nologging_file")
 
 
 def test_a_text_is_no_object():

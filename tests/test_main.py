@@ -129,7 +129,7 @@ def test_check_tells_problems(folder, fails, capsys):
         (["--lists", "labeled,7"], "lists must be strings with commas between them, got ('labeled', 7)."),
         (["--lists"], "lists must be strings with commas between them, got True."),
         (["--lists", "train"], "lists must be of labeled, unlabeled, validation, test, got 'train'."),
-        (["--split_file", "7"], "split_file must be a string, got 7: write a path as ./7, a text as '\"7\"'."),
+        (["--split_file", "7"], "split_file must be a string, got the number 7: write a path with ./ in front of it."),
     ],
 )
 def test_check_refuses(words, message, phantom_dir, fails):
@@ -199,7 +199,7 @@ def test_a_picture_replaces_none_of_its_volumes(name, volumes, tmp_path, fails):
     [
         (["--num_slices", "x"], "num_slices must be a whole number of at least 1, got 'x'."),
         (["--num_slices", "0"], "num_slices must be a whole number of at least 1, got 0."),
-        (["--reference", "7"], "reference must be a string, got 7: write a path as ./7"),
+        (["--reference", "7"], "reference must be a string, got the number 7: write a path with ./ in front of it."),
         (["--reference", ""], "reference must be a string, got ''."),
         (["--reference", "none.nii"], "reference none.nii cannot be read as NIfTI: "),
     ],
@@ -232,6 +232,12 @@ def test_a_picture_of_maps_stored_otherwise(volumes, tmp_path, fails):
     words["--prediction"] = tmp_path / "moved.nii.gz"
     message = fails("picture", *(word for pair in words.items() for word in pair), "--output", tmp_path / "a.png")
     assert message.startswith(f"prediction {tmp_path / 'moved.nii.gz'} does not fit the image: the label has another")
+    header = label.header.copy()
+    header.set_sform(np.diag([0.0, 1.0, 1.0, 1.0]), code=1)
+    header.set_qform(None, code=0)
+    nib.save(nib.Nifti1Image(label.dataobj, None, header), tmp_path / "moved.nii.gz")
+    message = fails("picture", *(word for pair in words.items() for word in pair), "--output", tmp_path / "a.png")
+    assert message.startswith(f"prediction {tmp_path / 'moved.nii.gz'} must have an affine that can be inverted")
 
 
 def test_volumes_that_cannot_be_read(volumes, tmp_path, fails):

@@ -126,9 +126,6 @@ class InferenceMaps:
                 "--output_dir."
             )
 
-    def _paths(self, volume: str | Path) -> list[Path]:
-        return [self.output_dir / name for name in self._names(volume)]
-
     def _names(self, volume: str | Path) -> list[str]:
         wanted = zip(_OTHER_MAPS, (self.save_probabilities, self.save_uncertainty), strict=True)
         postfixes = [self.output_postfix, *(name for name, option in wanted if str2bool(option))]

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.errors import BundleError
+from scripts.handlers import checkpoints
 from scripts.handlers.checkpoints import Checkpoints, PublishedWeights, _random_state, _restore_random_state
 from scripts.handlers.run_directory import RunDirectory
 
@@ -150,6 +151,21 @@ def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):
     resumed = Training(tmp_path / "resumed", [0.1] * 4, resume=True, interval=1)
     assert resumed.draws == straight.draws[2:]
     assert resumed.network.weight.item() == straight.network.weight.item() == 4
+
+
+def test_another_process_draws_anew_and_leaves_other_settings_alone(tmp_path, monkeypatch):
+    Training(tmp_path, [0.1] * 2, interval=1)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    draws = []
+    for rank in (1, 2, 1):
+        monkeypatch.setattr(checkpoints, "is_main_process", lambda: False)
+        monkeypatch.setattr(checkpoints, "process_rank", lambda rank=rank: rank)
+        torch.manual_seed(2**40)
+        draws.append(Training(tmp_path, [0.1] * 4, resume=True, interval=1).draws)
+    assert draws[0] == draws[2] != draws[1]
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
 
 
 @pytest.mark.parametrize(
