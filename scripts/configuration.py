@@ -68,17 +68,20 @@ def check_overrides(
     of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
     for name in paths:
         path = paths[name].split("#")
-        if not _is_known(config, path):
+        values = _along(config, path)
+        found = len(values) > len(path)
+        # An object may take more arguments than are configured.
+        if not found and not _is_object(values[-1]):
             others = [] if path[0] in config else [*config, *arguments]
             similar = difflib.get_close_matches(path[0], others, n=1)
             hint = f" Did you mean --{similar[0]}?" if similar else ""
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
-        if _is_object(_at(config, path)) and _is_text(overrides[name]):
+        if found and _is_object(values[-1]) and _is_text(overrides[name]):
             raise BundleError(
                 f"--{name} must be an object with a _target_, or an expression that begins with $, @ or %, got "
                 f"{overrides[name]!r}."
             )
-        switched_off = _switched_off(config, path)
+        switched_off = _switched_off(values, path)
         if switched_off is not None and f"{switched_off}#_disabled_" not in paths.values():
             raise BundleError(
                 f"--{name} would change nothing, as {switched_off} is switched off: give --{switched_off}#_disabled_ "
@@ -126,12 +129,10 @@ def _check_weights_beside(contents: Mapping[str, Mapping[str, Any]]) -> None:
             raise BundleError(f"{file} names the weights {weights}, but its run is here: give --{_WEIGHTS} {beside}.")
 
 
-def _switched_off(config: Mapping[str, Any], path: Sequence[str]) -> str | None:
+def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
     """Name the object on the way to a key that the configuration has, but does not build."""
-    place: Any = config
-    for number, key in enumerate(path[:-1], start=1):
-        place = place.get(key) if isinstance(place, dict) else None
-        if isinstance(place, dict) and place.get("_disabled_") is True and path[number] != "_disabled_":
+    for number, value in enumerate(values[: len(path)]):
+        if isinstance(value, dict) and value.get("_disabled_") is True and path[number] != "_disabled_":
             return "#".join(path[:number])
     return None
 
@@ -152,14 +153,18 @@ def _is_workflow(value: Any) -> bool:
     return any(isinstance(step, dict) or str(step).startswith(("$", "@", "%")) for step in steps)
 
 
-def _at(place: Any, path: Sequence[str]) -> Any:
-    """Return what a path leads to; None where that is nothing."""
+def _along(place: Any, path: Sequence[str]) -> list[Any]:
+    """Return what stands along a path, from the whole configuration to the last value that is there."""
+    values = [place]
     for key in path:
-        if isinstance(place, list):
-            place = place[int(key)] if key.isdigit() and int(key) < len(place) else None
+        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict) and key in place:
+            place = place[key]
         else:
-            place = place.get(key) if isinstance(place, dict) else None
-    return place
+            break
+        values.append(place)
+    return values
 
 
 def _is_object(value: Any) -> bool:
@@ -169,15 +174,3 @@ def _is_object(value: Any) -> bool:
 def _is_text(value: Any) -> bool:
     """Return whether a value is a text that stands for itself, not for an expression or a reference."""
     return isinstance(value, str) and not value.startswith(("$", "@", "%"))
-
-
-def _is_known(place: Any, path: Sequence[str]) -> bool:
-    """Return whether a path leads to something that is there; an object may take more arguments than are configured."""
-    for key in path:
-        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
-            place = place[int(key)]
-        elif isinstance(place, dict) and key in place:
-            place = place[key]
-        else:
-            return isinstance(place, dict) and "_target_" in place
-    return True

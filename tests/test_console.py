@@ -149,13 +149,17 @@ def test_a_text_is_no_object():
     assert_accepted("--config_file", train, "--optimizer", "{'_target_': 'torch.optim.Adam'}")
 
 
-def test_options_of_what_is_switched_off_are_refused():
+def test_options_of_what_is_switched_off_are_refused(tmp_path):
     train, pancreas = (str(ROOT / f"configs/{name}.json") for name in ("train", "data_pancreas"))
     for separator in "#", "::":
         with pytest.raises(BundleError, match=r"as window is switched off: give --window#_disabled_ false, too\.$"):
             assert_accepted("--config_file", train, f"--window{separator}a_min", "-100")
     assert_accepted("--config_file", train, "--window#a_min", "-100", "--window#_disabled_", "false")
     assert_accepted("--config_file", f"['{train}','{pancreas}']", "--window#a_min", "-100")
+    mirror = {"_target_": "RandFlipd", "keys": ["image"], "prob": 0.5, "_disabled_": True}
+    (tmp_path / "mine.json").write_text(json.dumps({"augmentation": [mirror]}))
+    with pytest.raises(BundleError, match=r"as augmentation#0 is switched off"):
+        assert_accepted("--config_file", f"['{train}','{tmp_path / 'mine.json'}']", "--augmentation#0#prob", "0.1")
 
 
 @pytest.mark.parametrize("form", [["train"], ["--run_id", "validate"], ["--config_file", "x", "--run_id=settings"]])
