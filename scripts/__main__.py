@@ -259,7 +259,7 @@ def picture(
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = _whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
-    for name in volumes.keys() - {"image"}:
+    for name in list(volumes)[1:]:
         check_geometry(loaded[name], f"{name} {volumes[name]}")
         try:
             loaded[name] = on_grid(loaded[name], loaded["image"])
