@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .errors import BundleError, one_of
+from .errors import BundleError, did_you_mean, one_of
 from .files import CONFIGS
 
 #: The key of the weights that an evaluation or an inference takes.
@@ -73,8 +72,7 @@ def check_overrides(
         # An object may take more arguments than are configured.
         if not found and not _is_object(values[-1]):
             others = [] if path[0] in config else [*config, *arguments]
-            similar = difflib.get_close_matches(path[0], others, n=1)
-            hint = f" Did you mean --{similar[0]}?" if similar else ""
+            hint = did_you_mean(path[0], others, prefix="--")
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
         if found and _is_object(values[-1]) and _is_text(overrides[name]):
             raise BundleError(
@@ -142,8 +140,7 @@ def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Seque
     unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
     for key in unknown:
         if key not in used:
-            similar = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {similar[0]}?" if similar else ""
+            hint = did_you_mean(key, known)
             raise BundleError(f"nothing uses the key {key} of the configuration {config_file}.{hint}")
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -24,7 +23,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .configuration import check_overrides, check_workflow, read_configuration
-from .errors import BundleError, one_line
+from .errors import BundleError, did_you_mean, one_line
 from .files import check_path
 
 #: Arguments of ``python -m monai.bundle run`` itself.
@@ -136,8 +135,7 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
         flag, equals, _ = word.lstrip("-").partition("=")
         flag = flag.replace("-", "_")
         if flag not in known and not (len(flag) == 1 and any(parameter.startswith(flag) for parameter in parameters)):
-            similar = difflib.get_close_matches(flag, parameters, n=1)
-            hint = f" Did you mean --{similar[0]}?" if similar else f" It takes {', '.join(parameters)}."
+            hint = did_you_mean(flag, parameters, prefix="--") or f" It takes {', '.join(parameters)}."
             raise BundleError(f"--{flag} is no argument of {name}.{hint}")
         is_value = not equals
     if positional > len(parameters):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -22,6 +23,22 @@ def one_of(names: Iterable[str]) -> str:
     """
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def did_you_mean(word: str, names: Iterable[str], *, prefix: str = "", at_most: int = 1) -> str:
+    """Ask for what a misspelled name may have meant.
+
+    Args:
+        word: what came.
+        names: what is allowed.
+        prefix: what stands before a name where it is written, such as ``--``.
+        at_most: names to ask for, the most similar ones.
+
+    Returns:
+        a question that begins with a space; nothing where no name is similar.
+    """
+    similar = difflib.get_close_matches(word, list(names), n=at_most)
+    return f" Did you mean {one_of(prefix + name for name in similar)}?" if similar else ""
 
 
 def root_cause(error: BaseException) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import json
 import os
@@ -20,7 +19,7 @@ from monai.bundle import ConfigParser
 
 from ..configuration import check_overrides, read_configuration
 from ..data.splits import read_split
-from ..errors import BundleError
+from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, write_json
 from ..settings import check_settings
 
@@ -479,6 +478,5 @@ def _names(kind: str) -> list[str]:
 
 def _require(argument: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        similar = difflib.get_close_matches(value, allowed)
-        hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+        hint = did_you_mean(value, allowed, at_most=3)
         raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")

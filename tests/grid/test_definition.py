@@ -159,7 +159,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
-        ({"methods": ["supervised"]}, "got 'supervised'. Did you mean supervised_vnet or supervised_dual"),
+        ({"methods": ["supervised"]}, r"got 'supervised'. Did you mean supervised_vnet, supervised_dual or supervised_resnet_vnet\?"),
     ],
 )
 def test_what_does_not_exist_is_refused(arguments, match):
