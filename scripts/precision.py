@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -54,6 +55,29 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
             "'auto', 'float16' or 'float32'."
         )
     return precision
+
+
+def check_patch_size(patch_size: Sequence[int], precision: ResolvedPrecision, device: str | torch.device) -> None:
+    """Refuse crops that the networks cannot train on.
+
+    Args:
+        patch_size: size of a crop along its three axes.
+        precision: see :func:`resolve_precision`.
+        device: where the networks compute.
+
+    Raises:
+        BundleError: when the deepest map has one voxel, or when its gradients would be wrong in the precision.
+    """
+    if max(patch_size) <= 16:
+        raise BundleError(
+            "patch_size must be at least 32 along an axis, as a map of one voxel cannot be normalized, got "
+            f"{list(patch_size)}."
+        )
+    if precision == "bfloat16" and torch.device(device).type == "cpu" and patch_size[0] < 32:
+        # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
+        raise BundleError(
+            f"patch_size must start with at least 32 for precision 'bfloat16' on a CPU, got {list(patch_size)}."
+        )
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:

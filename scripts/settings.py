@@ -12,7 +12,7 @@ import torch
 from monai.utils.misc import str2bool
 
 from .errors import BundleError
-from .precision import Precision, resolve_precision
+from .precision import Precision, check_patch_size, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -97,6 +97,7 @@ _CHECKS: dict[str, Check] = {
     ),
     "cache_gigabytes": _ABOVE_ZERO,
     "skip_unreadable": _TRUE_OR_FALSE,
+    "evaluated_checkpoint": ("model_final.pt or model.pt", lambda value: value in ("model_final.pt", "model.pt")),
     "precision": ("auto, float32, bfloat16 or float16", lambda value: value in get_args(Precision)),
     "patch_size": (
         "three whole numbers of at least 16 that are divisible by 16, such as [96,96,96]",
@@ -158,4 +159,7 @@ def check_settings(**settings: Any) -> None:
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:
-        resolve_precision(settings["precision"], settings["device"])
+        precision = resolve_precision(settings["precision"], settings["device"])
+        # Of a training.
+        if "iterations" in settings:
+            check_patch_size(settings["patch_size"], precision, settings["device"])

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from .errors import BundleError
 from .parallel import mean_over_processes
-from .precision import Precision, resolve_precision
+from .precision import Precision, check_patch_size, resolve_precision
 
 #: Scale of the gradient below which it is not the range of float16 that makes it infinite.
 _LEAST_SCALE = 2.0**-14
@@ -84,6 +84,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         )
         self.method = method
         self.auxiliary_optimizer = auxiliary_optimizer
+        self.precision = precision
         self.dtype: torch.dtype = getattr(torch, precision)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
@@ -104,12 +105,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             if isinstance(value, torch.Tensor)
         }
         method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
-        if CommonKeys.LABEL not in batch and method.needs_labels:
-            raise ValueError(f"labeled_batch_size must be at least 1 for {type(method).__name__}, got 0.")
-        size = next(iter(batch.values())).shape[2]
-        if self.dtype == torch.bfloat16 and engine.state.device.type == "cpu" and size < 32:
-            # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
-            raise ValueError(f"patch_size must start with at least 32 for precision 'bfloat16' on a CPU, got {size}.")
+        method.check_batch_sizes(len(batch.get(CommonKeys.LABEL, ())), len(batch.get("unlabeled", ())))
+        check_patch_size(next(iter(batch.values())).shape[2:], self.precision, engine.state.device)
         step = engine.state.iteration - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,6 +35,9 @@ class Steep(Method):
         zero.register_hook(lambda gradient: gradient * self.slopes[step])
         return weighted_sum({"loss_steep": zero * 1.0}, {})
 
+    def after_step(self, step):
+        self.seen = [*getattr(self, "seen", []), (step, self.network.weight.item())]
+
 
 @pytest.fixture
 def train(monkeypatch):
@@ -68,6 +71,10 @@ def test_the_step_is_that_without_a_scale(train):
     assert trainer.dtype == torch.float16
     assert trainer.state.terms["gradient_scale"] == 2.0**16
     assert trainer.weights == train(slopes, "float32").weights == [-0.5, -0.5 - 2.0**-20, -0.25 - 2.0**-20]
+
+
+def test_a_method_hears_of_each_step_when_the_weights_have_moved(train):
+    assert train([0.5, 0.25, -1.0], "float32").method.seen == [(0, -0.5), (1, -0.75), (2, 0.25)]
 
 
 def test_an_infinite_gradient_costs_a_step_and_half_of_the_scale(train):

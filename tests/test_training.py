@@ -136,8 +136,11 @@ def test_resumed_run_ends_with_the_same_bits(finished, tmp_path, make_workflow, 
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     _shorten(folder, 2)
-    torch.manual_seed(99)
+    half = folder / "checkpoints" / "checkpoint_00000002.pt"
+    kept = half.stat().st_mtime_ns
     run(make_workflow, phantom_dir, folder, resume="true")
+    # A run that began anew would end the same.
+    assert half.stat().st_mtime_ns == kept
     assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
     first = load(folder / "checkpoints" / "checkpoint_00000004.pt")
     second = load(finished / "checkpoints" / "checkpoint_00000004.pt")
@@ -391,6 +394,20 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
     with assert_refused("does not exist"):
         run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
+    with assert_refused("patch_size must be at least 32 along an axis"):
+        run(make_workflow, phantom_dir, folder, overwrite=True, patch_size=[16, 16, 16])
+    for method, sizes, message in (
+        ("bcp", {"labeled_batch_size": 3}, "labeled_batch_size must be even, .* got 3"),
+        ("sdcl", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be that of the labeled crops, .* got 1"),
+        ("dual_mean_teacher", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be at least 2"),
+        ("supervised_vnet", {"labeled_batch_size": 0, "unlabeled_batch_size": 2}, "must be at least 1 for Supervised"),
+        ("luseg", {"labeled_batch_size": 0}, "the network with the lower supervised loss leads"),
+    ):
+        options = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(folder), "overwrite": True, **sizes}
+        workflow = make_workflow("train", f"method_{method}", **options)
+        workflow.initialize()
+        with assert_refused(message, ValueError):
+            workflow.run()
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
 
 

@@ -101,16 +101,19 @@ def measure_inference(
     parser = read_configuration(config_file, overrides)
     modes = inference_modes(parser.get_parsed_content("patch_size"), strides)
     num_classes = parser.get_parsed_content("num_classes")
-    rows, maps = [], {}
+    rows: list[dict[str, Any]] = []
+    baseline: list[nib.Nifti1Image] = []
     for mode in modes:
         folder = output_dir / mode.name.replace(" ", "_").replace(",", "").replace("%", "percent")
         settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, ckpt_path, folder)}
         images = [str(case.image) for case in cases]
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
-        row = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
+        row: dict[str, Any] = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
         if ckpt_path is not None:
-            maps[mode.name] = [read_nifti(folder / f"{volume_name(case.image)}_seg.nii.gz") for case in cases]
-            row |= _accuracy(maps[mode.name], maps[_BASELINE], cases, num_classes)
+            maps = [read_nifti(folder / f"{volume_name(case.image)}_seg.nii.gz") for case in cases]
+            # The first mode; the maps of the others are not kept.
+            baseline = baseline or maps
+            row |= _accuracy(maps, baseline, cases, num_classes)
         rows.append(row)
     table = pd.DataFrame(rows)
     table.insert(2, "ratio", table["seconds"].iloc[0] / table["seconds"])

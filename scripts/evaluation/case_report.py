@@ -139,13 +139,13 @@ class CaseReport:
         Raises:
             BundleError: when there is no case.
         """
-        summary = self.summary()
+        # The cases last: their table is the sign that an evaluation is complete.
         texts = {
-            "metrics_cases.csv": self.cases().to_csv(index=False),
-            "metrics_summary.csv": summary.to_csv(index=False),
             "metrics_summary.md": self._markdown(),
+            "metrics_summary.csv": self.summary().to_csv(index=False),
+            "metrics_cases.csv": self.cases().to_csv(index=False),
         }
-        return [write_text(self.output_dir / name, text) for name, text in texts.items()]
+        return [write_text(self.output_dir / name, text) for name, text in texts.items()][::-1]
 
     def table(self) -> str:
         """The summary as aligned plain text for the console.

@@ -351,7 +351,9 @@ def define_grid(
     overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
     _check_given(given, [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()])
     class_names = given.get("class_names", config["class_names"])
-    check_settings(class_names=class_names, iterations=given.get("iterations", config["iterations"]))
+    evaluated = given.get("evaluated_checkpoint", config["evaluated_checkpoint"])
+    iterations = given.get("iterations", config["iterations"])
+    check_settings(class_names=class_names, iterations=iterations, evaluated_checkpoint=evaluated)
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     config["dataset_dir"] = str(folder)
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
@@ -366,7 +368,7 @@ def define_grid(
         overrides=json.loads(json.dumps(given)),
         class_names=tuple(class_names),
         method_files=files,
-        cases=_test_cases(splits.values(), folder),
+        cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
     )
 
 
@@ -409,13 +411,18 @@ def _check_given(overrides: Mapping[str, Any], config_file: Sequence[str]) -> No
         raise BundleError(f"overrides must be numbers, texts, lists or dictionaries: {error}.") from error
 
 
-def _test_cases(split_files: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
-    """Find image and label of each test case of all splits."""
+def _test_cases(split_files: Iterable[str], folder: Path, *, validated: bool) -> dict[str, dict[str, str]]:
+    """Find image and label of each test case of all splits, which need validation cases where these choose weights."""
     cases = {}
     for path in split_files:
         split = read_split(path)
         if not split.test:
             raise BundleError(f"split_file {path} has no test case, so that no run could be evaluated.")
+        if validated and not split.validation:
+            raise BundleError(
+                f"split_file {path} has no validation case, by which model.pt is chosen: leave out "
+                "--evaluated_checkpoint, or give another split."
+            )
         for case in split.test:
             cases[case] = {"image": str(folder / split.image_path(case)), "label": str(folder / split.label_path(case))}
     return cases

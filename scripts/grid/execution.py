@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ..errors import BundleError
@@ -49,7 +50,8 @@ def run_cell(cell_dir: str | Path) -> bool:
     Raises:
         BundleError: when the folder is no cell of a grid, or another process is at work on it.
     """
-    path = Path(cell_dir).resolve()
+    # Not resolved: the folder of the cells may be a link.
+    path = Path(os.path.abspath(cell_dir))
     if len(path.parents) < 3:
         raise BundleError(f"cell_dir must be GRID/cells/METHOD/SPLIT_seedN, got {cell_dir}.")
     grid_dir = path.parents[2]
@@ -117,6 +119,9 @@ def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
         log.seek(begin)
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     mistakes = [line for line in lines if line.startswith("error:")]
+    if process.returncode < 0 and not mistakes:
+        last = f"; its last line was: {lines[-1]}" if lines else ""
+        return f"ended by {signal.Signals(-process.returncode).name}, as where memory ran out{last}"
     return (mistakes or lines or [f"exit code {process.returncode}"])[-1]
 
 
@@ -148,7 +153,8 @@ def run_grid(
     Args:
         grid: the grid.
         output_dir: its folder.
-        jobs: cells at a time; the processor's cores are shared out among them.
+        jobs: cells at a time; the processor's cores are shared out among them, and so are its graphics cards, unless
+            the grid sets a device.
         launcher: command that takes a cell elsewhere, such as ``sbatch --gres=gpu:1 --wrap {command}``; ``{command}``
             stands for the cell's command as one word, ``{name}`` for its name. All cells are handed over at once, and
             their progress is watched through the common folder. The launcher may return at once, as ``sbatch`` does,
@@ -176,7 +182,7 @@ def run_grid(
     grid.write(output_dir)
     with GridProgress(grid, cells, console=console) as progress:
         if launcher is None:
-            _run_here(pending, jobs, progress)
+            _run_here(pending, jobs, progress, [] if "device" in grid.overrides else _graphics_cards())
         else:
             _run_elsewhere(pending, launcher, relaunch, progress)
     return [cell for cell in pending if not cell.evaluated]
@@ -193,16 +199,27 @@ def _require_test_files(grid: Grid) -> None:
         )
 
 
-def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress) -> None:
+def _graphics_cards() -> list[str]:
+    """Names of the cards that this process may use, as ``CUDA_VISIBLE_DEVICES`` takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(torch.cuda.device_count())) if visible is None else visible.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress, cards: Sequence[str]) -> None:
     environment = {**_environment(), _PARENT: str(os.getpid())}
     # Several processes that all want all cores hinder each other badly.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
-    waiting, running = list(pending), dict[Cell, subprocess.Popen]()
+    waiting, running, card_of = list(pending), dict[Cell, subprocess.Popen](), dict[Cell, str]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
                 _forget_outcome(cell)
+                if cards:
+                    # Each would take the first card.
+                    in_use = [card_of[other] for other in running]
+                    environment["CUDA_VISIBLE_DEVICES"] = card_of[cell] = min(cards, key=in_use.count)
                 running[cell] = subprocess.Popen(
                     _cell_command(cell), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
@@ -343,4 +360,4 @@ def _environment() -> dict[str, str]:
 
 
 def _cell_command(cell: Cell) -> list[str]:
-    return [sys.executable, "-m", "scripts", "cell", "--cell_dir", str(cell.path.resolve())]
+    return [sys.executable, "-m", "scripts", "cell", "--cell_dir", os.path.abspath(cell.path)]

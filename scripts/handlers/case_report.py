@@ -138,7 +138,6 @@ class CaseReportHandler:
         worst = self.report.worst(self.num_pictures)
         pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
         if idist.get_rank() == 0:
-            self.report.write()
             if self.weights is not None:
                 facts = {
                     "sha256": file_hash(self.weights),
@@ -150,11 +149,14 @@ class CaseReportHandler:
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():
                     path.unlink(missing_ok=True)
-            self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
         for case, file_name in pictures.items():
             if case in self._views:
                 title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
                 draw_views(self._views[case], self.output_dir / file_name, title, class_names=self.class_names)
+        if idist.get_rank() == 0:
+            # At the end: whoever finds the table of the cases takes the evaluation for complete.
+            self.report.write()
+            self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
 
     def _report_of_all_processes(self) -> CaseReport:
         if idist.get_world_size() == 1:

@@ -64,6 +64,7 @@ _RUN_FILES = (
     "learning_curves.png",
     "checkpoints/checkpoint_*.pt",
     "tensorboard/events.out.tfevents.*",
+    "tensorboard/pictures/events.out.tfevents.*",
     "evaluation/metrics_*.csv",
     "evaluation/metrics_summary.md",
     "evaluation/metrics_weights.json",
@@ -173,7 +174,9 @@ class RunDirectory:
         self._lock()
         for path in self._files(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES)):
             path.unlink()
-        if not self.resume:
+        if self.resume:
+            self._add_resume()
+        else:
             self._write_facts()
         self._begun = True
 
@@ -216,14 +219,17 @@ class RunDirectory:
                 "or train anew in another --output_dir."
             )
 
+    def _add_resume(self) -> None:
+        """Write down who goes on with the run: its versions may be others than those that began it."""
+        path = self.path / _FACTS_FILE
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**facts, "resumed": [*facts.get("resumed", []), _process_facts()]}, default=str)
+
     def _write_facts(self) -> None:
         facts = {
             **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
             "settings": self.settings,
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "commit": _commit(),
-            "versions": {"python": platform.python_version(), **_package_versions()},
+            **_process_facts(),
         }
         write_json(self.path / _FACTS_FILE, facts, default=str)
         configuration = self.configuration()
@@ -233,6 +239,16 @@ class RunDirectory:
             write_json(self.path / _CONFIGURATION_FILE, configuration | again)
             inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
             write_json(self.path / _INFERENCE_FILE, inference)
+
+
+def _process_facts() -> dict[str, Any]:
+    """Describe this process: when and how it was started, and by which versions."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **_package_versions()},
+    }
 
 
 def _identity(path: Path) -> tuple[int, int]:

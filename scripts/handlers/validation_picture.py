@@ -60,5 +60,6 @@ class ValidationPicture:
             class_names=self.class_names,
             affine=item["original_image"].affine.numpy(),
         )
-        with SummaryWriter(str(self.folder.parent / "tensorboard")) as writer:
+        # In a folder of its own: TensorBoard stops reading a file when a newer one lies beside it.
+        with SummaryWriter(str(self.folder.parent / "tensorboard" / "pictures")) as writer:
             writer.add_image("validation/picture", imread(path)[..., :3], iteration, dataformats="HWC")

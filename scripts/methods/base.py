@@ -65,6 +65,19 @@ class Method(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward.")
 
+    def check_batch_sizes(self, num_labeled: int, num_unlabeled: int) -> None:
+        """Refuse batches that this method cannot train on, before a training replaces anything.
+
+        Args:
+            num_labeled: labeled crops of a batch, 0 where it has none.
+            num_unlabeled: unlabeled crops of a batch, 0 where it has none.
+
+        Raises:
+            ValueError: when there are too few, or their numbers do not fit each other.
+        """
+        if self.needs_labels and num_labeled == 0:
+            raise ValueError(f"labeled_batch_size must be at least 1 for {type(self).__name__}, got 0.")
+
     @staticmethod
     def all_crops(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Join the labeled and the unlabeled crops of a batch, labeled ones first.

@@ -90,7 +90,7 @@ class CopyPasteMethod(Method):
         Raises:
             ValueError: when the crops cannot be paired.
         """
-        self._check_pairs(batch)
+        self.check_batch_sizes(len(batch["image"]), len(batch.get("unlabeled", ())))
         (image_a, image_b), (label_a, label_b) = batch["image"].chunk(2), batch["label"].chunk(2)
         outside = copy_paste_mask(image_a, fraction=self.box_fraction)
         if self._pretrains(batch, step):
@@ -106,6 +106,17 @@ class CopyPasteMethod(Method):
                 torch.where(outside, unlabeled_b, image_b), torch.where(outside, pseudo_label_b, label_b), ~outside
             ),
         }
+
+    def check_batch_sizes(self, num_labeled: int, num_unlabeled: int) -> None:
+        """Refuse crops that cannot be paired, see :meth:`scripts.methods.base.Method.check_batch_sizes`."""
+        super().check_batch_sizes(num_labeled, num_unlabeled)
+        if num_labeled % 2:
+            raise ValueError(f"labeled_batch_size must be even, as crops are mixed in pairs, got {num_labeled}.")
+        if num_unlabeled not in (0, num_labeled):
+            raise ValueError(
+                "unlabeled_batch_size must be that of the labeled crops, as each is mixed with one of them, "
+                f"got {num_unlabeled} beside labeled_batch_size {num_labeled}."
+            )
 
     def after_step(self, step: int) -> None:
         """Start the teacher at the end of the first stage and move it in the second.
@@ -124,14 +135,3 @@ class CopyPasteMethod(Method):
     @torch.no_grad()
     def _pseudo_label(self, unlabeled: torch.Tensor) -> torch.Tensor:
         return keep_largest_components(predicted_class(self.teacher(unlabeled)))
-
-    @staticmethod
-    def _check_pairs(batch: Mapping[str, torch.Tensor]) -> None:
-        num_labeled = len(batch["image"])
-        if num_labeled % 2:
-            raise ValueError(f"labeled_batch_size must be even, as crops are mixed in pairs, got {num_labeled}.")
-        if "unlabeled" in batch and len(batch["unlabeled"]) != num_labeled:
-            raise ValueError(
-                "unlabeled_batch_size must be that of the labeled crops, as each is mixed with one of them, "
-                f"got {len(batch['unlabeled'])} beside labeled_batch_size {num_labeled}."
-            )

@@ -78,7 +78,7 @@ class DualCopyPaste(CopyPasteMethod):
         """Mix the crops of a batch, see :meth:`scripts.methods.copy_paste.CopyPasteMethod.mixtures`."""
         if not self._pretrains(batch, step):
             return super().mixtures(batch, step)
-        self._check_pairs(batch)
+        self.check_batch_sizes(len(batch["image"]), len(batch.get("unlabeled", ())))
         image, label = batch["image"], batch["label"]
         outside = copy_paste_mask(image, fraction=self.box_fraction)
         # Rolled by half a batch, every crop faces the other one of its pair.

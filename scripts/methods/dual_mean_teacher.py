@@ -65,6 +65,7 @@ class DualMeanTeacher(Method):
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         images, label = batch["image"], batch["label"]
+        self.check_batch_sizes(len(images), len(batch.get("unlabeled", ())))
         has_unlabeled = "unlabeled" in batch and bool(self.pseudo_label_weight)
         if has_unlabeled:
             mixture, mixed_label = self._mix(batch["unlabeled"])
@@ -85,6 +86,12 @@ class DualMeanTeacher(Method):
             weights["weight_pseudo_label"] = self.pseudo_label_weight(step)
         return weighted_sum(terms, weights)
 
+    def check_batch_sizes(self, num_labeled: int, num_unlabeled: int) -> None:
+        """Refuse a crop that has none to be mixed with, see :meth:`scripts.methods.base.Method.check_batch_sizes`."""
+        super().check_batch_sizes(num_labeled, num_unlabeled)
+        if num_unlabeled == 1 and self.pseudo_label_weight:
+            raise ValueError("unlabeled_batch_size must be at least 2, as crops are mixed, got 1.")
+
     def after_step(self, step: int) -> None:
         """Let the teacher follow both networks."""
         self.teacher.follow(self.network, step)
@@ -92,8 +99,6 @@ class DualMeanTeacher(Method):
     @torch.no_grad()
     def _mix(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put a box of each crop into the next one, and likewise what the teacher says of them."""
-        if len(image) < 2:
-            raise ValueError(f"unlabeled_batch_size must be at least 2, as crops are mixed, got {len(image)}.")
         pseudo_label = predicted_class(self.teacher(image))
         outside = copy_paste_mask(image, fraction=self.box_fraction)
         mixed_image, mixed_label = (torch.where(outside, part, part.roll(1, dims=0)) for part in (image, pseudo_label))

@@ -157,6 +157,7 @@ class DualNetworkMethod(Method):
         Raises:
             ValueError: for a batch without labels when an option or all terms need them.
         """
+        self.check_batch_sizes(len(batch.get("label", ())), len(batch.get("unlabeled", ())))
         has_labels, has_unlabeled = "label" in batch, "unlabeled" in batch
         num_labeled = len(batch["label"]) if has_labels else 0
         images = self.all_crops(batch)
@@ -197,9 +198,21 @@ class DualNetworkMethod(Method):
                     (teacher, student), classes, reliable, targets, student_wins, batch.get("label")
                 )
                 weights["weight_contrastive"] = self.contrastive_weight(step)
-        if not terms:
-            raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
         return weighted_sum(terms, weights)
+
+    def check_batch_sizes(self, num_labeled: int, num_unlabeled: int) -> None:
+        """Refuse batches without labels where something needs them, see :class:`scripts.methods.base.Method`."""
+        if num_labeled:
+            return
+        if self._knows_winner:
+            raise ValueError("the network with the lower supervised loss leads, but labeled_batch_size is 0.")
+        weights = (self.consistency_weight, self.uncertainty_weight, self.pseudo_label_weight, self.contrastive_weight)
+        if not num_unlabeled or not any(weights):
+            raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
+
+    @property
+    def _knows_winner(self) -> bool:
+        return self.roles == "winner" or self.pseudo_label_source == "winner" or self.contrastive_network == "loser"
 
     def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
         features = subnetwork.features(images)
@@ -213,11 +226,7 @@ class DualNetworkMethod(Method):
         return _View(labeled_features, unlabeled_features, logits, labeled, unlabeled, teaching)
 
     def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
-        if self.roles != "winner" and self.pseudo_label_source != "winner" and self.contrastive_network != "loser":
-            return False
-        if not terms:
-            raise ValueError("the network with the lower supervised loss leads, but labeled_batch_size is 0.")
-        return bool(terms["loss_supervised_resnet_vnet"] < terms["loss_supervised_vnet"])
+        return self._knows_winner and bool(terms["loss_supervised_resnet_vnet"] < terms["loss_supervised_vnet"])
 
     def _uncertainty(self, teacher: _View, student: _View, student_wins: bool) -> torch.Tensor:
         teacher_logits, student_logits = (view.region(self.uncertainty_region) for view in (teacher, student))

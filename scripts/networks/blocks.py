@@ -353,8 +353,8 @@ class Decoder(nn.Module):
 class _SampleProducts(torch.autograd.Function):
     """Product of the voxels of each sample with weights of its own, one sample after the other.
 
-    The gradient of a single product follows the layout of its factors, that of a batch of them does not: on a CPU the
-    one of the weights is ten times faster.
+    The gradient of a single product follows the layout of its factors, that of a batch of them does not: on a CPU a
+    head trains twice as fast in float32, and as fast in bfloat16.
     """
 
     @staticmethod

@@ -108,7 +108,9 @@ def claim_study(
     file = folder / _STUDY_FILE
     if folder.exists() and not folder.is_dir():
         raise BundleError(f"output_dir must be a folder, but {folder} is a file.")
-    if file.is_file():
+    # Of a study that was refused before it made anything, nothing must stay the same.
+    begun = folder.is_dir() and any(path != file for path in folder.iterdir())
+    if begun and file.is_file():
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -116,7 +118,7 @@ def claim_study(
         other = [name for name, value in content.items() if known.get(name) != value]
         if other:
             raise BundleError(f"output_dir {folder} holds a study of other {', '.join(other)}: choose another.")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif begun:
         raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
     else:
         write_json(file, content)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ import pandas as pd
 from monai.transforms import GaussianSmooth, RandBiasField
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from nibabel.processing import resample_to_output
+from nibabel.processing import resample_from_to
 
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..evaluation.metrics import METRIC_NAMES
-from ..evaluation.wording import mean_and_deviation
+from ..evaluation.wording import mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, claim_study, measure_on_reference, segment, segmented, study_cases
+from .cases import Case, check_references, claim_study, measure_on_reference, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def _bias_field(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.N
     field.set_random_state(state=random)
     # The field multiplies: it belongs on values that start at 0.
     voxels = volume.get_fdata(dtype=np.float32)
-    return _with(volume, field((voxels - voxels.min())[None])[0])
+    least = voxels.min()
+    return _with(volume, field((voxels - least)[None])[0] + least)
 
 
 def _blur(sigma_mm: float) -> Change:
@@ -66,9 +68,10 @@ def _orientation(codes: str) -> Change:
 
 def _spacing(factor: float) -> Change:
     def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
-        # The sizes are those of the axes of the patient, whatever the order in which the file stores them.
-        sizes = voxel_sizes(nib.as_closest_canonical(volume).affine)
-        return resample_to_output(volume, [factor * float(size) for size in sizes], order=1)
+        # Along the axes of the file, which may be oblique to those of the patient.
+        shape = tuple(math.ceil((size - 1) / factor) + 1 for size in volume.shape)
+        grid = shape, volume.affine @ np.diag([factor, factor, factor, 1.0])
+        return resample_from_to(volume, grid, order=1, mode="nearest")
 
     return change
 
@@ -141,6 +144,8 @@ def study_robustness(
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     output, parser = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
+    # Before the hours of the networks.
+    check_references(cases, parser)
     num_classes = parser.get_parsed_content("num_classes")
     tables = []
     for name in CHANGES:
@@ -187,7 +192,8 @@ def _summarize(table: pd.DataFrame, num_cases: int) -> str:
     per_case = table.groupby(["change", "case"], sort=False)[["dice", "hd95_mm"]].mean()
     plain = per_case.loc["none"]
     lines = [
-        f"Mean and standard deviation over {num_cases} test cases, each the mean of its classes.",
+        f"Mean and standard deviation over {num_cases} test {plural('case', num_cases)}, each the mean of its classes; "
+        "95HD over the cases where a class was found.",
         "",
         "| Change | Dice [%] | difference | worst case | 95HD [mm] | missed |",
         "|---|---|---|---|---|---|",

@@ -62,7 +62,11 @@ def test_tensorboard_shows_terms_dice_and_pictures(finished):
         assert [scalar.value for scalar in scalars] == pytest.approx(history[column].tolist(), rel=1e-5)
     assert {"validation/mean_dice", "validation/dice_organ"} <= set(tags["scalars"])
     assert all("/" in tag for tag in tags["scalars"])
-    (picture,) = events.Images("validation/picture")
+    # In a file of its own, as TensorBoard stops reading one beside which a newer one lies.
+    assert len(list((finished / "tensorboard").glob("events*"))) == 1
+    pictures = EventAccumulator(str(finished / "tensorboard" / "pictures"), size_guidance={"images": 0})
+    pictures.Reload()
+    (picture,) = pictures.Images("validation/picture")
     assert picture.step == 2
     assert picture.width > 100
     (text,) = events.Tensors("run/text_summary")

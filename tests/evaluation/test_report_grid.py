@@ -143,6 +143,18 @@ def test_methods_stand_in_the_order_of_the_tables_and_upper_bounds_last(make_cel
     assert grid.competing_methods == grid.methods[:6]
 
 
+def test_unlabeled_cases_from_elsewhere_make_no_competitor_of_an_upper_bound(make_cells):
+    folder = make_cells(dict.fromkeys("abc", CELL))
+    # Of the 148 cases of the data set all have a label, of the 868 of unlabeled_dir none.
+    for method, cases in (("a", "16 labeled, 1000 unlabeled, x"), ("b", "17 labeled, 1000 unlabeled, y")):
+        change_facts(folder, method, settings={"cases": cases})
+    change_facts(folder, "c", settings={"cases": "148 labeled, 1000 unlabeled, z", "unlabeled_batch_size": 0})
+    assert read_grid(folder).upper_bounds == []
+    configuration = folder / "cells" / "c" / "f_seed0" / "run_config.json"
+    configuration.write_text(json.dumps({"cases": {"all_labeled": True}}))
+    assert read_grid(folder).upper_bounds == ["c"]
+
+
 def test_a_missing_labeled_case_makes_no_upper_bound(make_cells):
     folder = make_cells(dict.fromkeys("abc", CELL))
     for method, cases in (("a", "16 labeled, 132 unlabeled, x"), ("b", "15 labeled, 132 unlabeled, y")):

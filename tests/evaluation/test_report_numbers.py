@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 
@@ -171,9 +172,12 @@ def test_settings_that_differ_by_method_are_listed_by_method(make_cells):
             settings = {"seed": seed, "unlabeled_batch_size": 2 if method == "a" else 0}
             change_facts(folder, method, f"f_seed{seed}", settings=settings)
     change_facts(folder, "b", "f_seed1", versions={"torch": "3"})
+    path = folder / "cells" / "a" / "f_seed1" / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "commit": "c0", "resumed": [{"commit": "c1", "versions": facts["versions"]}]}))
     table = next(table for table in make_tables(read_grid(folder), "a") if table.name == "table_settings")
-    assert table.heading == ["method", "method_def", "unlabeled_batch_size", "torch"]
-    assert table.rows == [["a", "a", "2", "2.13.0"], ["b", "b", "0", "2.13.0; 3"]]
+    assert table.heading == ["method", "method_def", "unlabeled_batch_size", "commit", "torch"]
+    assert table.rows == [["a", "a", "2", "-; c0; c1", "2.13.0"], ["b", "b", "0", "-", "2.13.0; 3"]]
     assert settings_by_method(read_grid(folder), "settings")["seed"].tolist() == ["0; 1", "0; 1"]
 
 
@@ -210,7 +214,20 @@ def test_terms_that_methods_of_one_class_leave_out_are_a_table_as_in_the_paper(m
         "both": "best",
         "one": "second",
     }
-    assert table.numbers.set_index("method").loc["one", ["uncertainty", "mean_squared"]].tolist() == [True, False]
+    names = ["loss_uncertainty", "loss_mean_squared"]
+    assert table.numbers.set_index("method").loc["one", names].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["labeled", "cases", "dice_mean"])
+def test_terms_may_be_called_as_columns_of_the_summary_are(make_cells, name):
+    folder = make_cells({method: {("f", 0): {"x": 0.5}} for method in "ab"})
+    for method in "ab":
+        change_facts(folder, method, "f_seed0", settings={"method": "Mine()", "network": "DualNetwork"})
+        path = folder / "cells" / method / "f_seed0" / "history.csv"
+        losses = {"loss_supervised": 1.0} | ({f"loss_{name}": 1.0} if method == "a" else {})
+        pd.read_csv(path).assign(**losses).to_csv(path, index=False)
+    (table,) = (table for table in make_tables(read_grid(folder), "a") if table.name.startswith("table_terms"))
+    assert [row[:2] for row in table.rows] == [["a", "yes"], ["b", "-"]]
 
 
 # --- paired tests -----------------------------------------------------------------------------------------------------
@@ -315,5 +332,9 @@ def test_cost_by_hand(make_cells):
     assert a["parameters"] == 15
     assert b["seconds_training"] == 3723.4
     assert math.isnan(b["parameters"])
+    # A process killed while writing leaves half a line.
+    with (folder / "cells/b/f_seed0/history.csv").open("a") as stream:
+        stream.write("5,")
+    grid = read_grid(folder)
     table = next(table for table in make_tables(grid, "a") if table.name == "table_cost")
     assert table.rows == [["a", "6", "0:00:08", "1.000", "1.00", "0.00"], ["b", "4", "1:02:03", "2.000", "2.00", "-"]]

@@ -159,7 +159,12 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
-        ({"methods": ["supervised"]}, r"got 'supervised'. Did you mean supervised_vnet, supervised_dual or supervised_resnet_vnet\?"),
+        ({"methods": ["supervised"]}, r"Did you mean supervised_vnet, supervised_dual or supervised_resnet_vnet\?"),
+        ({"overrides": {"evaluated_checkpoint": "best.pt"}}, "must be model_final.pt or model.pt, got 'best.pt'"),
+        (
+            {"data": "left_atrium", "overrides": {"evaluated_checkpoint": "model.pt"}},
+            r"left_atrium_fold0_16.json has no validation case, by which model.pt is chosen",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused(arguments, match):

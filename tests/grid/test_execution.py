@@ -285,6 +285,52 @@ def test_cell_gives_signs_of_life_and_tells_how_long_its_evaluation_took(phantom
     assert both - evaluation >= 1.85
 
 
+def test_training_that_the_system_ends_says_so_instead_of_its_last_line(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("print('iteration 3/6 loss=0.4', flush=True)\nos.kill(os.getpid(), 9)")
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = grid.cells(tmp_path / "grid")
+    assert not run_cell(cell.path)
+    expected = "ended by SIGKILL, as where memory ran out; its last line was: iteration 3/6 loss=0.4"
+    assert cell.state()["error"] == expected
+
+
+def test_cells_may_lie_behind_a_link(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("sys.exit('error: begun')")
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "grid" / "cells").symlink_to(tmp_path / "scratch")
+    (cell,) = grid.cells(tmp_path / "grid")
+    assert not run_cell(cell.path)
+    assert cell.state()["error"] == "error: begun"
+
+
+@pytest.mark.parametrize(
+    ("visible", "overrides", "expected"),
+    [
+        (None, {}, ["0", "0", "1"]),
+        ("4,GPU-b", {}, ["4", "4", "GPU-b"]),
+        (None, {"device": "cpu"}, ["none", "none", "none"]),
+    ],
+)
+def test_cells_at_a_time_share_the_graphics_cards(
+    visible, overrides, expected, phantom_dir, tmp_path, quick, stand_in, monkeypatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(execution.torch.cuda, "device_count", lambda: 2)
+    log = tmp_path / "log"
+    # The third cell begins when the first one ends, on its card.
+    stand_in(
+        f"with open({str(log)!r}, 'a') as stream:\n"
+        "    stream.write(os.environ.get('CUDA_VISIBLE_DEVICES', 'none') + '\\n')\n"
+        "time.sleep(1 if 'mcf' in sys.argv[-1] else 0.3)"
+    )
+    grid = tiny_grid(["luseg", "mcf", "cps"], phantom_dir, tmp_path / "grid", **overrides)
+    run_grid(grid, tmp_path / "grid", jobs=2)
+    assert sorted(log.read_text().split()) == expected
+
+
 def test_cell_that_is_stopped_says_so(phantom_dir, tmp_path, quick, stand_in):
     stand_in("time.sleep(60)")
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")

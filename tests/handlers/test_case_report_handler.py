@@ -78,6 +78,17 @@ def test_handler_writes_report_and_pictures(tmp_path, caplog):
     assert messages[2].startswith("2 cases\nclass ")
 
 
+def test_the_table_of_cases_is_the_last_thing_that_is_written(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("scripts.handlers.case_report.draw_views", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run(CaseReportHandler(2, tmp_path, ["atrium"], num_pictures=1), [item("one")])
+    # Where it is, a run of a grid is done.
+    assert not (tmp_path / "metrics_cases.csv").exists()
+
+
 def test_handler_starts_anew_with_each_run_and_takes_away_old_pictures(tmp_path):
     handler = CaseReportHandler(2, tmp_path, num_pictures=2)
     run(handler, [item("one", shift=1), item("two")])

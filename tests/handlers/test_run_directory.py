@@ -16,6 +16,7 @@ from filelock import FileLock
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
+from scripts.handlers import run_directory
 from scripts.handlers.run_directory import RunDirectory, check_preprocessing, compare_split
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
@@ -104,6 +105,17 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
     # A run of an older version does not tell its split.
     (tmp_path / "run.json").write_text(json.dumps({"settings": {}}))
     RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
+
+
+def test_who_goes_on_with_a_run_is_written_down(tmp_path, monkeypatch):
+    RunDirectory(str(tmp_path), settings={"seed": 1}).begin()
+    before = json.loads((tmp_path / "run.json").read_text())
+    for commit in ("c1", "c2"):
+        monkeypatch.setattr(run_directory, "_commit", lambda commit=commit: commit)
+        RunDirectory(str(tmp_path), settings={"seed": 1}, resume=True).begin()
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert [process["commit"] for process in facts.pop("resumed")] == ["c1", "c2"]
+    assert facts == before
 
 
 def begin_with(folder, configuration):

@@ -119,6 +119,31 @@ def test_fallback_to_labeled_voxels():
     assert loss(features, pseudo_label, reliable, labeled, label * 0).item() == pytest.approx(0, abs=1e-5)
 
 
+def test_a_class_with_too_few_reliable_voxels_takes_its_labeled_ones():
+    # Class 1 has one reliable voxel along (1, 0), and two are asked for.
+    features, pseudo_label, reliable = make_case(
+        ([2.0, 0.0], 0, True), ([4.0, 0.0], 0, True), ([1.0, 0.0], 1, True), ([1.0, 1.0], 1, False)
+    )
+    labeled = torch.tensor([[0.0, 2.0]]).T[None, :, :, None, None]
+    label = torch.ones(1, 1, 1, 1, 1, dtype=torch.long)
+    loss = make_loss("hinge", margin=1.5, min_reliable=2)
+    # The prototype of class 1 is (0, 2); that of its reliable voxel would be the one of class 0.
+    value = loss(features, pseudo_label, reliable, labeled_features=labeled, label=label)
+    assert value.item() == pytest.approx(DIAGONAL + 1.5 - ROOT_2, abs=1e-5)
+    # Without a label of it, the class takes no part.
+    assert loss(features, pseudo_label, reliable).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_literal_form_never_asks_for_the_class_of_a_voxel():
+    # The uncertain voxel along (0, 1) is of class 2, which has no prototype.
+    features, pseudo_label, reliable = make_case(([1.0, 0.0], 0, True), ([0.0, 1.0], 1, True), ([0.0, 5.0], 2, False))
+    value = make_loss("literal", num_classes=3)(features, pseudo_label, reliable)
+    assert value.item() == pytest.approx((ROOT_2 + 0) + ROOT_2, abs=1e-5)
+    for form in ("hinge", "own_class_minimized"):
+        lone = make_loss(form, num_classes=3)(features, pseudo_label, reliable).item()
+        assert lone == pytest.approx(ROOT_2 if form == "own_class_minimized" else 0, abs=1e-5)
+
+
 def test_sums_and_sample_have_the_gradient_of_autograd():
     values, masks = torch.randn(2, 6, 4), torch.rand(2, 3, 6) < 0.5
     # One voxel twice, and one that is in the sums too.

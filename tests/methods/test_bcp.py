@@ -147,6 +147,29 @@ def test_second_stage_weighs_labeled_and_pseudo_labeled_regions():
     assert output["loss_outward"].item() == pytest.approx(loss(backbone(outward), label, ~outside).item(), rel=1e-6)
 
 
+def test_each_mixture_has_the_pseudo_label_of_its_own_crop():
+    method, batch = make_method(), make_batch()
+    # Another slab of each crop is foreground.
+    batch["unlabeled"] = torch.zeros(2, 1, 8, 8, 8)
+    batch["unlabeled"][0, :, :3] = batch["unlabeled"][1, :, 5:] = 1.0
+
+    class Reads(nn.Module):
+        def forward(self, image):
+            return torch.cat((0.5 - image, image - 0.5), dim=1)
+
+    method.teacher.network = Reads()
+    with torch.random.fork_rng():
+        mixtures = method.mixtures(batch, 2)
+    for position, name in enumerate(("inward", "outward")):
+        mixture, crop = mixtures[name], batch["unlabeled"][position : position + 1]
+        unlabeled = ~mixture.labeled
+        assert torch.equal(mixture.label[unlabeled].float(), crop[unlabeled])
+        assert torch.equal(mixture.image[unlabeled], crop[unlabeled])
+        assert torch.equal(mixture.label[mixture.labeled], batch["label"][position : position + 1][mixture.labeled])
+        # Of the other crop it would be another.
+        assert not torch.equal(crop[unlabeled], batch["unlabeled"].flip(0)[position : position + 1][unlabeled])
+
+
 def test_pseudo_label_is_the_arg_max_of_three_classes():
     method, batch = make_method(TinySingle(3)), make_batch(num_classes=3)
     # A ramp of the image selects the class, so that every class is one slab.

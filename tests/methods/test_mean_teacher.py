@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -292,31 +290,3 @@ def test_configuration(pytestconfig):
     cross_entropy = F.cross_entropy(logits, label[:, 0]).item()
     dice = SupervisedLoss(cross_entropy_weight=0.0)(logits, label).item()
     assert method.supervised(logits, label).item() == pytest.approx(0.5 * (cross_entropy + dice), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["method_mean_teacher", "method_uncertainty_aware_mean_teacher"])
-def test_resumed_run_ends_with_the_same_bits(name, tmp_path, make_workflow, phantom_dir):
-    def run(folder, **options):
-        small = {**SMALL, "patch_size": [32, 16, 16], "iterations": 2, "val_interval": 4, "checkpoint_interval": 1}
-        workflow = make_workflow(
-            "train", name, **small, dataset_dir=str(phantom_dir), output_dir=str(folder), **options
-        )
-        workflow.initialize()
-        workflow.run()
-        return torch.load(folder / "checkpoints" / "checkpoint_00000002.pt", weights_only=True)
-
-    straight = run(tmp_path / "straight")
-    teacher = {key for key in straight["method"] if key.startswith("teacher.")}
-    assert any(not torch.equal(straight["method"][key], straight["method"][key[8:]]) for key in teacher)
-    # As a run that was killed after its first iteration.
-    shutil.copytree(tmp_path / "straight", tmp_path / "killed")
-    (tmp_path / "killed" / "checkpoints" / "checkpoint_00000002.pt").unlink()
-    (tmp_path / "killed" / "model_final.pt").unlink()
-    torch.manual_seed(99)
-    resumed = run(tmp_path / "killed", resume=True)
-    assert resumed["method"].keys() == straight["method"].keys()
-    assert all(torch.equal(value, straight["method"][key]) for key, value in resumed["method"].items())
-    assert torch.equal(resumed["random"]["torch"], straight["random"]["torch"])
-    model = torch.load(tmp_path / "killed" / "model_final.pt", weights_only=True)
-    with torch.device("meta"):
-        assert model.keys() == SingleNetwork().state_dict().keys()

@@ -9,19 +9,7 @@ from conftest import ROOT
 from resuming import assert_resumed_run_ends_with_the_same_bits
 
 #: Methods whose own files test it, with a teacher, stages, a second optimizer or a setting of theirs.
-TESTED_ELSEWHERE = {
-    "method_bcp",
-    "method_cps",
-    "method_dtc",
-    "method_dual_copy_paste",
-    "method_dual_mean_teacher",
-    "method_mc_net_plus",
-    "method_mcf",
-    "method_mean_teacher",
-    "method_sassnet",
-    "method_sdcl",
-    "method_uncertainty_aware_mean_teacher",
-}
+TESTED_ELSEWHERE = {"method_bcp", "method_dual_copy_paste", "method_dual_mean_teacher", "method_sassnet", "method_sdcl"}
 OVERLAYS = {path.stem for path in (ROOT / "configs").glob("method_*.json")}
 
 

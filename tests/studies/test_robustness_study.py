@@ -18,7 +18,7 @@ from scripts.__main__ import main
 from scripts.data.splits import hash_cases
 from scripts.networks.dual_network import DualNetwork
 from scripts.predict import inference_configs
-from scripts.studies.cases import measure_on_reference
+from scripts.studies.cases import measure_on_reference, study_cases
 from scripts.studies.robustness import CHANGES, study_robustness
 
 QUICK = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
@@ -61,6 +61,24 @@ def test_blur_and_bias_field_change_values_and_keep_the_grid(volume):
         assert not np.allclose(other.get_fdata(), plain.get(name, volume.get_fdata()), rtol=0.01)
     spreads = [each.get_fdata().std() for each in (volume, changed("blur_1mm", volume), changed("blur_2mm", volume))]
     assert spreads == sorted(spreads, reverse=True)
+
+
+def test_bias_field_leaves_the_smallest_value_where_it_is(volume):
+    # Gray values of CT mean something: air must not be moved.
+    of_ct = nib.Nifti1Image(100 * volume.get_fdata() - 1000, volume.affine)
+    other = changed("bias_field", of_ct).get_fdata()
+    assert other.min() == pytest.approx(of_ct.get_fdata().min(), rel=1e-5)
+    assert np.abs(other - of_ct.get_fdata()).mean() > 1
+
+
+def test_larger_voxels_of_an_oblique_volume_stay_oblique(volume):
+    turned = np.array([[np.cos(0.35), -np.sin(0.35), 0], [np.sin(0.35), np.cos(0.35), 0], [0, 0, 1]])
+    affine = volume.affine.copy()
+    affine[:3, :3] = turned @ affine[:3, :3]
+    other = changed("spacing_150", nib.Nifti1Image(np.full(volume.shape, 7.0, dtype=np.float32), affine))
+    assert np.allclose(other.affine[:3, :3], 1.5 * affine[:3, :3])
+    # Nothing is filled in where the volume has no voxels.
+    assert np.allclose(other.get_fdata(), 7.0)
 
 
 def test_intensity_by_hand(volume):
@@ -182,6 +200,23 @@ def test_a_mistake_claims_no_folder(overrides, message, phantom_dir, tmp_path):
     with assert_refused(message):
         study_robustness(*arguments, overrides=overrides)
     assert not (tmp_path / "study").exists()
+
+
+def test_references_are_checked_before_the_networks_and_a_refused_study_is_begun_anew(weights, phantom_dir, tmp_path):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    label = study_cases(str(data), str(data / "split.json"))[-1].label
+    right = label.read_bytes()
+    other = nib.load(label)
+    nib.save(nib.Nifti1Image(np.full(other.shape, 255, dtype=np.uint8), other.affine), label)
+    arguments = (str(data), str(data / "split.json"), str(tmp_path / "study"), inference_configs())
+    with assert_refused(label.name):
+        study_robustness(*arguments, overrides={**QUICK, "ckpt_path": str(weights)}, changes=["none"])
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["study.json"]
+    label.write_bytes(right)
+    # Of a study that has made nothing, nothing stands in the way of another.
+    with assert_refused("is no key"):
+        study_robustness(*arguments, overrides={"patch_sizee": 1})
+    study_robustness(*arguments, overrides={**QUICK, "ckpt_path": str(weights)}, changes=["none"], seed=3)
 
 
 def test_mistakes_cost_one_line(phantom_dir, tmp_path, capsys):

@@ -139,6 +139,12 @@ class CellResult:
         # The data set has unlabeled cases also for a method that takes none of them.
         return int(found[1]), 0 if settings.get("unlabeled_batch_size") == 0 else int(found[2])
 
+    @cached_property
+    def has_all_labels(self) -> bool:
+        """Whether its configuration gave it the labels of all training cases."""
+        cases = (_read_json(self.folder / "run_config.json") or {}).get("cases")
+        return isinstance(cases, dict) and str(cases.get("all_labeled")).lower() == "true"
+
 
 @dataclass(frozen=True)
 class GridResults:
@@ -241,15 +247,20 @@ def read_grid(output_dir: str | Path) -> GridResults:
 
 def _upper_bounds(cells: Sequence[CellResult]) -> list[str]:
     """Methods with a run that had labels of all training cases of its split, where other runs had fewer."""
-    of_split: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    of_split: dict[str, list[tuple[CellResult, int, int]]] = defaultdict(list)
     for cell in cells:
         if cell.training_cases is not None and cell.training_cases[0] > 0:
-            of_split[cell.split].append((cell.method, *cell.training_cases))
+            of_split[cell.split].append((cell, *cell.training_cases))
     upper_bounds = []
     for runs in of_split.values():
         fewest = min(labeled for _, labeled, _ in runs)
         all_cases = max(labeled + unlabeled for _, labeled, unlabeled in runs)
-        upper_bounds += [method for method, labeled, _ in runs if labeled == all_cases > fewest]
+        # The count alone would not do: unlabeled_dir adds cases that nobody has a label of.
+        upper_bounds += [
+            cell.method
+            for cell, labeled, _ in runs
+            if labeled > fewest and (labeled == all_cases or cell.has_all_labels)
+        ]
     return upper_bounds
 
 

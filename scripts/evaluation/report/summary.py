@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any, Literal
 
 import pandas as pd
@@ -147,11 +148,16 @@ def terms_by_method(grid: GridResults) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _settings_of(cell: CellResult, key: SettingsKey) -> dict[str, str]:
-    values = dict(cell.facts.get(key) or {})
-    if key == "settings":
-        values.update({name: cell.facts[name] for name in _BESIDE_SETTINGS if name in cell.facts})
-    # What run.json calls the method is the object that the key method_def makes.
-    return {"method_def" if name == "method" else name: json.dumps(value).strip('" ') for name, value in values.items()}
+    texts: dict[str, dict[str, None]] = defaultdict(dict)
+    # A run may have been resumed by another version.
+    for facts in (cell.facts, *cell.facts.get("resumed", ())):
+        values = dict(facts.get(key) or {})
+        if key == "settings":
+            values.update({name: facts[name] for name in _BESIDE_SETTINGS if name in facts})
+        for name, value in values.items():
+            # What run.json calls the method is the object that the key method_def makes.
+            texts["method_def" if name == "method" else name][json.dumps(value).strip('" ')] = None
+    return {name: "; ".join(of_name) for name, of_name in texts.items()}
 
 
 def _summary_of(cell: CellResult) -> pd.DataFrame:
@@ -162,6 +168,10 @@ def _summary_of(cell: CellResult) -> pd.DataFrame:
 def _timing(cell: CellResult) -> dict[str, float] | None:
     history = cell.table("history.csv")
     if history is None or "seconds" not in history:
+        return None
+    # A process killed while writing leaves half a line.
+    history = history.dropna(subset="seconds")
+    if history.empty:
         return None
     return {
         "iterations": len(history),

@@ -133,11 +133,13 @@ def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: GridResul
 
 
 def _terms_table(name: str, method_class: str, terms: pd.DataFrame, summary: pd.DataFrame) -> Table:
-    numbers = summary[summary["method"].isin(terms.index)].merge(terms, left_on="method", right_index=True)
+    # The prefix of history.csv: a term may be called as a column of the summary is.
+    of_methods = terms.add_prefix("loss_")
+    numbers = summary[summary["method"].isin(terms.index)].merge(of_methods, left_on="method", right_index=True)
     heading = ["method", *(term.replace("_", " ") for term in terms), *HEADINGS.values()]
     metrics = _metrics(numbers, first_column=1 + len(terms.columns))
     rows = [
-        [row["method"], *("yes" if row[term] else "-" for term in terms), *texts]
+        [row["method"], *("yes" if row[term] else "-" for term in of_methods), *texts]
         for row, texts in zip(numbers.to_dict("records"), metrics.texts, strict=True)
     ]
     title = f"Terms of the loss that some methods leave out: {method_class}"
@@ -293,8 +295,8 @@ def _summary_note(grid: GridResults) -> str:
     note = (
         f"{spread} (n - 1 in the denominator). Labeled, unlabeled: training cases. Distances are averaged over the "
         "cases where the class was found. Missed: in the reference, not in the prediction (Dice 0, no distance); false "
-        f"positive: the other way round; these counts are sums over {sums}. The best two values of a column are "
-        "bold, the second underlined too."
+        f"positive: the other way round; these two are sums over {sums}, cases over runs. The best two values of a "
+        "column are bold, the second underlined too."
     )
     incomplete = [method for method in grid.competing_methods if method not in grid.complete_methods]
     if incomplete:
