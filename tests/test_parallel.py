@@ -19,7 +19,7 @@ from scripts.losses.contrastive import PrototypeContrastiveLoss
 from scripts.losses.pseudo_label import PseudoLabelLoss
 from scripts.losses.reliability import ReliabilityFilter
 from scripts.methods.base import Method
-from scripts.networks.blocks import recompute
+from scripts.networks.recompute import recompute
 from scripts.parallel import (
     from_first_process,
     gather_over_processes,

@@ -18,8 +18,9 @@ from ..losses.rectification import RectificationLoss
 from ..losses.reliability import Combination, ReliabilityFilter, combine_reliability
 from ..losses.supervised import SupervisedLoss
 from ..losses.uncertainty import UncertaintyLoss
-from ..networks.blocks import SegmentationNetwork, split_crops
+from ..networks.blocks import SegmentationNetwork
 from ..networks.dual_network import DualNetwork
+from ..networks.layers import split_crops
 from ..schedules import Weight
 from .base import Method, weighted_sum
 

@@ -1,89 +1,19 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution units and the checks of arguments that all networks share."""
+"""Units, decoder and common form of the networks."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import ADN, Convolution
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-Normalization = Literal["batch", "instance", "group"]
-Upsampling = Literal["transposed", "trilinear", "nearest"]
-#: Width of the feature maps from full resolution down to 1/16 of it (V-Net column of the reference implementations).
-CHANNELS = (16, 32, 64, 128, 256)
-
-
-def normalization_layer(normalization: Normalization) -> str | tuple[str, dict[str, int]]:
-    """Translate the option into MONAI's ``norm`` argument.
-
-    Args:
-        normalization: "batch", "instance" (without affine parameters) or "group" (eight groups).
-
-    Returns:
-        what ``monai.networks.blocks.Convolution`` takes as ``norm``.
-
-    Raises:
-        ValueError: when the option is none of the three.
-    """
-    if normalization == "group":
-        return ("group", {"num_groups": 8})
-    if normalization not in ("batch", "instance"):
-        raise ValueError(f"normalization must be 'batch', 'instance' or 'group', got {normalization!r}.")
-    return normalization
-
-
-def check_channels(in_channels: int, out_channels: int) -> None:
-    """Refuse channel numbers that cannot segment.
-
-    Args:
-        in_channels: number of image channels, 1 to 16.
-        out_channels: number of classes with the background, 2 to 128.
-
-    Raises:
-        ValueError: when one of them is outside its range.
-    """
-    if not 1 <= in_channels <= 16:
-        raise ValueError(f"in_channels must be from 1 to 16, got {in_channels}.")
-    if not 2 <= out_channels <= 128:
-        raise ValueError(f"out_channels must be from 2 (background and one class) to 128, got {out_channels}.")
-
-
-def check_dropout(dropout: float) -> None:
-    """Refuse a dropout that is no probability below 1.
-
-    Args:
-        dropout: probability of switching off a channel.
-
-    Raises:
-        ValueError: when it is negative, 1 or above.
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
-
-
-def check_image(image: torch.Tensor, in_channels: int) -> None:
-    """Refuse an input that the five resolutions of the networks cannot hold.
-
-    Args:
-        image: network input, (B, in_channels, X, Y, Z).
-        in_channels: expected number of channels.
-
-    Raises:
-        ValueError: when the tensor is not of that shape or a spatial size is not divisible by 16.
-    """
-    if image.dim() != 5 or image.shape[1] != in_channels:
-        raise ValueError(f"image must have shape (B, {in_channels}, X, Y, Z), got {list(image.shape)}.")
-    if image.shape[2] % 16 != 0 or image.shape[3] % 16 != 0 or image.shape[4] % 16 != 0:
-        raise ValueError(f"image must have spatial sizes divisible by 16, got {list(image.shape[2:])}.")
+from .arguments import CHANNELS, Normalization, Upsampling, check_image, normalization_layer
+from .layers import ChannelDropout, Head, TransposedConvolution
+from .recompute import recompute
 
 
 def convolution_stack(
@@ -113,69 +43,6 @@ def convolution_stack(
             for i in range(num_convolutions)
         )
     )
-
-
-def _trains_on_cpu(training: bool, features: torch.Tensor) -> bool:
-    """Whether a gradient will be computed where the ways below are the faster ones."""
-    return training and features.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Cast tensors on a CPU to what autocast, where it is on, would compute convolutions in."""
-    if not torch.is_autocast_enabled("cpu"):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
-
-
-class _TransposedConvolutionFunction(torch.autograd.Function):
-    """Transposed convolution of stride 2 without padding whose gradient of the bias is a sum of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(features, weight)
-        return F.conv_transpose3d(features, weight, bias, stride=2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features, weight = ctx.saved_tensors
-        stride, none, ones = [2, 2, 2], [0, 0, 0], [1, 1, 1]
-        of_features, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, features, weight, None, stride, none, ones, True, none, 1, [True, True, False]
-        )
-        return of_features, of_weight, gradient.sum(dim=(0, 2, 3, 4))
-
-
-class TransposedConvolution(nn.ConvTranspose3d):
-    """Transposed 2x2x2 convolution of stride 2 that trains faster on CPUs.
-
-    There PyTorch computes the gradients of features and weights four times more slowly where it computes that of the
-    bias with them. Parameters and results are those of ``torch.nn.ConvTranspose3d``.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Compute the output.
-
-        Args:
-            features: (B, in_channels, X, Y, Z).
-
-        Returns:
-            features, (B, out_channels, 2X, 2Y, 2Z).
-        """
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles the whole of a condition)
-            if _trains_on_cpu(self.training, features):
-                assert self.bias is not None
-                tensors = _as_autocast(features, self.weight, self.bias)
-                output: torch.Tensor = _TransposedConvolutionFunction.apply(*tensors)
-                return output
-        return F.conv_transpose3d(features, self.weight, self.bias, stride=2)
 
 
 def resampling_convolution(
@@ -228,50 +95,6 @@ def upsampling_unit(
         nn.Upsample(scale_factor=2, mode=upsampling, align_corners=True if upsampling == "trilinear" else None),
         convolution_stack(in_channels, out_channels, num_convolutions=1, normalization=normalization),
     )
-
-
-class _KeptStatistics(AbstractContextManager):
-    """Let the batch normalizations of a unit leave their running statistics as they are; may be entered again."""
-
-    def __init__(self, unit: nn.Module) -> None:
-        self.layers = [layer for layer in unit.modules() if isinstance(layer, _BatchNorm)]
-        counters = (layer.num_batches_tracked for layer in self.layers)
-        self.counters = [counter for counter in counters if counter is not None]
-
-    def __enter__(self) -> None:
-        self.momenta = [layer.momentum for layer in self.layers]
-        self.counts = [counter.clone() for counter in self.counters]
-        for layer in self.layers:
-            layer.momentum = 0.0
-
-    def __exit__(self, *_: object) -> None:
-        for layer, momentum in zip(self.layers, self.momenta, strict=True):
-            layer.momentum = momentum
-        for counter, count in zip(self.counters, self.counts, strict=True):
-            counter.copy_(count)
-
-
-def recompute(unit: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Compute a unit without holding its feature maps for the backward pass, which computes them anew.
-
-    Args:
-        unit: layers without dropout.
-        features: their input.
-
-    Returns:
-        their output, the same as that of ``unit(features)``, as are the gradients and the running statistics.
-    """
-    if not unit.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        output: torch.Tensor = unit(features)
-    else:
-        output = checkpoint(
-            unit,
-            features,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), _KeptStatistics(unit)),
-        )
-    return output
 
 
 class DeepestStage(nn.Sequential):
@@ -348,123 +171,6 @@ class Decoder(nn.Module):
             upsampled = recompute(up, features) if i == 3 and not torch.jit.is_scripting() else up(features)
             features = stack(upsampled + pyramid[3 - i])
         return features
-
-
-class _SampleProducts(torch.autograd.Function):
-    """Product of the voxels of each sample with weights of its own, one sample after the other.
-
-    The gradient of a single product follows the layout of its factors, that of a batch of them does not: on a CPU a
-    head trains twice as fast in float32, and as fast in bfloat16.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, voxels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(voxels, weight)
-        scores = voxels.new_empty((*voxels.shape[:2], weight.shape[1]))
-        for result, sample, factor in zip(scores, voxels, weight):
-            torch.addmm(bias, sample, factor.t(), out=result)
-        return scores
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        voxels, weight = ctx.saved_tensors
-        of_voxels, of_weight = torch.empty_like(voxels), torch.empty_like(weight)
-        for sample in range(len(voxels)):
-            torch.mm(gradient[sample], weight[sample], out=of_voxels[sample])
-            torch.mm(gradient[sample].t(), voxels[sample], out=of_weight[sample])
-        return of_voxels, of_weight, gradient.sum(dim=(0, 1))
-
-
-class _SplitCrops(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.like = features.shape, features.stride()
-        ctx.number = number
-        return features[:number], features[number:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        given = [gradient for gradient in gradients if gradient is not None]
-        if not given:
-            return None, None
-        whole = torch.empty_strided(*ctx.like, dtype=given[0].dtype, device=given[0].device)
-        for part, gradient in zip(whole.tensor_split([ctx.number]), gradients, strict=True):
-            part.zero_() if gradient is None else part.copy_(gradient)
-        return whole, None
-
-
-def split_crops(features: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split a batch of maps in two, whose gradients come back in the layout of the whole.
-
-    The gradient of a slice has the layout of a new tensor instead, in which a map of channels last takes several times
-    as long to be added.
-
-    Args:
-        features: (B, K, X, Y, Z).
-        number: how many crops the first part has.
-
-    Returns:
-        the first part, (number, K, X, Y, Z), and the rest.
-    """
-    parts: tuple[torch.Tensor, torch.Tensor] = _SplitCrops.apply(features, number)
-    return parts
-
-
-class Head(nn.Module):
-    """1x1x1 convolution of the last feature map with a dropout of channels, as one matrix product.
-
-    PyTorch has no fast 1x1x1 convolution in float32 on CPUs, and the dropout alone would pass over the map, the largest
-    of a network, two times more. Here it acts on the weights, of which each sample has its own. Parameters, their
-    initial values and the state dict are those of ``torch.nn.Conv3d``.
-
-    Args:
-        out_channels: channels of the output.
-    """
-
-    def __init__(self, out_channels: int) -> None:
-        super().__init__()
-        convolution = nn.Conv3d(CHANNELS[0], out_channels, kernel_size=1)
-        assert convolution.bias is not None
-        self.weight = convolution.weight
-        self.bias = convolution.bias
-
-    def forward(self, features: torch.Tensor, channel_weights: torch.Tensor) -> torch.Tensor:
-        """Compute the output.
-
-        Args:
-            features: (B, 16, X, Y, Z).
-            channel_weights: factors of the channels, see :class:`ChannelDropout`, (B, 16).
-
-        Returns:
-            scores, (B, out_channels, X, Y, Z), in the memory format channels_last_3d.
-        """
-        weight = self.weight.flatten(1) * channel_weights.unsqueeze(1)
-        voxels = features.flatten(2).transpose(1, 2)
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript compiles the whole of a condition)
-            if _trains_on_cpu(self.training, features):
-                products: torch.Tensor = _SampleProducts.apply(*_as_autocast(voxels, weight, self.bias))
-                return products.transpose(1, 2).unflatten(2, features.shape[2:])
-        scores = torch.baddbmm(self.bias, voxels, weight.transpose(1, 2))
-        return scores.transpose(1, 2).unflatten(2, features.shape[2:])
-
-
-class ChannelDropout(nn.Dropout3d):
-    """Dropout of whole channels that gives its factors instead of multiplying by them."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Draw the factors.
-
-        Args:
-            features: (B, K, X, Y, Z).
-
-        Returns:
-            what each channel is to be multiplied by: 0 or 1 / (1 - p), in evaluation 1, (B, K).
-        """
-        ones = features.new_ones([features.shape[0], features.shape[1], 1, 1, 1])
-        return F.dropout3d(ones, self.p, self.training).flatten(1)
 
 
 class SegmentationNetwork(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import check_dropout
+from .arguments import check_dropout
 
 #: Each of the four convolutions on the way of a crop halves its size.
 _SMALLEST = 2**4

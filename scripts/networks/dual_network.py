@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import Normalization
+from .arguments import Normalization
 from .resnet_vnet import ResNetVNet
 from .vnet import VNet
 

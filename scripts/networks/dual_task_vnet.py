@@ -7,7 +7,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import Head, Normalization, initialize_kaiming
+from .arguments import Normalization
+from .blocks import initialize_kaiming
+from .layers import Head
 from .vnet import VNet
 
 

@@ -9,17 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from .blocks import (
-    ChannelDropout,
-    Decoder,
-    Head,
-    Normalization,
-    Upsampling,
-    check_channels,
-    check_dropout,
-    check_image,
-    initialize_kaiming,
-)
+from .arguments import Normalization, Upsampling, check_channels, check_dropout, check_image
+from .blocks import Decoder, initialize_kaiming
+from .layers import ChannelDropout, Head
 from .vnet import VNetEncoder
 
 

@@ -9,7 +9,8 @@ from monai.networks.blocks import Convolution
 from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 
-from .blocks import CHANNELS, DeepestStage, Normalization, SegmentationNetwork, check_channels, check_dropout
+from .arguments import CHANNELS, Normalization, check_channels, check_dropout
+from .blocks import DeepestStage, SegmentationNetwork
 
 
 class ResNet34Encoder(nn.Module):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from .blocks import Normalization
+from .arguments import Normalization
 from .resnet_vnet import ResNetVNet
 from .vnet import VNet
 

@@ -7,17 +7,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .blocks import (
-    CHANNELS,
-    DeepestStage,
-    Normalization,
-    SegmentationNetwork,
-    check_channels,
-    check_dropout,
-    convolution_stack,
-    recompute,
-    resampling_convolution,
-)
+from .arguments import CHANNELS, Normalization, check_channels, check_dropout
+from .blocks import DeepestStage, SegmentationNetwork, convolution_stack, resampling_convolution
+from .recompute import recompute
 
 
 class VNetEncoder(nn.Module):

@@ -13,19 +13,11 @@ import torch
 from conftest import needs_bfloat16
 from torch import nn
 
-from scripts.networks.blocks import (
-    CHANNELS,
-    ChannelDropout,
-    Decoder,
-    Head,
-    TransposedConvolution,
-    check_channels,
-    normalization_layer,
-    recompute,
-    resampling_convolution,
-    split_crops,
-)
+from scripts.networks.arguments import CHANNELS, check_channels, normalization_layer
+from scripts.networks.blocks import Decoder, resampling_convolution
 from scripts.networks.dual_network import DualNetwork
+from scripts.networks.layers import ChannelDropout, Head, TransposedConvolution, split_crops
+from scripts.networks.recompute import recompute
 from scripts.networks.resnet_vnet import ResNet34Encoder, ResNetVNet
 from scripts.networks.vnet import VNet, VNetEncoder
 
