@@ -40,11 +40,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A task for which this bundle has no weights yet is packaged without.
+# A task for which this bundle has no weights yet is packaged without. make package OVERWRITE=1 replaces what is there.
 package: $(VENV)/.runtime
-	$(BIN)/python -m scripts package --task left_atrium --output_dir dist $(if $(wildcard models/model.pt),,--without_weights true)
-	$(BIN)/python -m scripts package --task hippocampus --output_dir dist $(if $(wildcard models/hippocampus/model.pt),,--without_weights true)
-	$(BIN)/python -m scripts package --task pancreas --output_dir dist $(if $(wildcard models/pancreas/model.pt),,--without_weights true)
+	$(BIN)/python -m scripts package --task left_atrium --output_dir dist $(if $(OVERWRITE),--overwrite true) $(if $(wildcard models/model.pt),,--without_weights true)
+	$(BIN)/python -m scripts package --task hippocampus --output_dir dist $(if $(OVERWRITE),--overwrite true) $(if $(wildcard models/hippocampus/model.pt),,--without_weights true)
+	$(BIN)/python -m scripts package --task pancreas --output_dir dist $(if $(OVERWRITE),--overwrite true) $(if $(wildcard models/pancreas/model.pt),,--without_weights true)
 
 $(VENV)/.runtime: requirements.txt
 	@python=""; for name in python3.12 python3.11 python3.10 python3.13 python3 python; do \

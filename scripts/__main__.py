@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -401,8 +402,6 @@ def cell(cell_dir: str) -> None:
     Args:
         cell_dir: folder of the run, GRID/cells/METHOD/SPLIT_seedN.
     """
-    # A launcher or a grid that stops this process must stop the training too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if not run_cell(_text("cell_dir", cell_dir)):
         raise SystemExit(1)
 
@@ -737,6 +736,9 @@ def main(arguments: Any = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Who stops this process must stop the training of a cell too, and leave no temporary folder behind.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Fire runs a command with the arguments that it knows, and complains of the others afterwards.

@@ -204,7 +204,8 @@ def describe_mistake(error: BaseException) -> str | None:
     """Put a mistake into one line, also one that MONAI wraps into other exceptions.
 
     A mistake is a :class:`BundleError`, a ValueError that an argument check of this bundle raised, a file or folder
-    that the system refuses, an argument that a configured object does not take, or a device whose memory is not enough.
+    that the system refuses, an argument that a configured object does not take, a class or a key that a configuration
+    names and that is not there, or a device whose memory is not enough.
 
     Args:
         error: what was raised.
@@ -223,6 +224,10 @@ def describe_mistake(error: BaseException) -> str | None:
                 "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: go on by "
                 "--resume true, or --skip_existing true."
             )
+        if isinstance(cause, ModuleNotFoundError) and str(cause).startswith("Cannot locate class"):
+            return f"the configuration names what is not there: {one_line(cause)}"
+        if isinstance(cause, ValueError) and str(cause).startswith("the referring item"):
+            return f"the configuration refers to what is not there: {one_line(cause)}"
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}"
         if component is not None and isinstance(cause, (TypeError, ValueError)):

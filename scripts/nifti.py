@@ -130,7 +130,7 @@ def check_file(path: str | os.PathLike[str], name: str) -> None:
         BundleError: when a compressed file is damaged, also where its voxels can be read; when its values are colors or
             complex; or when it is not certain where its voxels lie, see :func:`check_geometry`.
     """
-    if not os.fspath(path).endswith(VOLUME_SUFFIXES):
+    if not os.fspath(path).lower().endswith(VOLUME_SUFFIXES):
         return
     check_compression(path, name)
     volume: Any = nib.load(path)

@@ -276,7 +276,7 @@ def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSer
     same_number = Counter((series.folder, series.number) for series in found)
     named: dict[str, DicomSeries] = {}
     for series in found:
-        words = list(series.folder.relative_to(root).parts) or [root.resolve().name]
+        words = list(series.folder.relative_to(root).parts) or [root.resolve().name.lstrip(".") or "series"]
         if series_in[series.folder] > 1:
             is_unique = same_number[series.folder, series.number] == 1
             words.append(str(series.number) if is_unique else case_file_name(series.uid or "without_uid"))

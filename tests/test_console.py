@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -438,6 +439,19 @@ def test_an_argument_that_an_object_does_not_take_is_one_line(capsys):
     assert text.startswith("error: scripts.schedules.Weight cannot be made from its configuration: ")
     assert text.count("\n") == 1
     assert "rmap" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"_target_": "scripts.methods.mean_teacher.MeanTeacherr"}, "names what is not there: Cannot locate class"),
+        ({"_target_": "scripts.schedules.Weight", "final": "@itt"}, "refers to what is not there: .*@itt"),
+    ],
+)
+def test_what_a_configuration_names_and_is_not_there_is_one_line(value, message, capsys):
+    text = report(caught(lambda: ConfigParser({"part": value}).get_parsed_content("part")), capsys)
+    assert re.match(f"error: the configuration {message}", text), text
+    assert text.count("\n") == 1
 
 
 # --- the merged configuration -----------------------------------------------------------------------------------------

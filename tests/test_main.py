@@ -7,10 +7,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from scripts.__main__ import main
 
@@ -288,3 +292,20 @@ def test_arguments_may_be_written_as_fire_reads_them(tmp_path):
     target = tmp_path / "data"
     main(["phantom", str(target), "-num-cases=4", "--size", "32", "--nooverwrite", "--", "--separator=+"])
     assert len(list((target / "images").iterdir())) == 4
+
+
+def test_who_is_stopped_leaves_no_temporary_folder(tmp_path):
+    # As a queue or a container stops a process: within a context that has something to remove.
+    code = (
+        "import os, signal, sys, tempfile\n"
+        "import scripts.__main__ as program\n"
+        "def phantom(output_dir, **others):\n"
+        "    with tempfile.TemporaryDirectory(dir=output_dir):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "program.phantom = phantom\n"
+        "program.main(['phantom', '--output_dir', sys.argv[1]])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=120, check=False)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

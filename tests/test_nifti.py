@@ -130,6 +130,14 @@ def test_a_flipped_bit_is_found(tmp_path):
     assert read > 0, "no flip that readers pass over was tried"
 
 
+def test_a_name_in_capitals_is_checked_too(tmp_path):
+    for name in ("A.NII", "A.NII.GZ"):
+        path = tmp_path / name
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.complex64), AFFINE), path)
+        with pytest.raises(BundleError, match=r"^it must hold numbers, got complex64\.$"):
+            check_file(path, "it")
+
+
 def test_values_that_readers_would_change(tmp_path):
     paths = {name: tmp_path / f"{name}.nii" for name in ("complex", "infinite", "whole")}
     nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.complex64), AFFINE), paths["complex"])

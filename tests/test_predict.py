@@ -122,6 +122,13 @@ def test_series_of_one_folder_are_named_by_their_numbers(weights, tmp_path):
     assert names_in(tmp_path / "out") == ["scan_11_seg.nii.gz", "scan_2_seg.nii.gz"]
 
 
+def test_a_hidden_folder_gives_its_series_a_name_that_is_found(weights, tmp_path):
+    stored = np.random.default_rng(0).integers(0, 300, size=(16, 16, 8)).astype(np.uint16)
+    write_series(tmp_path / ".incoming", stored)
+    segment(tmp_path / ".incoming", tmp_path / "out", weights)
+    assert names_in(tmp_path / "out") == ["incoming_seg.nii.gz"]
+
+
 # --- DICOM SEG --------------------------------------------------------------------------------------------------------
 
 

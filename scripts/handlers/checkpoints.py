@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -211,7 +212,7 @@ class PublishedWeights:
     """Puts the deployed network where the bundle's weights are, when a run is complete.
 
     For programs that train a bundle and go on with its ``models/model.pt``, such as MONAI Label. The weights that were
-    there become ``model_previous.pt``.
+    there become ``model_previous_1.pt``, with the next number that is free: the first are those that the bundle had.
 
     Args:
         path: file of the bundle's weights.
@@ -245,7 +246,10 @@ class PublishedWeights:
         if not is_main_process():
             return
         if self.path.is_file():
-            with replacing(self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")) as temporary:
+            names = (
+                self.path.with_name(f"{self.path.stem}_previous_{n}{self.path.suffix}") for n in itertools.count(1)
+            )
+            with replacing(next(name for name in names if not name.exists())) as temporary:
                 shutil.copyfile(self.path, temporary)
         write_tensors(self.path, _weights_on_cpu(self.network))
 

@@ -194,7 +194,8 @@ def _write_folder(folder: Path, package: Package) -> None:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
+    for name in ("LICENSE", "requirements.txt"):
+        shutil.copyfile(ROOT / name, folder / name)
     # With it, the bundle can package what is trained in it.
     write_text(folder / "docs/packages/run.md", (_PAGES / "run.md").read_text(encoding="utf-8"))
     write_text(folder / "docs/README.md", package.readme)

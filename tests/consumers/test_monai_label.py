@@ -164,7 +164,7 @@ def test_pairs_of_the_server_are_trained_on_alone(server, run_outside, tmp_path)
     assert not (bundle / "data").exists()
 
     after = torch.load(bundle / "models/model.pt", weights_only=True)
-    kept = torch.load(bundle / "models/model_previous.pt", weights_only=True)
+    kept = torch.load(bundle / "models/model_previous_1.pt", weights_only=True)
     assert all(torch.equal(kept[name], before[name]) for name in before)
     # Two steps from the weights that were there: near them, and not they.
     name = "vnet.classifier.weight"
@@ -183,9 +183,12 @@ def test_trained_weights_are_used_afterwards_and_trained_on_again(server, run_ou
         if position == 0:
             train(run_outside, bundle, pairs)
     assert not np.array_equal(*labels)
+    original = (bundle / "models/model_previous_1.pt").read_bytes()
     first = torch.load(bundle / "models/model.pt", weights_only=True)
     train(run_outside, bundle, pairs)
-    kept = torch.load(bundle / "models/model_previous.pt", weights_only=True)
+    # The weights that the bundle came with stay.
+    assert (bundle / "models/model_previous_1.pt").read_bytes() == original
+    kept = torch.load(bundle / "models/model_previous_2.pt", weights_only=True)
     assert all(torch.equal(kept[name], first[name]) for name in first)
     assert len(list((bundle / "output").glob("given_pairs_*"))) == 2
 

@@ -91,6 +91,15 @@ def test_number_of_labeled_cases_by_default():
     assert [len(lists[key]) for key in KEYS] == [15, 30, 0, 5]
 
 
+def test_all_folds_have_the_labels_of_one_rule():
+    cases = [FoldCase(f"c{i}", f"c{i}", (1,)) for i in range(10)]
+    # Without a label, and out of the training in the fold that tests this patient.
+    cases.append(FoldCase("u0", "c0"))
+    lists = [draw_lists(cases, fold=fold, num_folds=5).lists for fold in range(5)]
+    assert [len(each["labeled"]) for each in lists] == [8] * 5
+    assert sorted(len(each["unlabeled"]) for each in lists) == [0, 1, 1, 1, 1]
+
+
 def test_no_test_list_is_advised_where_there_is_none():
     with pytest.raises(BundleError, match=r"got 99; held out for test and validation: 0\.$"):
         draw_lists(cohort(), fold=0, num_folds=0, num_labeled=99)

@@ -118,6 +118,9 @@ def draw_lists(
     held_out = f"held out for test and validation: {sum(len(dealt[name]) for name in tested | validated)}"
     if tested:
         held_out += " (num_folds 0 leaves the test list empty)"
+    if num_labeled is None and all(case.classes is not None for case in cases):
+        # Of all cases, not of those of this fold: else one fold would have a fifth of the labels, another one all.
+        num_labeled = max(1, round(_DEFAULT_SHARE * len(trained)))
     chosen = _choose_labeled(trained, labeled=labeled, num_labeled=num_labeled, held_out=held_out, seed=seed)
     return Lists(
         {
@@ -216,8 +219,7 @@ def _choose_labeled(
         return set(labeled)
     usable = sorted(case.name for case in trained if case.classes)
     if num_labeled is None:
-        all_have_labels = all(case.classes is not None for case in trained)
-        num_labeled = max(1, round(_DEFAULT_SHARE * len(trained))) if all_have_labels else len(usable)
+        num_labeled = len(usable)
     if not 1 <= num_labeled <= len(usable):
         raise BundleError(
             f"num_labeled must be from 1 to {len(usable)}, the training cases with foreground in their label, "
