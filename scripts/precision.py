@@ -58,21 +58,16 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
 
 
 def check_patch_size(patch_size: Sequence[int], precision: ResolvedPrecision, device: str | torch.device) -> None:
-    """Refuse crops that the networks cannot train on.
+    """Refuse crops on which the networks would train on wrong gradients.
 
     Args:
         patch_size: size of a crop along its three axes.
-        precision: see :func:`resolve_precision`.
+        precision: what :func:`resolve_precision` gives.
         device: where the networks compute.
 
     Raises:
-        BundleError: when the deepest map has one voxel, or when its gradients would be wrong in the precision.
+        BundleError: for a CPU and bfloat16, when the first axis is too short.
     """
-    if max(patch_size) <= 16:
-        raise BundleError(
-            "patch_size must be at least 32 along an axis, as a map of one voxel cannot be normalized, got "
-            f"{list(patch_size)}."
-        )
     if precision == "bfloat16" and torch.device(device).type == "cpu" and patch_size[0] < 32:
         # See scripts.networks.blocks.DeepestStage: no other map may have size 2 along its first axis.
         raise BundleError(

@@ -12,7 +12,7 @@ import torch
 from monai.utils.misc import str2bool
 
 from .errors import BundleError
-from .precision import Precision, check_patch_size, resolve_precision
+from .precision import Precision, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -159,7 +159,4 @@ def check_settings(**settings: Any) -> None:
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:
-        precision = resolve_precision(settings["precision"], settings["device"])
-        # Of a training.
-        if "iterations" in settings:
-            check_patch_size(settings["patch_size"], precision, settings["device"])
+        resolve_precision(settings["precision"], settings["device"])

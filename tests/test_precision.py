@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, assert_refused
 
-from scripts.precision import resolve_precision
+from scripts.precision import check_patch_size, resolve_precision
 
 
 @pytest.fixture
@@ -85,3 +85,14 @@ def test_shipped_configuration_records_what_was_chosen(capabilities, make_workfl
     assert workflow.parser.get_parsed_content("run_directory").settings["precision"] == "float32"
     assert workflow.trainer.dtype == torch.float32
     assert workflow.evaluator.inferer.dtype == torch.float32
+
+
+def test_short_patches_are_refused_where_their_gradients_would_be_wrong():
+    with assert_refused(r"must start with at least 32 for precision 'bfloat16' .* got \[16, 32, 48\]"):
+        check_patch_size([16, 32, 48], "bfloat16", "cpu")
+    for size, precision, device in (
+        ([32, 16, 16], "bfloat16", "cpu"),
+        ([16, 32, 48], "float32", "cpu"),
+        ([16, 32, 48], "bfloat16", "cuda:0"),
+    ):
+        check_patch_size(size, precision, device)

@@ -394,8 +394,6 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
     with assert_refused("does not exist"):
         run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
-    with assert_refused("patch_size must be at least 32 along an axis"):
-        run(make_workflow, phantom_dir, folder, overwrite=True, patch_size=[16, 16, 16])
     for method, sizes, message in (
         ("bcp", {"labeled_batch_size": 3}, "labeled_batch_size must be even, .* got 3"),
         ("sdcl", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be that of the labeled crops, .* got 1"),
@@ -409,6 +407,17 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         with assert_refused(message, ValueError):
             workflow.run()
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+@needs_bfloat16
+def test_a_patch_that_the_precision_does_not_take_keeps_the_old_run(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with assert_refused(
+        r"patch_size must start with at least 32 for precision 'bfloat16' on a CPU, got \[16, 32, 32\]"
+    ):
+        run(make_workflow, phantom_dir, folder, overwrite=True, precision="bfloat16", patch_size=[16, 32, 32])
+    assert_equal_weights(load(folder / "model_final.pt"), load(finished / "model_final.pt"))
 
 
 def test_run_is_not_resumed_with_another_method_or_other_cases(finished, tmp_path, make_workflow, phantom_dir):
