@@ -16,7 +16,7 @@ def window_overlap(patch_size: Sequence[int], strides: Sequence[int]) -> list[fl
 
     Args:
         patch_size: voxels of a window, X, Y, Z.
-        strides: voxels from one window to the next, X, Y, Z.
+        strides: voxels from one window to the next, X, Y, Z; at most those of a window.
 
     Returns:
         the shares of a window that the next one covers; half a voxel less, as MONAI would round a stride down.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -156,6 +157,11 @@ def check_settings(**settings: Any) -> None:
     names, num_classes = settings.get("class_names"), settings.get("num_classes")
     if not problems and names is not None and num_classes is not None and len(names) != num_classes - 1:
         problems.append(f"class_names must name the {num_classes - 1} class(es) without the background, got {names!r}")
+    if not problems and any(map(operator.gt, settings.get("strides", ()), settings.get("patch_size", ()))):
+        problems.append(
+            f"strides must be at most the patch_size {list(settings['patch_size'])}, got {list(settings['strides'])}: "
+            "the voxels between two windows would have no label"
+        )
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, assert_refused
 
+from scripts.errors import BundleError
 from scripts.settings import check_settings
 
 
@@ -114,3 +115,11 @@ def test_what_is_set_at_the_very_beginning_costs_one_line_too(key, value, phanto
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {key} must be ")
     assert not (tmp_path / "run").exists()
+
+
+def test_windows_leave_no_voxel_out():
+    check_settings(patch_size=[32, 16, 64], strides=[32, 16, 1])
+    with pytest.raises(
+        BundleError, match=r"^strides must be at most the patch_size \[32, 16, 64\], got \[32, 17, 1\]: "
+    ):
+        check_settings(patch_size=[32, 16, 64], strides=[32, 17, 1])

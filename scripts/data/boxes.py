@@ -68,12 +68,11 @@ class CropToBoxd(Cropd):
                 f"uses_boxes needs a {BOX_KEY} for each case, which cases that are given as pairs do not have: "
                 "crop the volumes beforehand and set uses_boxes to false and crop#_disabled_ to true."
             )
-        for key in self.key_iterator(result):
-            volume: MetaTensor = result[key]
-            self._check_box(result, volume)
-            start, stop = self._map(np.asarray(result[BOX_KEY], dtype=float), volume)
-            slices = Crop.compute_slices(roi_start=start.tolist(), roi_end=stop.tolist())
-            result[key] = self.cropper(volume, slices=slices)
+        volumes: dict[Hashable, MetaTensor] = {key: result[key] for key in self.key_iterator(result)}
+        if volumes:
+            # One crop for all: the affines of image and label may differ by a rounding, their crops must not.
+            slices = self._slices(result, next(iter(volumes.values())))
+            result |= {key: self.cropper(volume, slices=slices) for key, volume in volumes.items()}
         return result
 
     def _check_box(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> None:
@@ -84,15 +83,19 @@ class CropToBoxd(Cropd):
                 "boxes.json is of another version of the data; write it anew by python -m scripts boxes."
             )
 
-    def _map(self, box: np.ndarray, volume: MetaTensor) -> tuple[np.ndarray, np.ndarray]:
+    def _slices(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> tuple[slice, ...]:
+        self._check_box(data, volume)
+        box = np.asarray(data[BOX_KEY], dtype=float)
         original = np.asarray(volume.meta["original_affine"], dtype=float)
         to_here = np.linalg.inv(volume.affine.cpu().numpy()) @ original
         # Outer faces of the box: half a voxel beyond the centers of its first and last voxel.
         corners = apply_affine(to_here, np.stack([box[0] - 0.5, box[1] - 0.5]))
         size = np.asarray(volume.shape[1:])
-        start = np.floor(corners.min(axis=0) + 0.5).astype(int) - self.margin
+        # A face on the border of a voxel must not take in the next one for a rounding of the affine.
+        start = np.floor(corners.min(axis=0) + 0.5 + 1e-6).astype(int) - self.margin
         stop = np.ceil(corners.max(axis=0) + 0.5 - 1e-6).astype(int) + self.margin
-        return np.clip(start, 0, size), np.clip(stop, 0, size)
+        start, stop = np.clip(start, 0, size), np.clip(stop, 0, size)
+        return tuple(Crop.compute_slices(roi_start=start.tolist(), roi_end=stop.tolist()))
 
 
 def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool = False) -> Path:

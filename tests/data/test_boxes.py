@@ -59,6 +59,21 @@ def test_crop_in_the_axes_of_the_file(tmp_path):
     assert np.array_equal(case["image"][0].numpy(), whole[3:7, 9:14, 6:9])
 
 
+@pytest.mark.parametrize("difference_mm", [0.0, 1e-6, 5e-4])
+@pytest.mark.parametrize("number", range(10))
+def test_image_and_label_stay_on_one_grid(tmp_path, number, difference_mm):
+    generator = np.random.default_rng(number)
+    case = make_case(tmp_path, "PIR", spacing_mm=generator.uniform(0.3, 2.0, size=3))
+    label = nib.load(case["label"])
+    affine = label.affine.copy()
+    affine[:3, 3] += generator.uniform(-difference_mm, difference_mm, size=3)
+    nib.save(nib.Nifti1Image(np.array(label.dataobj), affine), case["label"])
+    cropped = load(case, ORIENTATION, crop(0))
+    # To the voxel, and the same voxels of both.
+    assert cropped["label"].shape == cropped["image"].shape == (1, *OBJECT_SIZE[[2, 0, 1]])
+    assert cropped["label"].min() == 1
+
+
 def test_margin_on_each_side(tmp_path):
     case = load(make_case(tmp_path), crop(2))
     assert case["label"].shape == (1, *(OBJECT_SIZE + 4))
