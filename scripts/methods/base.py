@@ -32,13 +32,9 @@ class Method(nn.Module):
     trains or remembers (a teacher, a discriminator, a memory bank) is a submodule or a buffer, so that checkpoints
     and distributed training see one module.
 
-    ``needs_labels`` is False for a method that can also train on batches without a labeled part.
-
     Args:
         network: the deployed network: one tensor in, class probabilities out.
     """
-
-    needs_labels = True
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -53,8 +49,8 @@ class Method(nn.Module):
 
         Args:
             batch: "image" (B_l, C, X, Y, Z), "label" (B_l, 1, X, Y, Z) class indices and, unless only labeled cases
-                are there, "unlabeled" (B_u, C, X, Y, Z). The first two are missing where no case is labeled, which
-                only a method without ``needs_labels`` is given.
+                are there, "unlabeled" (B_u, C, X, Y, Z). The first two are missing where no case is labeled. Their
+                numbers have passed :meth:`check_batch_sizes`.
             step: number of iterations done before this one, from 0.
 
         Returns:
@@ -66,7 +62,9 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward.")
 
     def check_batch_sizes(self, num_labeled: int, num_unlabeled: int) -> None:
-        """Refuse batches that this method cannot train on, before a training replaces anything.
+        """Refuse batches that this method cannot train on; by default those without labels.
+
+        Asked before a training replaces anything, and again with the crops of each iteration.
 
         Args:
             num_labeled: labeled crops of a batch, 0 where it has none.
@@ -75,7 +73,7 @@ class Method(nn.Module):
         Raises:
             ValueError: when there are too few, or their numbers do not fit each other.
         """
-        if self.needs_labels and num_labeled == 0:
+        if num_labeled == 0:
             raise ValueError(f"labeled_batch_size must be at least 1 for {type(self).__name__}, got 0.")
 
     @staticmethod

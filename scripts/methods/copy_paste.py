@@ -87,15 +87,11 @@ class CopyPasteMethod(Method):
         Returns:
             one mixture, "pretrain", in the first stage; two, "inward" and "outward", in the second.
 
-        Raises:
-            ValueError: when the crops cannot be paired.
         """
-        self.check_batch_sizes(len(batch["image"]), len(batch.get("unlabeled", ())))
+        if "unlabeled" not in batch or step < self.pretrain_iterations:
+            return {"pretrain": self._pretrain_mixture(batch["image"], batch["label"])}
         (image_a, image_b), (label_a, label_b) = batch["image"].chunk(2), batch["label"].chunk(2)
         outside = copy_paste_mask(image_a, fraction=self.box_fraction)
-        if self._pretrains(batch, step):
-            image, label = torch.where(outside, image_a, image_b), torch.where(outside, label_a, label_b)
-            return {"pretrain": Mixture(image, label, torch.ones_like(outside))}
         unlabeled_a, unlabeled_b = batch["unlabeled"].chunk(2)
         pseudo_label_a, pseudo_label_b = self._pseudo_label(unlabeled_a), self._pseudo_label(unlabeled_b)
         return {
@@ -129,8 +125,12 @@ class CopyPasteMethod(Method):
         elif step >= self.pretrain_iterations:
             self.teacher.follow(self.student, step)
 
-    def _pretrains(self, batch: Mapping[str, torch.Tensor], step: int) -> bool:
-        return "unlabeled" not in batch or step < self.pretrain_iterations
+    def _pretrain_mixture(self, image: torch.Tensor, label: torch.Tensor) -> Mixture:
+        """Mix the first half of the labeled crops with the second: each crop is in one mixture alone."""
+        (image_a, image_b), (label_a, label_b) = image.chunk(2), label.chunk(2)
+        outside = copy_paste_mask(image_a, fraction=self.box_fraction)
+        mixture = torch.where(outside, image_a, image_b), torch.where(outside, label_a, label_b)
+        return Mixture(*mixture, torch.ones_like(outside))
 
     @torch.no_grad()
     def _pseudo_label(self, unlabeled: torch.Tensor) -> torch.Tensor:

@@ -74,18 +74,13 @@ class DualCopyPaste(CopyPasteMethod):
         """The whole pair: the teacher follows both networks."""
         return self.network
 
-    def mixtures(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Mixture]:
-        """Mix the crops of a batch, see :meth:`scripts.methods.copy_paste.CopyPasteMethod.mixtures`."""
-        if not self._pretrains(batch, step):
-            return super().mixtures(batch, step)
-        self.check_batch_sizes(len(batch["image"]), len(batch.get("unlabeled", ())))
-        image, label = batch["image"], batch["label"]
+    def _pretrain_mixture(self, image: torch.Tensor, label: torch.Tensor) -> Mixture:
+        """Mix every labeled crop with the other one of its pair, so that each is in two mixtures."""
         outside = copy_paste_mask(image, fraction=self.box_fraction)
-        # Rolled by half a batch, every crop faces the other one of its pair.
         half = len(image) // 2
         other_image, other_label = image.roll(half, dims=0), label.roll(half, dims=0)
         mixture = torch.where(outside, image, other_image), torch.where(outside, label, other_label)
-        return {"pretrain": Mixture(*mixture, torch.ones_like(outside))}
+        return Mixture(*mixture, torch.ones_like(outside))
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of both networks, see :meth:`scripts.methods.base.Method.forward`."""

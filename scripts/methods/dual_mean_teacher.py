@@ -65,7 +65,6 @@ class DualMeanTeacher(Method):
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         images, label = batch["image"], batch["label"]
-        self.check_batch_sizes(len(images), len(batch.get("unlabeled", ())))
         has_unlabeled = "unlabeled" in batch and bool(self.pseudo_label_weight)
         if has_unlabeled:
             mixture, mixed_label = self._mix(batch["unlabeled"])

@@ -90,7 +90,6 @@ class DualNetworkMethod(Method):
         ValueError: when an option is none of its allowed values or two of them contradict each other.
     """
 
-    needs_labels = False
     network: DualNetwork
 
     def __init__(
@@ -153,12 +152,7 @@ class DualNetworkMethod(Method):
         self.roles: Roles = roles
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
-        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`.
-
-        Raises:
-            ValueError: for a batch without labels when an option or all terms need them.
-        """
-        self.check_batch_sizes(len(batch.get("label", ())), len(batch.get("unlabeled", ())))
+        """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         has_labels, has_unlabeled = "label" in batch, "unlabeled" in batch
         num_labeled = len(batch["label"]) if has_labels else 0
         images = self.all_crops(batch)

@@ -108,7 +108,7 @@ def test_a_round_goes_on_with_the_batches_that_come_next(make_site, monkeypatch)
     assert starts == [0, 0, 2, 2]
 
 
-def test_a_method_that_needs_labels_says_so(make_site):
+def test_a_site_without_labels_needs_a_method_that_trains_without(make_site):
     site = make_site("two", "configs/method_cps.json", evaluates=False, unlabeled=(3,), labeled_batch_size=0)
     with assert_refused("labeled_batch_size must be at least 1 for CrossPseudoSupervision, got 0", ValueError):
         site.train(data=average([site]))

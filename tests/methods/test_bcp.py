@@ -285,15 +285,18 @@ def test_degenerate_batches(kind, step):
         assert parameter.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("step", [0, 2])
-def test_crops_that_cannot_be_paired_are_refused(step):
+def test_crops_that_cannot_be_paired_are_refused():
     method = make_method()
+    for allowed in ((2, 2), (4, 4), (4, 0)):
+        method.check_batch_sizes(*allowed)
+    with pytest.raises(ValueError, match=r"labeled_batch_size must be at least 1 for .*, got 0"):
+        method.check_batch_sizes(0, 2)
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 1"):
-        method(make_batch(num_labeled=1), step)
+        method.check_batch_sizes(1, 2)
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 3"):
-        method(make_batch(num_labeled=3, num_unlabeled=0), step)
+        method.check_batch_sizes(3, 0)
     with pytest.raises(ValueError, match=r"unlabeled_batch_size must be.* got 4 beside labeled_batch_size 2"):
-        method(make_batch(num_unlabeled=4), step)
+        method.check_batch_sizes(2, 4)
 
 
 def test_options_are_refused():

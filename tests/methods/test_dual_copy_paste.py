@@ -170,7 +170,7 @@ def test_refusals_and_description():
     with pytest.raises(ValueError, match="mode must be 'training' or 'evaluation', got 'eval'"):
         make_method(teacher_mode="eval")
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 3"):
-        make_method()(make_batch(num_labeled=3), 0)
+        make_method().check_batch_sizes(3, 2)
     text = make_method(box_fraction=0.5, decay=0.75, consistency_weight=0.3).describe()
     for part in ("box_fraction=0.5", "'decay': 0.75, 'mode': 'evaluation'", "consistency_weight=Weight(0.3,"):
         assert part in text

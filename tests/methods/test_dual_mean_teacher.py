@@ -121,7 +121,7 @@ def test_refusals_and_description():
     with pytest.raises(ValueError, match="decay must be at least 0 and below 1, got 1"):
         make_method(decay=1)
     with pytest.raises(ValueError, match="unlabeled_batch_size must be at least 2, as crops are mixed, got 1"):
-        make_method()(make_batch(num_unlabeled=1), 0)
+        make_method().check_batch_sizes(2, 1)
     text = make_method(box_fraction=0.5, decay=0.75, pseudo_label_weight=0.3).describe()
     for part in ("box_fraction=0.5", "'decay': 0.75, 'mode': 'evaluation'", "pseudo_label_weight=Weight(0.3,"):
         assert part in text

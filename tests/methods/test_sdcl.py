@@ -160,7 +160,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="pretrain_iterations must be at least 0, got -1"):
         make_method(pretrain_iterations=-1)
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 1"):
-        make_method()(make_batch(num_labeled=1), 0)
+        make_method().check_batch_sizes(1, 2)
 
 
 def test_description_has_all_options():
