@@ -60,8 +60,7 @@ def check_overrides(
     paths = {name: name.replace("::", "#") for name in overrides}
     if not paths.keys() & {_WEIGHTS, "load_pretrain"}:
         _check_weights_beside(contents)
-    # Through text, as a reference may stand anywhere in an expression.
-    used = set(_REFERENCE.findall(json.dumps(config, default=str)))
+    used = referenced_keys(config)
     _check_keys(config, used, config_file)
     # Files with a workflow hold its options; those of data hold what other workflows need, too.
     of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
@@ -88,6 +87,40 @@ def check_overrides(
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
+
+
+def referenced_keys(value: Any) -> set[str]:
+    """Name the keys that references in a part of a configuration stand for.
+
+    Args:
+        value: the part, before anything in it is evaluated.
+
+    Returns:
+        the first part of each reference: ``train`` of ``@train#dataset``.
+    """
+    # Through text, as a reference may stand anywhere in an expression.
+    return set(_REFERENCE.findall(json.dumps(value, default=str)))
+
+
+def own_keys(part: Mapping[str, Any], configuration: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Find what a part of a configuration needs of it, directly or through what it needs.
+
+    Args:
+        part: keys and values that are taken out of the configuration.
+        configuration: the whole.
+        known: keys that are there where the part goes.
+
+    Returns:
+        the further keys and their values.
+    """
+    found: dict[str, Any] = {}
+    there = {*part, *known}
+    missing = referenced_keys(part)
+    while missing := {name for name in missing if name in configuration and name not in there}:
+        found |= {name: configuration[name] for name in sorted(missing)}
+        there |= missing
+        missing = referenced_keys(found)
+    return found
 
 
 def check_workflow(name: str, config: Mapping[str, Any]) -> None:

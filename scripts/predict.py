@@ -34,7 +34,7 @@ from .errors import BundleError, one_line, one_of
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_path
-from .handlers.run_directory import check_preprocessing
+from .handlers.run_comparison import check_preprocessing
 from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
 from .settings import true_or_false
 

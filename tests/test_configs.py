@@ -18,7 +18,7 @@ from monai.bundle.scripts import ckpt_export, verify_net_in_out
 from monai.inferers import SlidingWindowInferer
 from test_boundaries import MODULES, imports_of
 
-from scripts.handlers.run_directory import _PREPROCESSING_KEYS
+from scripts.handlers.run_comparison import _PREPROCESSING_KEYS
 from scripts.networks.dual_network import DualNetwork
 
 CONFIGS = ROOT / "configs"

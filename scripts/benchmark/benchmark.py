@@ -16,7 +16,7 @@ from ..configuration import read_configuration
 from ..console import mistakes_in_one_line
 from ..errors import BundleError
 from ..files import CONFIGS, write_json, write_text
-from ..handlers.run_directory import check_preprocessing
+from ..handlers.run_comparison import check_preprocessing
 from ..studies.cases import Case
 from .inference import DEFAULT, measure_inference
 from .measuring import describe_machine

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -19,17 +18,14 @@ from typing import Any
 from filelock import BaseFileLock
 from monai.utils.misc import str2bool
 
+from ..configuration import own_keys
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT, write_json
 from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
+from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, changed_training, listed
 
-_logger = logging.getLogger(__name__)
-_FACTS_FILE, _CONFIGURATION_FILE, _INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 _LOCK_FILE = ".training.lock"
-_OTHER_FILES = (
-    f"all files and options of the training, or to an inference the {_INFERENCE_FILE} that lies beside the weights"
-)
 #: The locks of this process, which are held until its end, by device and number of their files.
 _HELD: dict[tuple[int, int], BaseFileLock] = {}
 #: What inference has in common with training.
@@ -46,16 +42,10 @@ _INFERENCE_KEYS = (
     "largest_component",
     "normalization",
 )
-#: What makes the volumes that a network sees.
-_PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
-#: What makes label maps of what the network says.
-_SEGMENTATION_KEYS = ("patch_size", "largest_component")
-#: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
-_TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS)
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
-    _CONFIGURATION_FILE,
-    _INFERENCE_FILE,
+    CONFIGURATION_FILE,
+    INFERENCE_FILE,
     "history.csv",
     "validation.csv",
     "unreadable_cases.txt",
@@ -139,7 +129,7 @@ class RunDirectory:
         existing = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
         if not os.access(existing, os.W_OK | os.X_OK):
             raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
-        is_run = (self.path / _FACTS_FILE).is_file()
+        is_run = (self.path / FACTS_FILE).is_file()
         results = self._files(_RESULTS)
         foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
         if foreign:
@@ -200,10 +190,10 @@ class RunDirectory:
 
     def _refuse_other_settings(self) -> None:
         try:
-            facts = json.loads((self.path / _FACTS_FILE).read_text(encoding="utf-8"))
+            facts = json.loads((self.path / FACTS_FILE).read_text(encoding="utf-8"))
             begun = dict(facts["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{self.path / _FACTS_FILE} is damaged: the run cannot be resumed.") from error
+            raise BundleError(f"{self.path / FACTS_FILE} is damaged: the run cannot be resumed.") from error
         if facts.get("split"):
             # Its validation cases choose the best weights.
             begun["split"] = facts["split"]
@@ -212,16 +202,16 @@ class RunDirectory:
         now = json.loads(json.dumps({**self.settings, "split": split() if callable(split) else split}, default=str))
         # What an older version of the bundle did not write down cannot be compared.
         changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
-        changed = {**_differences(self.path / _CONFIGURATION_FILE, self.configuration(), _TRAINING_KEYS), **changed}
+        changed = {**changed_training(self.path, self.configuration()), **changed}
         if changed:
             raise BundleError(
-                f"the run in {self.path} was begun with other settings ({_listed(changed)}): resume it with those, "
+                f"the run in {self.path} was begun with other settings ({listed(changed)}): resume it with those, "
                 "or train anew in another --output_dir."
             )
 
     def _add_resume(self) -> None:
         """Write down who goes on with the run: its versions may be others than those that began it."""
-        path = self.path / _FACTS_FILE
+        path = self.path / FACTS_FILE
         facts = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, {**facts, "resumed": [*facts.get("resumed", []), _process_facts()]}, default=str)
 
@@ -231,14 +221,14 @@ class RunDirectory:
             "settings": self.settings,
             **_process_facts(),
         }
-        write_json(self.path / _FACTS_FILE, facts, default=str)
+        write_json(self.path / FACTS_FILE, facts, default=str)
         configuration = self.configuration()
         if configuration is not None:
             # Whoever repeats the run by its configuration must not replace it.
             again = {name: False for name in ("resume", "overwrite") if name in configuration}
-            write_json(self.path / _CONFIGURATION_FILE, configuration | again)
+            write_json(self.path / CONFIGURATION_FILE, configuration | again)
             inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
-            write_json(self.path / _INFERENCE_FILE, inference)
+            write_json(self.path / INFERENCE_FILE, inference)
 
 
 def _process_facts() -> dict[str, Any]:
@@ -256,92 +246,6 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check_preprocessing(
-    weights: str, configuration: dict[str, Any] | None = None, *, remedy: str = _OTHER_FILES
-) -> None:
-    """Make sure that weights are used on volumes such as they were trained on.
-
-    Compared is what the preprocessing says, not what a reference to another key in it stands for.
-
-    Args:
-        weights: file of the weights; where it lies in the folder of a run, the configuration of the run is known.
-        configuration: that of the evaluation or of the inference, which has no crop; None where it is not known.
-        remedy: what to give instead, for the message.
-
-    Raises:
-        BundleError: when the run had another preprocessing.
-    """
-    names = [name for name in _PREPROCESSING_KEYS if name != "crop" or name in (configuration or {})]
-    changed = _differences(Path(weights).parent / _CONFIGURATION_FILE, configuration, names)
-    if changed:
-        raise BundleError(f"{weights} was trained with another preprocessing ({_listed(changed)}): give {remedy}.")
-    _warn_of_other_figures(weights, configuration or {})
-
-
-def _warn_of_other_figures(weights: str, configuration: dict[str, Any]) -> None:
-    """Warn where an evaluation measures, or an inference does, something else than the run would."""
-    file = Path(weights).parent / _CONFIGURATION_FILE
-    if "evaluation_dir" in configuration:
-        changed = _differences(file, configuration, _SEGMENTATION_KEYS)
-        if changed:
-            _logger.warning("%s is evaluated with other options than its run has (%s).", weights, _listed(changed))
-    elif (
-        "datalist" in configuration
-        and file.is_file()
-        and str2bool(json.loads(file.read_text(encoding="utf-8")).get("uses_boxes"), raise_exc=False)
-    ):
-        _logger.warning(
-            "%s was trained on boxes around the organ, within which gray values were normalized: crop the volumes in "
-            "the same way, or the result is not that of the evaluation.",
-            weights,
-        )
-
-
-def compare_split(weights: str, split: Mapping[str, Any]) -> None:
-    """Warn where weights are evaluated on another split than they were trained with.
-
-    Args:
-        weights: file of the weights; where it lies in the folder of a run, the split of the run is known.
-        split: that of the evaluation, see :func:`scripts.data.splits.describe_split`.
-    """
-    try:
-        trained = json.loads((Path(weights).parent / _FACTS_FILE).read_text(encoding="utf-8"))["split"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if trained and trained != split:
-        _logger.warning(
-            "%s was trained with the split %s, this is %s: the test cases may be among those that it was trained on.",
-            weights,
-            *(f"{part.get('name')} (cases_hash {part.get('cases_hash')})" for part in (trained, split)),
-        )
-
-
-def _differences(file: Path, now: dict[str, Any] | None, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    """Compare keys with the configuration of a run, where both are known: what was, and what is."""
-    if now is None or not file.is_file():
-        return {}
-    try:
-        begun = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"{file} is damaged: move it away, and nothing is compared with it.") from error
-    # Through JSON, as the file went. What an older version of the bundle did not write down cannot be compared.
-    pairs = {
-        name: (_without_expression(begun[name]), _without_expression(json.loads(json.dumps(now.get(name)))))
-        for name in names
-        if name in begun
-    }
-    return {name: (was, value) for name, (was, value) in pairs.items() if was != value}
-
-
-def _without_expression(value: Any) -> Any:
-    """Take None, true and false of a command line for those of a file."""
-    return {"$None": None, "true": True, "false": False}.get(str(value), value)
-
-
-def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{name} was {was}, is {value}" for name, (was, value) in changed.items())
-
-
 def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Mapping[str, Any]) -> dict[str, Any]:
     """Put together what ``configs/inference.json`` must know of a training to use its weights.
 
@@ -355,7 +259,10 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
     """
     overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
     network = configuration["network_def"]
-    default = json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8"))["network_def"]
+    shipped = json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8"))
+    default = shipped["network_def"]
+    # A window may refer to a key of the user's own file.
+    overlay |= own_keys({**overlay, "network_def": network}, configuration, shipped)
     if network["_target_"] == default["_target_"]:
         # Not the whole object: inference has an option of its own, for the map of uncertainty.
         overlay |= {f"network_def#{name}": value for name, value in network.items()}

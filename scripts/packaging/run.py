@@ -15,9 +15,10 @@ import pandas as pd
 from monai.bundle import ConfigParser
 from torch import nn
 
+from ..configuration import own_keys
 from ..errors import BundleError, root_cause
 from ..files import CONFIGS, file_hash
-from ..handlers.run_directory import check_preprocessing
+from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: Plain values that a bundle takes from a run; expressions are evaluated.
@@ -54,6 +55,8 @@ _OBJECTS = (
     "lists",
     "cases",
 )
+#: Parts of ``train`` that a bundle takes from a run.
+_TRAIN_PARTS = ("random_transforms", "preprocessing", "unlabeled_preprocessing")
 #: What must be as in train.json, as a bundle could not know it otherwise.
 _FIXED = ("train#deterministic_transforms", "validate#preprocessing")
 
@@ -191,6 +194,8 @@ def _train_config(folder: Path, trained: Mapping[str, Any], settings: Mapping[st
                 "which its inference would not repeat: such a run cannot be packaged."
             )
     train |= {key: trained[key] for key in (*_VALUES, *_OBJECTS) if key in trained}
+    train["train"] |= {key: trained["train"][key] for key in _TRAIN_PARTS if key in trained["train"]}
+    train |= own_keys(train, trained, ())
     # Those of a run in several processes are for each of them.
     train |= {key: settings[key] for key in ("labeled_batch_size", "unlabeled_batch_size") if key in settings}
     parser = ConfigParser(deepcopy({**trained, **train}))
@@ -209,6 +214,7 @@ def _inference_config(overlay: Mapping[str, Any], train: Mapping[str, Any]) -> d
             parser[key] = value
     inference = {key: value for key, value in dict(parser.get()).items() if key != "_meta_"}
     inference |= {key: train[key] for key in _VALUES if key in inference}
+    inference |= own_keys(inference, overlay, ())
     # Those of inference.json belong to the weights of this repository.
     inference |= {name: overlay.get(name) for name in ("trained_spacing", "trained_extent")}
     return inference | {"dataset_dir": "$@bundle_root + '/data/images'"}
@@ -223,7 +229,8 @@ def _check_parts(folder: Path, train: Mapping[str, Any], inference: Mapping[str,
                 f"the run in {folder} uses {type(part).__module__}.{type(part).__name__}, which would not go along: "
                 "put it into scripts/."
             )
-    for key in ("optimizer", "auxiliary_optimizer", "lr_scheduler", "augmentation", "crop"):
+    parts = ("augmentation", "crop", "train#preprocessing", "train#unlabeled_preprocessing")
+    for key in ("optimizer", "auxiliary_optimizer", "lr_scheduler", *parts):
         _build(folder, parser, key)
     parser = ConfigParser(deepcopy({**inference, "device": "cpu"}))
     for key in ("network_def", "preprocessing", "inferer", "postprocessing"):

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
-from ..handlers.run_directory import check_preprocessing
+from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 #: The tasks, and the data overlay with which the weights that this bundle has for it were trained.

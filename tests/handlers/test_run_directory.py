@@ -17,7 +17,8 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
 from scripts.handlers import run_directory
-from scripts.handlers.run_directory import RunDirectory, check_preprocessing, compare_split
+from scripts.handlers.run_comparison import check_preprocessing, compare_split
+from scripts.handlers.run_directory import RunDirectory
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
 
@@ -62,6 +63,19 @@ def test_inference_takes_spacing_and_window_of_the_data(tmp_path):
     assert parser.get_parsed_content("spacing") == [1.0, 1.0, 1.0]
     names = {type(transform).__name__ for transform in parser.get_parsed_content("preprocessing").transforms}
     assert {"ScaleIntensityRanged", "Spacingd"} <= names
+
+
+def test_inference_takes_the_keys_that_a_window_refers_to(tmp_path):
+    own = {"air": -1000, "darkest": "$@air + 900", "brightest": 240, "study": "/patients"}
+    window = {"window#_disabled_": False, "window#a_min": "@darkest", "window#a_max": "$@brightest"}
+    parser = inference_after(tmp_path, **own, **window)
+    (step,) = [
+        step
+        for step in parser.get_parsed_content("preprocessing").transforms
+        if type(step).__name__ == "ScaleIntensityRanged"
+    ]
+    assert (step.scaler.a_min, step.scaler.a_max) == (-100, 240)
+    assert "study" not in json.loads((tmp_path / "run" / "inference.json").read_text())
 
 
 def test_map_of_uncertainty_stays_an_option(tmp_path):
@@ -119,8 +133,9 @@ def test_who_goes_on_with_a_run_is_written_down(tmp_path, monkeypatch):
 
 
 def begin_with(folder, configuration):
-    base = ConfigParser.load_config_files(str(ROOT / "configs/train.json"))
-    directory = RunDirectory(str(folder), resume=True, configuration=lambda: {**base, **configuration})
+    parser = ConfigParser(ConfigParser.load_config_files(str(ROOT / "configs/train.json")))
+    parser.update(configuration)
+    directory = RunDirectory(str(folder), resume=True, configuration=lambda: dict(parser.get()))
     if not (folder / "run.json").is_file():
         directory.resume = False
         directory.begin()
@@ -135,13 +150,20 @@ def begin_with(folder, configuration):
         {"augmentation": [{"_target_": "RandFlipd", "prob": 0.2}]},
         {"window": {"_target_": "ScaleIntensityRanged", "a_min": -200}},
         {"normalize": []},
+        {"train#deterministic_transforms": ["%normalize"]},
+        {"train#random_transforms": []},
+        {"train#unlabeled_preprocessing": None},
+        {"validate#preprocessing#transforms": []},
     ],
 )
 def test_a_run_is_not_resumed_with_other_options_of_its_parts(tmp_path, change):
     begun = {"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1}, "augmentation": []}
     begin_with(tmp_path, begun)
     begin_with(tmp_path, begun)
-    with pytest.raises(BundleError, match=f"other settings \\({next(iter(change))} was "):
+    (name,) = change
+    with pytest.raises(
+        BundleError, match=f"other settings \\({name.removesuffix('#transforms')} (was .*|is another)\\)"
+    ):
         begin_with(tmp_path, {**begun, **change})
     (tmp_path / "run_config.json").write_text("{")
     with pytest.raises(BundleError, match=r"run_config\.json is damaged"):
@@ -157,6 +179,42 @@ def test_weights_are_evaluated_with_the_preprocessing_of_their_run(tmp_path):
     check_preprocessing(str(tmp_path / "elsewhere" / "model.pt"), {**configuration, "spacing": None})
     with pytest.raises(BundleError, match=r"another preprocessing \(spacing was \[1.0, 1.0, 1.0\], is None\)"):
         check_preprocessing(weights, {**configuration, "spacing": None})
+
+
+def test_steps_of_ones_own_are_needed_by_inference(tmp_path):
+    step = {"_target_": "ScaleIntensityd", "keys": ["image"]}
+    steps = ConfigParser.load_config_file(ROOT / "configs/train.json")["train"]["deterministic_transforms"]
+    begin_with(tmp_path, {"train#deterministic_transforms": [*steps, step]})
+    weights = str(tmp_path / "model_final.pt")
+    trained = json.loads((tmp_path / "run_config.json").read_text())
+    check_preprocessing(weights, trained)
+    with pytest.raises(BundleError, match=r"another preprocessing \(validate#preprocessing is another\)"):
+        check_preprocessing(weights, {**trained, "validate": {"preprocessing": {"transforms": ["%normalize"] * 99}}})
+    inference = ConfigParser(ConfigParser.load_config_files([INFERENCE, str(tmp_path / "inference.json")]))
+    with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):
+        check_preprocessing(weights, dict(inference.get()))
+    inference["preprocessing#transforms"] = [*inference["preprocessing#transforms"], step]
+    check_preprocessing(weights, dict(inference.get()))
+
+
+def test_shipped_weights_on_other_volumes_are_warned_of(caplog):
+    inference = ConfigParser.load_config_file(INFERENCE)
+    small, full, hippocampus = (
+        {**inference, **ConfigParser.load_config_file(ROOT / f"configs/data_{name}.json")}
+        for name in ("left_atrium_small", "left_atrium", "hippocampus")
+    )
+    weights, others = (str(ROOT / "models" / name) for name in ("model.pt", "hippocampus/model.pt"))
+    for path, configuration in ((weights, inference), (weights, small), (others, hippocampus)):
+        check_preprocessing(path, configuration)
+    assert caplog.messages == []
+    check_preprocessing(weights, full)
+    check_preprocessing(others, inference)
+    first, second = caplog.messages
+    expected = (
+        "model.pt are weights of inference.json, used with another preprocessing (spacing was [1.25, 1.25, 1.25], is"
+    )
+    assert f"{expected} None): check the result" in first
+    assert "hippocampus/model.pt are weights of data_hippocampus.json" in second
 
 
 def test_one_process_trains_in_a_folder(tmp_path):

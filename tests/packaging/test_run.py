@@ -49,10 +49,14 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_dir(data_dir, tmp_path_factory):
-    """A finished and evaluated run of one network, with a window and a spacing of its own."""
+    """A finished and evaluated run of one network, with a window, a spacing and random flips of its own."""
     folder = tmp_path_factory.mktemp("runs") / "kidney"
     own = folder.parent / "window.json"
-    own.write_text(json.dumps({"window#_disabled_": False, "window#a_min": -100, "spacing": [1.5, 1.5, 1.5]}))
+    window = {"darkest": "$@air + 900", "air": -1000, "window#_disabled_": False, "window#a_min": "$@darkest"}
+    keys = ["image", "label", "unlabeled"]
+    flip = {"_target_": "RandFlipd", "keys": keys, "prob": 0.5, "spatial_axis": 0, "allow_missing_keys": True}
+    steps = read(ROOT, "train")["train"]["random_transforms"]
+    own.write_text(json.dumps({**window, "spacing": [1.5, 1.5, 1.5], "train#random_transforms": [*steps, flip]}))
     arguments = {
         **SMALL,
         "num_classes": 3,
