@@ -164,24 +164,34 @@ def _run_on_series(
 ) -> None:
     """Convert the series into ``folder``, segment them, and write a DICOM SEG of each where there are class names."""
     parser = workflow.parser
-    postfix, suffix = (parser.get_parsed_content(key) for key in ("output_postfix", "output_ext"))
-    endings = [f"{postfix}{suffix}", *([] if class_names is None else [f"{postfix}.dcm"])]
-    taken = [
-        f"{name}_{ending}" for name in series for ending in endings if os.path.lexists(output / f"{name}_{ending}")
-    ]
-    if taken and not overwrite:
+    maps, postfix, suffix = (parser.get_parsed_content(key) for key in ("maps", "output_postfix", "output_ext"))
+    volumes = [{"image": str(folder / f"{name}.nii")} for name in series]
+    maps.check([item["image"] for item in volumes], str(folder))
+    segs = {} if class_names is None else {name: output / f"{name}_{postfix}.dcm" for name in series}
+    skips = str2bool(parser.get_parsed_content("skip_existing"))
+    taken = [path.name for path in segs.values() if os.path.lexists(path)]
+    if taken and not overwrite and not skips:
         raise BundleError(
             f"output_dir {output} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-            "replace them by --overwrite true, or choose another --output_dir."
+            "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
+            "--output_dir."
         )
-    files = _convert(series, folder, for_seg=class_names is not None)
+    unfinished = {volume_name(item["image"]) for item in maps.unfinished(volumes)}
+    # Their label maps are there, from a run that was stopped before, or that wrote no DICOM SEG.
+    without_seg = [name for name, path in segs.items() if name not in unfinished and not path.exists()]
+    wanted = {name: entry for name, entry in series.items() if name in unfinished or name in without_seg}
+    files = _convert(wanted, folder, for_seg=class_names is not None)
     problems = []
-    if len(files) < len(series):
+    if len(files) < len(wanted):
         problems.append(
-            f"{len(series) - len(files)} of {len(series)} DICOM series cannot be segmented, see the lines above."
+            f"{len(wanted) - len(files)} of {len(series)} DICOM series cannot be segmented, see the lines above."
         )
     if files:
         writer = _SegWriter(files, output, postfix, class_names or (), version=str(parser["_meta_#version"]))
+        for name in without_seg:
+            if name in files:
+                label_map: Any = nib.load(output / f"{name}_{postfix}{suffix}")
+                writer.write(name, np.asanyarray(label_map.dataobj))
         try:
             with mistakes_in_one_line():
                 if class_names is not None:
@@ -236,18 +246,27 @@ class _SegWriter:
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:  # type: ignore[union-attr]
             name = volume_name(item[CommonKeys.IMAGE].meta["filename_or_obj"])
-            try:
-                write_dicom_seg(
-                    self.output / f"{name}_{self.postfix}.dcm",
-                    item[CommonKeys.PRED][0].cpu().numpy().astype(np.uint8),
-                    [dcmread(path, stop_before_pixels=True) for path in self.files[name]],
-                    self.class_names,
-                    version=self.version,
-                )
-            # Headers break the rules of DICOM in as many ways as there are scanners.
-            except Exception as error:
-                self.num_failed += 1
-                _logger.error("the DICOM SEG of %s cannot be written: %s", name, one_line(error))
+            self.write(name, item[CommonKeys.PRED][0].cpu().numpy())
+
+    def write(self, name: str, label_map: np.ndarray) -> None:
+        """Write the DICOM SEG of one series.
+
+        Args:
+            name: of the series.
+            label_map: class indices, (X, Y, Z), in the geometry of the series.
+        """
+        try:
+            write_dicom_seg(
+                self.output / f"{name}_{self.postfix}.dcm",
+                label_map.astype(np.uint8),
+                [dcmread(path, stop_before_pixels=True) for path in self.files[name]],
+                self.class_names,
+                version=self.version,
+            )
+        # Headers break the rules of DICOM in as many ways as there are scanners.
+        except Exception as error:
+            self.num_failed += 1
+            _logger.error("the DICOM SEG of %s cannot be written: %s", name, one_line(error))
 
 
 # --- what was given ---------------------------------------------------------------------------------------------------

@@ -218,6 +218,29 @@ def test_a_dicom_seg_that_cannot_be_written_costs_a_line(study, weights, tmp_pat
     assert names_in(tmp_path / "out") == ["CT ä_seg.nii.gz", "CT.1.2_seg.dcm", "CT.1.2_seg.nii.gz"]
 
 
+def test_a_stopped_run_on_series_goes_on(study, weights, tmp_path, monkeypatch):
+    out, goes_on = tmp_path / "out", {"overrides": {"skip_existing": True}}
+    segment(study, out, weights)
+    (out / "CT.1.2_seg.nii.gz").unlink()
+    kept = (out / "CT ä_seg.nii.gz").stat().st_mtime_ns
+    segment(study, out, weights, **goes_on)
+    assert names_in(out) == ["CT ä_seg.nii.gz", "CT.1.2_seg.nii.gz"]
+    assert (out / "CT ä_seg.nii.gz").stat().st_mtime_ns == kept
+    # Asked for afterwards, the DICOM SEG are made of the label maps that are there.
+    (out / "CT.1.2_seg.nii.gz").unlink()
+    segment(study, out, weights, dicom_seg=True, class_names=["organ"], **goes_on)
+    assert names_in(out) == ["CT ä_seg.dcm", "CT ä_seg.nii.gz", "CT.1.2_seg.dcm", "CT.1.2_seg.nii.gz"]
+    assert (out / "CT ä_seg.nii.gz").stat().st_mtime_ns == kept
+    segment(study, tmp_path / "at_once", weights, dicom_seg=True, class_names=["organ"])
+    for name in ("CT ä_seg.dcm", "CT.1.2_seg.dcm"):
+        first, again = dcmread(out / name), dcmread(tmp_path / "at_once" / name)
+        assert first.pixel_array.any()
+        assert np.array_equal(first.pixel_array, again.pixel_array)
+    # Nothing is left to do: no series is converted again.
+    monkeypatch.setattr("scripts.predict.read_series", None)
+    segment(study, out, weights, dicom_seg=True, class_names=["organ"], **goes_on)
+
+
 # --- bad inputs -------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +284,7 @@ def test_nothing_is_replaced_unasked(study, weights, tmp_path):
     stored.write_text("mine")
     options = {"dicom_seg": True, "class_names": ["organ"]}
     with assert_refused(
-        "already holds 1 of the files to write, such as CT ä_seg.dcm: replace them by --overwrite true"
+        "already holds 1 of the files to write, such as CT ä_seg.dcm: go on with the others by --skip_existing true"
     ):
         segment(study, tmp_path / "out", weights, **options)
     assert names_in(tmp_path / "out") == ["CT ä_seg.dcm"]
