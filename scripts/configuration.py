@@ -70,7 +70,7 @@ def check_overrides(
         found = len(values) > len(path)
         # An object may take more arguments than are configured.
         if not found and not _is_object(values[-1]):
-            others = [] if path[0] in config else [*config, *arguments]
+            others = [] if path[0] in config else [key for key in (*config, *arguments) if key != path[0]]
             hint = did_you_mean(path[0], others, prefix="--")
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
         if found and _is_object(values[-1]) and _is_text(overrides[name]):
@@ -153,10 +153,11 @@ def _check_order(contents: Mapping[str, Mapping[str, Any]]) -> None:
 def _check_weights_beside(contents: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse the file of a run that was copied or renamed, and that still names the weights of the old folder."""
     for file, content in contents.items():
-        weights, beside = content.get(_WEIGHTS), Path(file).parent.resolve() / "model_final.pt"
-        if not isinstance(weights, str) or not Path(weights).is_absolute() or not beside.is_file():
+        weights = content.get(_WEIGHTS)
+        if not isinstance(weights, str) or not Path(weights).is_absolute():
             continue
-        if Path(weights).parent.resolve() != beside.parent:
+        beside = Path(file).parent.resolve() / Path(weights).name
+        if beside.is_file() and Path(weights).parent.resolve() != beside.parent:
             raise BundleError(f"{file} names the weights {weights}, but its run is here: give --{_WEIGHTS} {beside}.")
 
 

@@ -111,6 +111,7 @@ _CHECKS: dict[str, Check] = {
     "spacing": _SPACING,
     "trained_spacing": _SPACING,
     "trained_extent": _SPACING,
+    "foreground_share": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "resume": _TRUE_OR_FALSE,
@@ -166,3 +167,20 @@ def check_settings(**settings: Any) -> None:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:
         resolve_precision(settings["precision"], settings["device"])
+
+
+def check_evaluated_checkpoint(evaluated_checkpoint: str, num_validation_cases: int) -> None:
+    """Refuse a training whose evaluation and inference would take weights that it never writes.
+
+    Args:
+        evaluated_checkpoint: name of the file that they take.
+        num_validation_cases: cases that choose the best weights.
+
+    Raises:
+        BundleError: when these are to be taken, and there is no case to choose by.
+    """
+    if evaluated_checkpoint == "model.pt" and not num_validation_cases:
+        raise BundleError(
+            "evaluated_checkpoint model.pt is chosen by validation cases, and the split has none: leave it out, or "
+            "give another split_file."
+        )

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, assert_refused
 
 from scripts.errors import BundleError
-from scripts.settings import check_settings
+from scripts.settings import check_evaluated_checkpoint, check_settings
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,8 @@ from scripts.settings import check_settings
         ("spacing", [0, 1, 1]),
         ("spacing", "abc"),
         ("val_overlap", 1.5),
+        ("foreground_share", 1),
+        ("foreground_share", -0.1),
         ("resume", "maybe"),
         ("channels_last", "yes"),
         ("deterministic", "no"),
@@ -123,3 +125,12 @@ def test_windows_leave_no_voxel_out():
         BundleError, match=r"^strides must be at most the patch_size \[32, 16, 64\], got \[32, 17, 1\]: "
     ):
         check_settings(patch_size=[32, 16, 64], strides=[32, 17, 1])
+
+
+def test_the_best_weights_need_cases_that_choose_them():
+    check_evaluated_checkpoint("model.pt", 1)
+    check_evaluated_checkpoint("model_final.pt", 0)
+    with pytest.raises(
+        BundleError, match=r"^evaluated_checkpoint model\.pt is chosen by validation cases, and the split"
+    ):
+        check_evaluated_checkpoint("model.pt", 0)

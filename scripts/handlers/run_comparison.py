@@ -33,6 +33,8 @@ _TRAINING_KEYS = (
     "augmentation",
     *_PREPROCESSING_KEYS,
     _TRAINING_STEPS,
+    "train#region",
+    "train#unlabeled_region",
     "train#random_transforms",
     "train#preprocessing",
     "train#unlabeled_preprocessing",

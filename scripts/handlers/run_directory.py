@@ -81,6 +81,7 @@ class RunDirectory:
         output_dir: folder of the run.
         resume: go on with the run that the folder holds; a text like "true" is understood.
         overwrite: remove the run that the folder holds and start anew; files that no run writes stay.
+        evaluated_checkpoint: name of the weights that evaluation and inference take.
         facts: what ``run.json`` tells of the run besides versions, commit and command line: folder of the data, split
             file, ...; a function is called when the file is written.
         settings: what must be the same when the run is resumed, since it would not go on as it began: iterations,
@@ -88,7 +89,7 @@ class RunDirectory:
         configuration: gives the merged configuration for ``run_config.json``, or None where it is not known; with it,
             ``inference.json`` is written too, the overlay with which inference takes the weights of this run.
         geometry: gives ``trained_spacing`` and ``trained_extent`` of the volumes, see
-            :func:`scripts.data.geometry.volume_geometry`, for that overlay.
+            :func:`scripts.data.geometry.volume_geometry`, for that overlay, and by which a resumed run knows its data.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class RunDirectory:
         *,
         resume: bool | str = False,
         overwrite: bool | str = False,
+        evaluated_checkpoint: str = "model_final.pt",
         facts: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
         configuration: Callable[[], dict[str, Any] | None] = lambda: None,
@@ -105,6 +107,7 @@ class RunDirectory:
         self.path = Path(output_dir)
         self.resume = str2bool(resume)
         self.overwrite = str2bool(overwrite)
+        self.evaluated_checkpoint = evaluated_checkpoint
         self.facts = facts or {}
         self.settings = settings or {}
         self.configuration = configuration
@@ -197,16 +200,22 @@ class RunDirectory:
         if facts.get("split"):
             # Its validation cases choose the best weights.
             begun["split"] = facts["split"]
+        if facts.get("volumes"):
+            # Cases of another data set may have the same names.
+            begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
+        now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
         # Through JSON, as the settings of the file went.
-        now = json.loads(json.dumps({**self.settings, "split": split() if callable(split) else split}, default=str))
+        now = json.loads(json.dumps(now, default=str))
         # What an older version of the bundle did not write down cannot be compared.
         changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
         changed = {**changed_training(self.path, self.configuration()), **changed}
         if changed:
+            # Ramps follow it, so that the method is another one, too.
+            longer = " For more iterations begin another run with --initial_weights." if "iterations" in changed else ""
             raise BundleError(
                 f"the run in {self.path} was begun with other settings ({listed(changed)}): resume it with those, "
-                "or train anew in another --output_dir."
+                f"or train anew in another --output_dir.{longer}"
             )
 
     def _add_resume(self) -> None:
@@ -216,8 +225,10 @@ class RunDirectory:
         write_json(path, {**facts, "resumed": [*facts.get("resumed", []), _process_facts()]}, default=str)
 
     def _write_facts(self) -> None:
+        geometry = self.geometry()
         facts = {
             **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
+            "volumes": geometry,
             "settings": self.settings,
             **_process_facts(),
         }
@@ -227,8 +238,8 @@ class RunDirectory:
             # Whoever repeats the run by its configuration must not replace it.
             again = {name: False for name in ("resume", "overwrite") if name in configuration}
             write_json(self.path / CONFIGURATION_FILE, configuration | again)
-            inference = inference_overlay(configuration, self.path.resolve() / "model_final.pt", self.geometry())
-            write_json(self.path / INFERENCE_FILE, inference)
+            weights = self.path.resolve() / self.evaluated_checkpoint
+            write_json(self.path / INFERENCE_FILE, inference_overlay(configuration, weights, geometry))
 
 
 def _process_facts() -> dict[str, Any]:

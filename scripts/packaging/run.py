@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,6 +22,7 @@ from ..files import CONFIGS, file_hash
 from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
+_logger = logging.getLogger(__name__)
 #: Plain values that a bundle takes from a run; expressions are evaluated.
 _VALUES = (
     "in_channels",
@@ -34,6 +36,7 @@ _VALUES = (
     "val_interval",
     "checkpoint_interval",
     "uses_boxes",
+    "foreground_share",
     "normalization",
     "largest_component",
     "evaluated_checkpoint",
@@ -45,6 +48,7 @@ _OBJECTS = (
     "crop",
     "window",
     "normalize",
+    "region_size",
     "augmentation",
     "network_def",
     "method_def",
@@ -56,7 +60,7 @@ _OBJECTS = (
     "cases",
 )
 #: Parts of ``train`` that a bundle takes from a run.
-_TRAIN_PARTS = ("random_transforms", "preprocessing", "unlabeled_preprocessing")
+_TRAIN_PARTS = ("region", "unlabeled_region", "random_transforms", "preprocessing", "unlabeled_preprocessing")
 #: What must be as in train.json, as a bundle could not know it otherwise.
 _FIXED = ("train#deterministic_transforms", "validate#preprocessing")
 
@@ -253,14 +257,21 @@ def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str,
     if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
     evaluated, facts = _read(evaluation / "metrics_weights.json"), _read(folder / "run.json")
-    if evaluated.get("sha256") != file_hash(weights):
-        return {}
-    # The test cases of another split may be training cases of the run.
-    if evaluated.get("split", facts.get("split")) != facts.get("split"):
-        return {}
     # Through JSON, as those of the evaluation went. What an older version did not write down cannot be compared.
     settings = json.loads(json.dumps({name: train[name] for name in evaluated.get("settings", ())}))
-    if any(str(evaluated["settings"][name]).lower() != str(value).lower() for name, value in settings.items()):
+    pairs = [(name, evaluated["settings"][name], value) for name, value in settings.items()]
+    reasons = [
+        f"{name} was {measured}, in training {value}"
+        for name, measured, value in pairs
+        if str(measured).lower() != str(value).lower()
+    ]
+    # The test cases of another split may be training cases of the run.
+    if evaluated.get("split", facts.get("split")) != facts.get("split"):
+        reasons.insert(0, "it is of another split")
+    if evaluated.get("sha256") != file_hash(weights):
+        reasons.insert(0, f"it is of other weights than {weights}")
+    if reasons:
+        _logger.warning("the evaluation in %s is left out of the package: %s.", evaluation, "; ".join(reasons))
         return {}
     *classes, mean = pd.read_csv(evaluation / "metrics_summary.csv").to_dict("records")
     figures = {"mean_dice": mean["dice_mean"], "jaccard": mean["jaccard_mean"]}

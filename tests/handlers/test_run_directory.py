@@ -55,6 +55,19 @@ def test_inference_knows_what_a_training_was_given(tmp_path):
     assert "ScaleIntensityRanged" not in {type(transform).__name__ for transform in keys}
 
 
+def test_inference_takes_the_weights_that_the_evaluation_takes(tmp_path):
+    configuration = ConfigParser.load_config_file(ROOT / "configs/train.json")
+    RunDirectory(
+        str(tmp_path), evaluated_checkpoint="model.pt", configuration=lambda: configuration, geometry=dict
+    ).begin()
+    assert json.loads((tmp_path / "inference.json").read_text())["ckpt_path"] == str(tmp_path / "model.pt")
+    parser = ConfigParser(configuration)
+    assert parser["run_directory#evaluated_checkpoint"] == "@evaluated_checkpoint"
+    assert "scripts.settings.check_evaluated_checkpoint" in [
+        step["_target_"] for step in parser["run"] if isinstance(step, dict)
+    ]
+
+
 def test_inference_takes_spacing_and_window_of_the_data(tmp_path):
     parser = inference_after(tmp_path, "data_hippocampus")
     # Its own volumes, not those that the shipped weights were trained on.
@@ -119,6 +132,16 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
     # A run of an older version does not tell its split.
     (tmp_path / "run.json").write_text(json.dumps({"settings": {}}))
     RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
+
+
+def test_a_run_is_not_resumed_on_volumes_of_another_data_set(tmp_path):
+    geometry = {"trained_spacing": [1.0, 1.0, 1.0], "trained_extent": [20.0, 30.0, 40.0]}
+    RunDirectory(str(tmp_path), geometry=lambda: geometry).begin()
+    RunDirectory(str(tmp_path), geometry=lambda: dict(geometry), resume=True).claim()
+    with pytest.raises(BundleError, match=r"other settings \(volumes was .*40\.0\]\}, is .*41\.0\]\}\): resume"):
+        RunDirectory(
+            str(tmp_path), geometry=lambda: {**geometry, "trained_extent": [20.0, 30.0, 41.0]}, resume=True
+        ).claim()
 
 
 def test_who_goes_on_with_a_run_is_written_down(tmp_path, monkeypatch):

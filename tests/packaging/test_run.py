@@ -267,8 +267,9 @@ def test_every_method_can_be_packaged(overlay, run_dir, tmp_path):
     network.load_state_dict(torch.load(weights, weights_only=True))
 
 
-def test_figures_are_those_of_the_weights(run_dir, tmp_path):
+def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     evaluated = make_package(run_dir).configs["metadata"]["eval_metrics"]
+    assert not any("is left out" in message for message in caplog.messages)
     assert evaluated["test_cases"] == 1
     same = shutil.copyfile(run_dir / "model_final.pt", tmp_path / "same.pt")
     assert make_package(run_dir, weights=same).configs["metadata"]["eval_metrics"] == evaluated
@@ -281,13 +282,20 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path):
     other_windows = shutil.copytree(run_dir, tmp_path / "other_windows")
     changed_record = {**record, "settings": {**record["settings"], "largest_component": True}}
     (other_windows / "evaluation/metrics_weights.json").write_text(json.dumps(changed_record))
+    caplog.clear()
     assert make_package(other_windows).configs["metadata"]["eval_metrics"] == {}
+    assert any(
+        message.endswith("is left out of the package: largest_component was True, in training False.")
+        for message in caplog.messages
+    )
     record["split"]["cases_hash"] = "0"
     (other / "evaluation/metrics_weights.json").write_text(json.dumps(record))
     assert make_package(other).configs["metadata"]["eval_metrics"] == {}
+    assert any(message.endswith("is left out of the package: it is of another split.") for message in caplog.messages)
     state = torch.load(same, weights_only=True)
     torch.save({name: value / 2 for name, value in state.items()}, tmp_path / "other.pt")
     assert make_package(run_dir, weights=tmp_path / "other.pt").configs["metadata"]["eval_metrics"] == {}
+    assert any(message.endswith(f"it is of other weights than {tmp_path / 'other.pt'}.") for message in caplog.messages)
     not_evaluated = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     package = make_package(not_evaluated)
     assert package.configs["metadata"]["eval_metrics"] == {}
@@ -430,3 +438,19 @@ def test_the_command_line(run_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert capsys.readouterr().err.startswith(f"error: {folder} exists: replace it by --overwrite true")
+    # The settings of a server are its user's.
+    again = [*words, "--overwrite", "true"]
+    main(again)
+    capsys.readouterr()
+    for changed_file in ("config.pbtxt", "2/model.pt"):
+        path = Path(triton, changed_file)
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write("mine")
+        with pytest.raises(SystemExit):
+            main(again)
+        assert f"{triton} holds {changed_file}, which is not that of the new package: move it away" in (
+            capsys.readouterr().err
+        )
+        assert path.read_text().endswith("mine")
+        path.unlink()
