@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import logging
 import os
 import zlib
 from collections.abc import Hashable, Mapping
@@ -24,6 +25,7 @@ from nibabel.affines import voxel_sizes
 from .errors import BundleError, one_line
 from .files import replacing
 
+_logger = logging.getLogger(__name__)
 #: How the names of NIfTI files end.
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 #: The code of NIfTI for millimeters.
@@ -55,6 +57,25 @@ def volumes_in(folder: Path) -> list[Path]:
         their paths, sorted.
     """
     return [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
+
+
+def tell_of_others(argument: str, folder: Path) -> None:
+    """Warn of files of a folder that are no volumes: a scan in another format would be missed in silence.
+
+    Args:
+        argument: what to call the folder in the message.
+        folder: a folder that exists.
+    """
+    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.is_file()]
+    others = [name for name in others if not name.endswith(VOLUME_SUFFIXES)]
+    if others:
+        _logger.warning(
+            "%s %s: %d of its files are no NIfTI volumes and passed over, such as %s.",
+            argument,
+            folder,
+            len(others),
+            others[0],
+        )
 
 
 def check_capitals(argument: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..nifti import check_capitals, volume_name, volumes_in
+from ..nifti import check_capitals, tell_of_others, volume_name, volumes_in
 from .boxes import BOX_KEY, read_boxes
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
 from .splits import LIST_NAMES, read_split, require_dataset_dir, some_of
@@ -153,6 +153,7 @@ def unlabeled_pool(
     # The files of a case may be called alike in a folder of its own.
     names |= {PurePosixPath(pair["case"]).name for pair in pairs if "case" in pair}
     check_capitals("unlabeled_dir", folder)
+    tell_of_others("unlabeled_dir", folder)
     volumes = volumes_in(folder)
     cases = [
         {"unlabeled": str(path)} for path in volumes if path.resolve() not in used and volume_name(path) not in names

@@ -16,7 +16,7 @@ import numpy as np
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..nifti import VOLUME_SUFFIXES, check_capitals, volume_name
+from ..nifti import VOLUME_SUFFIXES, check_capitals, tell_of_others, volume_name
 
 _OTHER_MAPS = ("probabilities", "uncertainty")
 _POSTFIX = re.compile(r"[\w.+-]+")
@@ -122,8 +122,8 @@ class InferenceMaps:
         if taken and not str2bool(self.overwrite) and not str2bool(self.skip_existing):
             raise BundleError(
                 f"output_dir {self.output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-                "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
-                "--output_dir."
+                "go on with the others by --skip_existing true, if they are of the same weights and options, replace "
+                "them by --overwrite true, or choose another --output_dir."
             )
 
     def _names(self, volume: str | Path) -> list[str]:
@@ -137,6 +137,8 @@ def _volumes(datalist: Sequence[str], dataset_dir: str) -> list[Path]:
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
     check_capitals("dataset_dir", Path(dataset_dir))
+    if Path(dataset_dir).is_dir():
+        tell_of_others("dataset_dir", Path(dataset_dir))
     if not datalist and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
     if not datalist:

@@ -26,7 +26,7 @@ def list_volumes(dataset_dir, output_dir, **options):
     return datalist
 
 
-def test_volumes_of_a_folder(tmp_path):
+def test_volumes_of_a_folder(tmp_path, caplog):
     folder = tmp_path / "images"
     (folder / "more.nii").mkdir(parents=True)
     make_volumes(folder, "b.nii.gz", "a.nii", "c.nii.gz", "._a.nii")
@@ -36,6 +36,9 @@ def test_volumes_of_a_folder(tmp_path):
         str(folder / name) for name in ("a.nii", "b.nii.gz", "c.nii.gz")
     ]
     assert not (tmp_path / "out").exists()
+    # A scan in another format would be missed in silence.
+    (message,) = caplog.messages
+    assert message == f"dataset_dir {folder}: 1 of its files are no NIfTI volumes and passed over, such as readme.txt."
 
 
 def test_one_file(tmp_path):
@@ -84,7 +87,8 @@ def test_label_maps_are_not_overwritten(tmp_path, overwrite):
         list_volumes(folder, str(output), overwrite=overwrite)
     assert str(caught.value) == (
         f"output_dir {output} already holds 2 of the files to write, such as b_seg.nii.gz: go on with the others by "
-        "--skip_existing true, replace them by --overwrite true, or choose another --output_dir."
+        "--skip_existing true, if they are of the same weights and options, replace them by --overwrite true, or "
+        "choose another --output_dir."
     )
     # Under another name nothing is lost.
     assert len(list_volumes(folder, str(output), output_postfix="new", overwrite=overwrite)) == 3

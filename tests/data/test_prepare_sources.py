@@ -447,6 +447,26 @@ def test_dicom_folders_names_and_masks_of_255(tmp_path, prepare):
     np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/Jürgen 1.nii.gz"), label)
 
 
+def test_a_label_in_another_format_makes_no_unlabeled_case(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcdef")
+    labels = tmp_path / "source/labels"
+    (labels / "a.nii.gz").rename(labels / "a.mha")
+    (labels / "b.nii.gz").unlink()
+    (labels / "b").mkdir()
+    (labels / "c.nii.gz").rename(labels / "c.seg.nrrd")
+    (labels / "d.nii.gz").unlink()
+    (labels / "e.json").write_text("{}")
+    (labels / "readme.txt").write_text("mine")
+    code, lines = prepare("folder", "--num_folds", 0)
+    assert code == 1
+    for name, file in (("a", "a.mha"), ("b", "b"), ("c", "c.seg.nrrd")):
+        assert any(f"{name}: labels/{file} is no label map in NIfTI or NRRD" in line for line in lines), name
+    assert any("1 files are no volumes and passed over, such as labels/readme.txt." in line for line in lines)
+    # e has its label beside a file of another kind; d has none, and is unlabeled.
+    assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"d", "e", "f"}
+    assert read_split(tmp_path / "prepared/split.json").unlabeled == ("d",)
+
+
 def test_a_table_keeps_patients_together(tmp_path, prepare):
     source = tmp_path / "source"
     rows = ["image,label,group"]
@@ -587,6 +607,22 @@ def test_another_source_with_files_of_the_same_names_is_told_of(tmp_path, prepar
     os.utime(image, (0, 0))
     _, lines = prepare("folder", "--num_folds", 2)
     assert any("of 1 cases, such as b, the source is not what they were prepared of" in line for line in lines)
+
+
+def test_a_label_of_the_same_size_and_an_older_date_is_told_of(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    prepare("folder", "--num_folds", 2)
+    label = tmp_path / "source/labels/b.nii.gz"
+    os.utime(label, (label.stat().st_mtime - 3600,) * 2)
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert any("of 1 cases, such as b, the source is not what they were prepared of" in line for line in lines)
+    # A record of an older version tells of no dates.
+    record = tmp_path / "prepared/prepared_from.jsonl"
+    entries = [json.loads(line) for line in record.read_text().splitlines()]
+    older = [{**entry, "files": [file[:2] for file in entry["files"]]} for entry in entries]
+    record.write_text("".join(f"{json.dumps(entry)}\n" for entry in older))
+    _, lines = prepare("folder", "--num_folds", 2)
+    assert not any("is not what" in line for line in lines)
 
 
 def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):

@@ -18,7 +18,7 @@ from ...nifti import write_nifti
 from ..splits import IMAGE_PATTERN, LABEL_PATTERN, is_inside
 from .reading import SourceCase, resample
 
-#: The files that each case was made of, with their sizes; a line a case, so that it is appended to.
+#: The files that each case was made of, with their sizes and dates; a line a case, so that it is appended to.
 _SOURCES_FILE = "prepared_from.jsonl"
 
 
@@ -69,7 +69,7 @@ def convert_cases(
                 else:
                     notes |= {case.name: note} if note else {}
                     with (output_dir / _SOURCES_FILE).open("a", encoding="utf-8") as record:
-                        record.write(json.dumps({"case": case.name, "files": _sizes(case)}) + "\n")
+                        record.write(json.dumps({"case": case.name, "files": _states(case)}) + "\n")
                 progress.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -104,14 +104,12 @@ def outdated_cases(cases: Sequence[SourceCase], output_dir: Path) -> list[str]:
         output_dir: folder of the data set.
 
     Returns:
-        those of which a file of the source was written later, or has another size than it had.
+        those of which a file of the source was written later, or has another size or date than it had.
     """
     record = output_dir / _SOURCES_FILE
     lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    sizes = dict(entry for line in lines if (entry := _entry_of(line)))
-    return [
-        case.name for case in cases if sizes.get(case.name, _sizes(case)) != _sizes(case) or _is_newer(case, output_dir)
-    ]
+    states = dict(entry for line in lines if (entry := _entry_of(line)))
+    return [case.name for case in cases if _differs(case, states.get(case.name)) or _is_newer(case, output_dir)]
 
 
 def _entry_of(line: str) -> tuple[str, list[list[Any]]] | None:
@@ -129,8 +127,21 @@ def _is_newer(case: SourceCase, output_dir: Path) -> bool:
     return bool(written) and max(written) > min(path.stat().st_mtime for path in made)
 
 
-def _sizes(case: SourceCase) -> list[list[Any]]:
-    return sorted([file.name, file.stat().st_size] for file in _files_of(case))
+def _differs(case: SourceCase, recorded: list[list[Any]] | None) -> bool:
+    if recorded is None:
+        return False
+    states = _states(case)
+    # An older version wrote down no dates.
+    return len(states) != len(recorded) or any(
+        state[: len(was)] != was for state, was in zip(states, recorded, strict=True)
+    )
+
+
+def _states(case: SourceCase) -> list[list[Any]]:
+    # In whole seconds, as archives and other file systems keep them.
+    return sorted(
+        [file.name, status.st_size, int(status.st_mtime)] for file in _files_of(case) for status in [file.stat()]
+    )
 
 
 def _files_of(case: SourceCase) -> list[Path]:

@@ -18,6 +18,8 @@ from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
 
 _COLUMNS = ("image", "label", "group")
 _IMAGES, _LABELS = "images", "labels"
+#: A segmentation of 3D Slicer, whose voxels are those of its segments alone, not those of the image.
+_SLICER_SEGMENTATION = ".seg.nrrd"
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,36 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
     files: dict[str, list[Path]] = defaultdict(list)
+    others: list[str] = []
+    unread: list[Path] = []
     for path in _visible(source / _LABELS):
-        if stem(path) is not None:
+        if stem(path) is None or path.name.lower().endswith(_SLICER_SEGMENTATION):
+            unread.append(path)
+        else:
             files[_name(path)].append(path)
     repeated = {name: paths for name, paths in files.items() if len(paths) > 1}
     labels = {name: paths[0] for name, paths in files.items() if name not in repeated}
-    images, others = [], []
+    images = []
     for path in entries:
         is_image = path.is_dir() if not has_images else path.is_dir() or stem(path) is not None
         if is_image and path != source / _LABELS:
             images.append(path)
         elif path.is_file():
             others.append(path.name)
-    rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in repeated]
-    problems = [f"{name}: {_LABELS}/{path.name} has no image." for name, path in sorted(labels.items())]
+    # A case whose label is there must not become an unlabeled one.
+    unfit: dict[str, Path] = {}
+    for path in unread:
+        case = next((name for name in map(_name, images) if f"{path.name}.".startswith(f"{name}.")), None)
+        if case is None:
+            others.append(f"{_LABELS}/{path.name}")
+        elif case not in labels and case not in repeated:
+            unfit[case] = path
+    rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in {*repeated, *unfit}]
+    problems = [
+        f"{name}: {_LABELS}/{path.name} is no label map in NIfTI or NRRD: export it as one, on the grid of the image."
+        for name, path in sorted(unfit.items())
+    ]
+    problems += [f"{name}: {_LABELS}/{path.name} has no image." for name, path in sorted(labels.items())]
     problems += [
         f"{name}: one label is needed, got {' and '.join(path.name for path in paths)} in {_LABELS}."
         for name, paths in sorted(repeated.items())
