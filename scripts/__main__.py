@@ -32,7 +32,7 @@ from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
-from .files import ROOT
+from .files import ROOT, check_path
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .nifti import check_geometry, read_nifti
@@ -303,16 +303,10 @@ def predict(
         overwrite: replace files that are there.
         **overrides: values by key of the configuration, such as --ckpt_path FILE or --patch_size "[96,96,96]".
     """
-    if data is not None and config_file is not None:
-        raise BundleError("data names a configuration file as config_file does: give one of the two.")
-    if config_file is None:
-        files = inference_configs(_optional(_text, "data", data))
-    else:
-        files = _texts("config_file", config_file)
     predict_volumes(
         _text("input", input),
         _text("output_dir", output_dir),
-        files,
+        _inference_files(data, config_file),
         overrides=overrides,
         model=_optional(_text, "model", model),
         dicom_seg=true_or_false("dicom_seg", dicom_seg),
@@ -422,6 +416,7 @@ def robustness(
     split_file: str,
     output_dir: str,
     data: str | None = None,
+    config_file: str | list[str] | None = None,
     changes: str | list[str] | None = None,
     num_cases: int | None = None,
     seed: int = 0,
@@ -434,6 +429,7 @@ def robustness(
         split_file: its split file; the test list counts.
         output_dir: folder of the table, the picture and the label maps; a study that was stopped goes on.
         data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        config_file: configuration files instead of configs/inference.json and that of data.
         changes: which changes of the images, with commas between; by default all.
         num_cases: the first so many test cases; by default all.
         seed: of noise and bias fields.
@@ -443,7 +439,7 @@ def robustness(
         _text("dataset_dir", dataset_dir),
         _text("split_file", split_file),
         _text("output_dir", output_dir),
-        inference_configs(_optional(_text, "data", data)),
+        _inference_files(data, config_file),
         overrides=overrides,
         changes=_optional(_texts, "changes", changes),
         num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
@@ -457,6 +453,7 @@ def uncertainty(
     split_file: str,
     output_dir: str,
     data: str | None = None,
+    config_file: str | list[str] | None = None,
     num_cases: int | None = None,
     **overrides: Any,
 ) -> None:
@@ -467,6 +464,7 @@ def uncertainty(
         split_file: its split file; the test list counts.
         output_dir: folder of the table, the picture and the maps.
         data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        config_file: configuration files instead of configs/inference.json and that of data.
         num_cases: the first so many test cases; by default all.
         **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
@@ -474,7 +472,7 @@ def uncertainty(
         _text("dataset_dir", dataset_dir),
         _text("split_file", split_file),
         _text("output_dir", output_dir),
-        inference_configs(_optional(_text, "data", data)),
+        _inference_files(data, config_file),
         overrides=overrides,
         num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
     )
@@ -658,6 +656,8 @@ def _text(name: str, value: Any) -> str:
         raise BundleError(f"{name} must be a string, got the number {value}: write a path with ./ in front of it.")
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
+    if name.endswith(("_dir", "_file", "_path")):
+        check_path(name, value)
     return value
 
 
@@ -703,6 +703,14 @@ def _spacing(value: Any) -> list[float]:
     if len(numbers) != 3 or not all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
         raise BundleError(f"spacing must be one or three sizes above 0 mm, got {value!r}.")
     return [float(number) for number in numbers]
+
+
+def _inference_files(data: Any, config_file: Any) -> list[str]:
+    if config_file is None:
+        return inference_configs(_optional(_text, "data", data))
+    if data is not None:
+        raise BundleError("data names a configuration file as config_file does: give one of the two.")
+    return _texts("config_file", config_file)
 
 
 def _optional(check: Callable[..., Any], name: str, value: Any, **limits: int) -> Any:

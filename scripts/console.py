@@ -30,6 +30,10 @@ from .files import check_path
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 #: How Fire tells a name from a value, such as a negative number.
 _FLAG = re.compile(r"--|-[a-zA-Z]")
+#: How MONAI begins to tell of an expression that fails, whose text it puts into another line.
+_FAILED = "Failed to evaluate ConfigExpression:"
+#: How Python calls what is no file, such as an expression of a configuration.
+_TEXTS = ("<string>", "<unknown>")
 _SCRIPTS = Path(__file__).resolve().parent
 
 
@@ -205,7 +209,7 @@ def describe_mistake(error: BaseException) -> str | None:
 
     A mistake is a :class:`BundleError`, a ValueError that an argument check of this bundle raised, a file or folder
     that the system refuses, an argument that a configured object does not take, a class or a key that a configuration
-    names and that is not there, or a device whose memory is not enough.
+    names and that is not there, an expression in it that fails, or a device whose memory is not enough.
 
     Args:
         error: what was raised.
@@ -230,6 +234,10 @@ def describe_mistake(error: BaseException) -> str | None:
             return f"the configuration refers to what is not there: {one_line(cause)}"
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.filename}: {cause.strerror}"
+        if isinstance(cause, SyntaxError) and cause.filename in _TEXTS:
+            return f"an expression of the configuration is no Python, {cause.msg}: {(cause.text or '').strip()}"
+        if str(cause).startswith(_FAILED) and (reason := cause.__cause__) is not None and _raised_in_text(reason):
+            return f"the expression {str(cause).removeprefix(_FAILED).strip()} of the configuration fails: {reason}"
         if component is not None and isinstance(cause, (TypeError, ValueError)):
             return f"{component} cannot be made from its configuration: {cause}"
         found = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
@@ -259,6 +267,11 @@ def _let_threads_end() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, DummyProcess):
             thread.join(timeout=10)
+
+
+def _raised_in_text(error: BaseException) -> bool:
+    """Return whether an expression failed by itself, and not in the code that it calls."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename in _TEXTS
 
 
 def _raised_here(error: BaseException) -> bool:

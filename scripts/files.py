@@ -95,15 +95,18 @@ def write_json(path: str | os.PathLike[str], content: Any, *, default: Callable[
 
 
 def check_path(name: str, value: str) -> None:
-    """Refuse a path that MONAI would read as another one.
+    """Refuse a path that would be read as another one.
 
     Args:
         name: name of the argument.
         value: a path, or an expression that begins with "$".
 
     Raises:
-        BundleError: when it holds "#", by which configurations separate keys.
+        BundleError: when it holds "#", by which configurations separate keys, or begins with "~", which only a shell
+            replaces.
     """
+    if value.startswith("~"):
+        raise BundleError(f"{name} must be a path without ~, got {value}: write {Path.home()} out.")
     if "#" in value and not value.startswith("$"):
         raise BundleError(f"{name} must be a path without #, which MONAI reads as ::, got {value}.")
 

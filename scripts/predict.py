@@ -173,8 +173,8 @@ def _run_on_series(
     if taken and not overwrite and not skips:
         raise BundleError(
             f"output_dir {output} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-            "go on with the others by --skip_existing true, replace them by --overwrite true, or choose another "
-            "--output_dir."
+            "go on with the others by --skip_existing true, if they are of the same weights and options, replace "
+            "them by --overwrite true, or choose another --output_dir."
         )
     unfinished = {volume_name(item["image"]) for item in maps.unfinished(volumes)}
     # Their label maps are there, from a run that was stopped before, or that wrote no DICOM SEG.
@@ -337,6 +337,7 @@ def checked_configuration(
         BundleError: for the first file that is missing, or key that must not be given; or when the weights are those of
             a run with another preprocessing.
     """
+    begins = False
     for file in config_file:
         if not Path(file).is_file():
             raise BundleError(f"config_file must name files that exist, got {file}.")
@@ -347,16 +348,18 @@ def checked_configuration(
             raise BundleError(f"config_file {file} cannot be read: {one_line(error)}") from error
         if not isinstance(content, dict):
             raise BundleError(f"config_file {file} must hold keys and values, got a {type(content).__name__}.")
+        begins = begins or {"run", "inferer"} <= content.keys()
+        if not begins:
+            others = [name for name in config_file if Path(name).resolve() != (CONFIGS / "inference.json").resolve()]
+            raise BundleError(
+                f"config_file must begin with the configuration of an inference: {CONFIGS / 'inference.json'},"
+                f"{','.join(map(str, others))}."
+            )
     for name, value in overrides.items():
         if name.endswith("_path") and not isinstance(value, str):
             raise BundleError(f"{name} must be a string, got {value!r}.")
     if "dataset_dir" in overrides:
         raise BundleError("dataset_dir is named by --input here.")
-    if not {"run", "inferer"} <= ConfigParser.load_config_files(list(config_file)).keys():
-        raise BundleError(
-            f"config_file must begin with the configuration of an inference: {CONFIGS / 'inference.json'},"
-            f"{','.join(map(str, config_file))}."
-        )
     # An exported network takes the place of the weights of the files.
     exported = {} if model is None else {"ckpt_path": model}
     check_overrides({**overrides, **exported}, list(config_file), arguments=_ARGUMENTS)

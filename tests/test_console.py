@@ -280,6 +280,12 @@ def test_a_path_that_would_be_read_as_another_is_refused(config_file):
         assert_accepted("--config_file", config_file, "--dataset_dir", "/data/run#1")
 
 
+@pytest.mark.parametrize("name", ["dataset_dir", "output_dir", "split_file", "ckpt_path"])
+def test_a_home_that_no_shell_has_replaced_is_refused(config_file, name):
+    with pytest.raises(BundleError, match=rf"{name} must be a path without ~, got ~/run: write /.* out\."):
+        assert_accepted("--config_file", config_file, f"--{name}=~/run")
+
+
 def test_a_value_is_no_override(config_file):
     assert_accepted("--config_file", config_file, "--iterations", "zzz", "yyy", "-1")
 
@@ -452,6 +458,29 @@ def test_what_a_configuration_names_and_is_not_there_is_one_line(value, message,
     text = report(caught(lambda: ConfigParser({"part": value}).get_parsed_content("part")), capsys)
     assert re.match(f"error: the configuration {message}", text), text
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("$[16] + 1", 'can only concatenate list (not "int") to list'),
+        ("$undefined * 2", "name 'undefined' is not defined"),
+    ],
+)
+def test_an_expression_that_fails_is_one_line(expression, reason, capsys):
+    parser = ConfigParser({"size": expression, "part": {"_target_": "builtins.len", "obj": "@size"}})
+    text = report(caught(lambda: parser.get_parsed_content("part")), capsys)
+    assert text == f"error: the expression {expression!r} of the configuration fails: {reason}\n"
+
+
+def test_an_expression_that_is_no_python_is_one_line(capsys):
+    text = report(caught(lambda: ConfigParser({"size": "$[16"}).get_parsed_content("size")), capsys)
+    assert text == "error: an expression of the configuration is no Python, '[' was never closed: [16\n"
+
+
+def test_an_expression_whose_code_fails_keeps_its_traceback(capsys):
+    parser = ConfigParser({"imports": ["$import json"], "size": "$json.loads('{')"})
+    assert report(caught(lambda: parser.get_parsed_content("size")), capsys).startswith("Traceback")
 
 
 # --- the merged configuration -----------------------------------------------------------------------------------------

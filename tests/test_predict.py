@@ -270,6 +270,14 @@ def test_a_linked_folder_is_segmented(study, weights, tmp_path):
     assert names_in(tmp_path / "out") == ["patient_seg.nii.gz"]
 
 
+def test_files_in_another_order_are_refused(phantom_dir, tmp_path):
+    (tmp_path / "inference.json").write_text(json.dumps({"network_def#in_channels": 1}))
+    own, first = str(tmp_path / "inference.json"), inference_configs()[0]
+    for files in ([own], [own, first]):
+        with assert_refused(rf"^config_file must begin with the configuration of an inference: {first},{own}\.$"):
+            predict_volumes(phantom_dir / "images", tmp_path / "out", files, logging_file=False)
+
+
 def test_capitals_are_told_of(weights, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "A.NII.GZ").write_bytes(b"")

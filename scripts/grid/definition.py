@@ -484,6 +484,8 @@ def _names(kind: str) -> list[str]:
 
 
 def _require(argument: str, value: str, allowed: Sequence[str]) -> None:
+    if not allowed:
+        raise BundleError(f"{argument} names an overlay configs/{argument}_*.json, and this bundle has none.")
     if value not in allowed:
         hint = did_you_mean(value, allowed, at_most=3)
         raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")

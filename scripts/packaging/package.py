@@ -101,6 +101,7 @@ def write_package(
             inference = package.configs["inference"]
             sizes = {key: inference[key] for key in ("in_channels", "num_classes", "patch_size")}
             built.append(write_triton_model(Path(temporary) / "triton" / name, package.network, **sizes))
+            _refuse_other_triton_files(targets[2], built[2])
         _refuse_other_files(targets[0], folder, package.weights)
         for number, (path, target) in enumerate(zip(built, targets)):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +223,15 @@ def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> Non
         ):
             known = "as no package has it" if packaged else "and no zip file beside it tells what was packaged"
             raise BundleError(f"{present} holds {relative}, {known}: move it away.")
+
+
+def _refuse_other_triton_files(present: Path, built: Path) -> None:
+    """Refuse to replace a Triton model whose user has changed its settings, or added versions of it."""
+    for path in sorted(present.rglob("*")):
+        relative = path.relative_to(present)
+        is_same = (built / relative).exists() and (path.suffix == ".pt" or filecmp.cmp(path, built / relative, False))
+        if path.is_file() and not is_same:
+            raise BundleError(f"{present} holds {relative}, which is not that of the new package: move it away.")
 
 
 def _packaged_files(package: Path) -> set[tuple[str, int]]:

@@ -41,6 +41,12 @@ def task_package(
     """
     if task not in TASKS:
         raise BundleError(f"task must be {one_of(TASKS)}, got {task!r}.")
+    metadata_file = CONFIGS / f"metadata_{task}.json"
+    if not metadata_file.is_file():
+        raise BundleError(
+            f"task {task} cannot be packaged, as {metadata_file} is missing: this is a package already. A run of one's "
+            "own goes by package_run."
+        )
     overlays = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob(f"data_{task}*.json"))
     data = TASKS[task] if data is None else data
     if data not in overlays:

@@ -219,6 +219,17 @@ def test_references_are_checked_before_the_networks_and_a_refused_study_is_begun
     study_robustness(*arguments, overrides={**QUICK, "ckpt_path": str(weights)}, changes=["none"], seed=3)
 
 
+def test_weights_of_a_run_are_studied_by_its_file(weights, phantom_dir, tmp_path):
+    own = {"_desc_": "a run", "network_def#dropout": 0.1, "ckpt_path": str(weights), "spacing": None}
+    (tmp_path / "inference.json").write_text(json.dumps({**own, "patch_size": [32, 32, 32], "overlap": 0}))
+    words = f"--dataset_dir {phantom_dir} --split_file {phantom_dir / 'split.json'} --num_cases 1 --device cpu"
+    words += f" --config_file {inference_configs()[0]},{tmp_path / 'inference.json'}"
+    main(f"robustness {words} --changes none --output_dir {tmp_path / 'r'}".split())
+    assert len(pd.read_csv(tmp_path / "r" / "none.csv")) == 1
+    main(f"uncertainty {words} --output_dir {tmp_path / 'u'}".split())
+    assert (tmp_path / "u" / "uncertainty.md").is_file()
+
+
 def test_mistakes_cost_one_line(phantom_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(
