@@ -30,6 +30,8 @@ _logger = logging.getLogger(__name__)
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 #: The code of NIfTI for millimeters.
 _MILLIMETER = 2
+#: By how much two affines may differ, as the headers of files round them.
+_AFFINE_TOLERANCE = 1e-3
 #: Bytes that are unpacked at a time.
 _PIECE = 2**20
 
@@ -132,11 +134,30 @@ def check_geometry(volume: Any, name: str) -> None:
         raise BundleError(f"{name} must have an affine that can be inverted, got {affine.tolist()}.")
     # A copy, as MONAI corrects the header itself.
     corrected = correct_nifti_header_if_necessary(type(volume)(volume.dataobj, volume.affine, volume.header.copy()))
-    if not np.allclose(corrected.affine, affine, atol=1e-3):
+    if not np.allclose(corrected.affine, affine, atol=_AFFINE_TOLERANCE):
         of_affine, of_header = voxel_sizes(affine).round(4), np.round(volume.header.get_zooms()[:3], 4)
         raise BundleError(
             f"{name} must have one geometry: its affine has voxels of {of_affine.tolist()} mm, its header of "
             f"{of_header.tolist()} mm."
+        )
+
+
+def check_same_grid(affine: npt.ArrayLike, image_affine: npt.ArrayLike, name: str) -> None:
+    """Refuse a label map whose voxels lie elsewhere than those of its image.
+
+    Args:
+        affine: voxel indices to mm of the label map, 4x4.
+        image_affine: that of its image.
+        name: what to call the label map in the message.
+
+    Raises:
+        BundleError: when they differ by more than a rounding.
+    """
+    difference = float(np.abs(np.asarray(affine) - np.asarray(image_affine)).max())
+    if not difference <= _AFFINE_TOLERANCE:
+        raise BundleError(
+            f"{name} has another affine than its image (they differ by up to {difference:g}): both must lie on one "
+            "grid."
         )
 
 

@@ -93,13 +93,16 @@ def check_disagreement(network: nn.Module) -> None:
         )
 
 
-def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> None:
+def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> dict[str, torch.Tensor]:
     """Make sure that a file holds the weights of a network.
 
     Args:
         path: file of a bare state dict, as training writes it to ``model_final.pt`` and ``model.pt``.
         network: the network that will load it.
         name: what to call the path in the message.
+
+    Returns:
+        the weights.
 
     Raises:
         BundleError: when the file is missing, damaged, or of a network with other layers, channels or classes.
@@ -128,6 +131,7 @@ def check_weights(path: str, network: nn.Module, *, name: str = "ckpt_path") -> 
             )
         if not state[key].isfinite().all():
             raise BundleError(f"{name} {path} holds values that are not finite, in {key}.")
+    return state
 
 
 def place_network(
@@ -152,8 +156,7 @@ def place_network(
         BundleError: when the file does not hold weights of this network, see :func:`check_weights`.
     """
     if initial_weights is not None:
-        check_weights(initial_weights, network, name="initial_weights")
-        network.load_state_dict(read_tensors(initial_weights))
+        network.load_state_dict(check_weights(initial_weights, network, name="initial_weights"))
     memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
     # The stubs of PyTorch know no memory format beside a device.
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]

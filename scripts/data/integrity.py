@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import BundleError, one_line
-from ..nifti import check_compression, check_geometry
+from ..nifti import check_compression, check_geometry, check_same_grid
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
-
-_AFFINE_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -192,9 +190,10 @@ def _inspect_label(
         image_voxels, image_affine = image
         if voxels.shape != image_voxels.shape:
             findings.problems.append(f"{start} has shape {voxels.shape}, its image {image_voxels.shape}")
-        difference = float(np.abs(affine - image_affine).max())
-        if not difference <= _AFFINE_TOLERANCE:
-            findings.problems.append(f"{start} has another affine than its image (they differ by up to {difference:g})")
+        try:
+            check_same_grid(affine, image_affine, start)
+        except BundleError as error:
+            findings.problems.append(str(error).rstrip("."))
     values = np.unique(voxels)
     fractions = values[values != np.rint(values)]
     if fractions.size:

@@ -8,14 +8,13 @@ from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
 from monai.utils import CommonKeys
 
 from ..errors import BundleError, root_cause
-from ..nifti import check_file, check_volume
+from ..nifti import check_file, check_same_grid, check_volume
 
 
 class LoadCased(MapTransform):
@@ -72,8 +71,7 @@ class LoadCased(MapTransform):
             raise BundleError(
                 f"{path} has shape {list(label.shape[1:])}, but its image has {list(image.shape[1:])}: they must agree."
             )
-        if not torch.allclose(label.affine, image.affine, atol=1e-3):
-            raise BundleError(f"{path} has another affine than its image: they must lie on the same grid.")
+        check_same_grid(label.affine, image.affine, path)
         values = label.unique()
         if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= self.num_classes:
             found = ", ".join(f"{value:g}" for value in values[:8].tolist())

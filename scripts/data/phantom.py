@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 import nibabel
 import numpy as np
+from monai.transforms.utils import get_largest_connected_component_mask
 from numpy.typing import NDArray
 from scipy.fft import idctn
 from scipy.ndimage import gaussian_filter
-from scipy.ndimage import label as connected_components
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ..errors import BundleError
 from ..files import write_json
-from ..nifti import write_nifti
+from ..nifti import make_nifti, write_nifti
 from .splits import IMAGE_PATTERN, LABEL_PATTERN
 
 FloatArray = NDArray[np.float32]
@@ -262,12 +262,8 @@ def _to_nifti(volume: NDArray[Any], affine: NDArray[np.float64], orientation: st
     transform = nibabel.orientations.ornt_transform(
         nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(orientation)
     )
-    image = image.as_reoriented(transform)
-    # Both forms, since some readers prefer the one and some the other.
-    image.set_sform(image.affine, code=1)
-    image.set_qform(image.affine, code=1)
-    image.header.set_xyzt_units(xyz="mm")
-    return image
+    turned = image.as_reoriented(transform)
+    return make_nifti(np.asanyarray(turned.dataobj), turned.affine)
 
 
 def _smooth_field(generator: np.random.Generator, shape: Sequence[int], frequencies: int) -> FloatArray:
@@ -320,7 +316,7 @@ def _anatomy(
         label[level > np.maximum(highest, 0.0)] = index + 1
         highest = np.maximum(highest, level)
     for index in range(num_classes - 1):
-        organ = _largest_component(label == index + 1)
+        organ = get_largest_connected_component_mask(label == index + 1, connectivity=1)
         label[(label == index + 1) & ~organ] = 0
 
     # Nodules keep a gap of about two voxels to the organs, or the truth would be a matter of taste.
@@ -358,15 +354,6 @@ def _organ_level(generator: np.random.Generator, points: FloatArray, index: int)
     melted = np.logaddexp(sharpness * lobes[0], sharpness * lobes[1]) / sharpness
     uneven = _smooth_field(generator, points.shape[1:], frequencies=9)
     return np.asarray(melted + 0.055 * uneven, dtype=np.float32)
-
-
-def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    components, count = connected_components(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return np.asarray(components == sizes.argmax())
 
 
 def _acquire(generator: np.random.Generator, tissue: FloatArray, modality: str) -> FloatArray:

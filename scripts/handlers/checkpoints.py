@@ -59,7 +59,7 @@ class Checkpoints:
         optimizer: the optimizer.
         lr_scheduler: the schedule of the learning rate.
         auxiliary_optimizer: the optimizer of what the method trains beside its networks, if it does.
-        evaluator: the validation engine, whose key metric chooses ``model.pt``; None without validation cases.
+        evaluator: the validation engine, whose key metric chooses ``model.pt``.
         interval: iterations between two checkpoints.
         num_kept: how many checkpoints stay.
 
@@ -76,7 +76,7 @@ class Checkpoints:
         lr_scheduler: _Stateful,
         *,
         auxiliary_optimizer: torch.optim.Optimizer | None = None,
-        evaluator: Evaluator | None = None,
+        evaluator: Evaluator,
         interval: int = 200,
         num_kept: int = 2,
     ) -> None:
@@ -108,8 +108,7 @@ class Checkpoints:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.COMPLETED, self._finish)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._keep_best)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._keep_best)
 
     def _start(self, engine: Any) -> None:
         if self._started:

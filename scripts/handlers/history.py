@@ -37,7 +37,7 @@ class TrainingHistory:
     Args:
         output_dir: folder of the run.
         optimizer: its first learning rate is logged.
-        evaluator: the validation engine, or None without validation cases.
+        evaluator: the validation engine.
         log_interval: iterations between two lines of the log.
         class_names: names of the foreground classes, for the validation metric of each.
 
@@ -50,7 +50,7 @@ class TrainingHistory:
         output_dir: str,
         optimizer: Optimizer,
         *,
-        evaluator: Evaluator | None = None,
+        evaluator: Evaluator,
         log_interval: int = 50,
         class_names: list[str] | None = None,
     ) -> None:
@@ -80,8 +80,7 @@ class TrainingHistory:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._abort)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._record_validation)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._record_validation)
 
     def _start(self, engine: Any) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)

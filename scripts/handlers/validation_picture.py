@@ -21,13 +21,11 @@ class ValidationPicture:
 
     Args:
         output_dir: folder of the run; pictures go to ``pictures/validation_<iteration>.png`` in it, and to TensorBoard.
-        evaluator: the validation engine, or None without validation cases.
+        evaluator: the validation engine.
         class_names: names of the foreground classes.
     """
 
-    def __init__(
-        self, output_dir: str, *, evaluator: Evaluator | None = None, class_names: list[str] | None = None
-    ) -> None:
+    def __init__(self, output_dir: str, *, evaluator: Evaluator, class_names: list[str] | None = None) -> None:
         self.folder = Path(output_dir) / "pictures"
         self.evaluator = evaluator
         self.class_names = class_names
@@ -40,12 +38,10 @@ class ValidationPicture:
             engine: the trainer, whose iteration names the picture.
         """
         self._trainer = engine
-        if self.evaluator is not None and is_main_process():
-            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+        if is_main_process():
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._draw)
 
     def _draw(self, evaluator: Any) -> None:
-        if evaluator.state.iteration != 1:
-            return
         assert self._trainer is not None
         item, output = evaluator.state.batch[0], evaluator.state.output[0]
         iteration = self._trainer.state.iteration

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT, file_hash, write_json, write_text
-from ..weights import check_weights, read_tensors
+from ..weights import check_weights
 from .triton import write_triton_model
 
 #: Configurations that are the same for every bundle.
@@ -127,8 +127,7 @@ def load_network(inference: Mapping[str, Any], weights: Path | None) -> nn.Modul
     # A parser resolves macros in the dictionary that it is given.
     network: nn.Module = ConfigParser(deepcopy(dict(inference))).get_parsed_content("network_def")
     if weights is not None:
-        check_weights(str(weights), network, name="weights")
-        network.load_state_dict(read_tensors(weights))
+        network.load_state_dict(check_weights(str(weights), network, name="weights"))
     return network
 
 

@@ -67,6 +67,21 @@ def test_label_on_another_grid(case):
         load(case)
 
 
+@pytest.mark.parametrize(("difference_mm", "is_refused"), [(5e-4, False), (3e-3, True)])
+def test_a_rounding_of_the_affine_is_the_same_far_from_the_origin(case, difference_mm, is_refused):
+    image = nib.load(case["image"])
+    far, beside = image.affine.copy(), image.affine.copy()
+    far[:3, 3] = beside[:3, 3] = -300
+    beside[0, 3] += difference_mm
+    replace(case["image"], np.array(image.dataobj), far)
+    replace(case["label"], np.zeros(image.shape, np.uint8), beside)
+    if not is_refused:
+        load(case)
+        return
+    with pytest.raises(BundleError, match=r"another affine than its image \(they differ by up to 0\.00[23]"):
+        load(case)
+
+
 def test_truncated_file_is_named(case):
     with open(case["image"], "r+b") as file:
         file.truncate(200)

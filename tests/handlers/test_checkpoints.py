@@ -118,7 +118,7 @@ def test_weights_are_saved_for_machines_without_the_device(tmp_path):
             return state
 
     network = OnAnotherDevice(1, 1)
-    checkpoints = Checkpoints(RunDirectory(str(tmp_path)), network, network, None, None)
+    checkpoints = Checkpoints(RunDirectory(str(tmp_path)), network, network, None, None, evaluator=None)
     state = SimpleNamespace(iteration=0, key_metric_name="dice", metrics={"dice": 0.5}, metric_details={})
     checkpoints._keep_best(SimpleNamespace(state=state))
     checkpoints._finish(SimpleNamespace(state=state))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from ignite.engine import Engine
 
 from scripts.errors import BundleError
 from scripts.handlers.history import TrainingHistory
@@ -23,7 +24,7 @@ def row(iteration, loss="0.5"):
 def resume(folder, iteration, loss=0.25, **terms):
     """Start at an iteration, as a resume does, and record the next one."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
-    history = TrainingHistory(str(folder), optimizer)
+    history = TrainingHistory(str(folder), optimizer, evaluator=Engine(lambda *_: None))
     state = SimpleNamespace(iteration=iteration, max_epochs=1, epoch_length=500, terms={"loss": loss, **terms})
     engine = SimpleNamespace(state=state)
     history._start(engine)
@@ -120,4 +121,4 @@ def test_a_table_of_something_else_is_left_alone(tmp_path):
 def test_log_interval():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
     with pytest.raises(ValueError, match="log_interval must be at least 1 iteration, got 0"):
-        TrainingHistory("run", optimizer, log_interval=0)
+        TrainingHistory("run", optimizer, evaluator=Engine(lambda *_: None), log_interval=0)

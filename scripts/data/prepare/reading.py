@@ -19,11 +19,10 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from ...errors import BundleError, one_line
-from ...nifti import check_compression, check_geometry, make_nifti
+from ...nifti import check_compression, check_geometry, check_same_grid, make_nifti
 from ..dicom import read_series
 from ..splits import is_inside
 
-_AFFINE_TOLERANCE = 1e-3
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 #: Space of an NRRD file, and what its axes must be multiplied by to point to the right, the front and the top.
 _NRRD_SPACES = {
@@ -217,12 +216,8 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
     turned = label.as_reoriented(nib.orientations.ornt_transform(*orientations))
     if turned.shape != image.shape:
         raise BundleError(f"the label has shape {turned.shape}, its image {image.shape}: they must agree.")
-    difference = float(np.abs(turned.affine - image.affine).max())
-    if not ignore_affine and not difference <= _AFFINE_TOLERANCE:
-        raise BundleError(
-            f"the label has another affine than its image (they differ by up to {difference:g}): both must lie on one "
-            "grid."
-        )
+    if not ignore_affine:
+        check_same_grid(turned.affine, image.affine, "the label")
     return make_nifti(np.asanyarray(turned.dataobj), image.affine)
 
 
