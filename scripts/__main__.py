@@ -35,11 +35,12 @@ from .export import extract_network
 from .files import ROOT, check_path
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
+from .inference_configuration import inference_configs
 from .nifti import check_geometry, read_nifti
 from .packaging.package import Package, write_package
 from .packaging.run import run_package
 from .packaging.task import task_package
-from .predict import inference_configs, predict_volumes
+from .predict import predict_volumes
 from .settings import true_or_false
 from .studies.cases import study_cases
 from .studies.robustness import study_robustness

@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from .precision import Precision, ResolvedPrecision, resolve_precision
+from .precision import Precision, ResolvedPrecision, autocast, resolve_precision
 
 
 def prepare_reference_batch(
@@ -50,7 +50,7 @@ class AutocastInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
         """Infer; see ``monai.inferers.Inferer``."""
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(inputs.device, self.dtype):
             return self.inferer(inputs, network, *args, **kwargs)
 
 

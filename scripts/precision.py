@@ -57,6 +57,19 @@ def resolve_precision(precision: Precision, device: str | torch.device) -> Resol
     return precision
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Compute in a precision where that is safe, and in float32 where it is not.
+
+    Args:
+        device: where to compute.
+        dtype: that of the precision; with float32 nothing changes.
+
+    Returns:
+        the context.
+    """
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def check_patch_size(patch_size: Sequence[int], precision: ResolvedPrecision, device: str | torch.device) -> None:
     """Refuse crops on which the networks would train on wrong gradients.
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,48 +24,21 @@ from monai.utils.misc import str2bool
 from pydicom import dcmread
 from tqdm import tqdm
 
-from .configuration import check_overrides, read_configuration
 from .console import mistakes_in_one_line, silence_codec_warning
 from .data.dicom import DicomSeries, NoSeriesError, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
-from .errors import BundleError, one_line, one_of
+from .errors import BundleError, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_path
-from .handlers.run_comparison import check_preprocessing
+from .inference_configuration import checked_configuration, is_onnx
 from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
-from .settings import true_or_false
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
 _WEIGHTS = ROOT / "models/model.pt"
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
-#: Arguments of the command, which a misspelled override may have meant.
-_ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
 _logger = logging.getLogger(__name__)
-
-
-def inference_configs(data: str | None = None) -> list[str]:
-    """Name the configuration files of an inference.
-
-    Args:
-        data: name of a data set that the bundle has an overlay for, such as ``left_atrium``.
-
-    Returns:
-        Paths of the files, a later one overriding an earlier one.
-
-    Raises:
-        BundleError: when there is no such overlay.
-    """
-    files = [CONFIGS / "inference.json"]
-    if data is not None:
-        known = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob("data_*.json"))
-        if not known:
-            raise BundleError("data names an overlay configs/data_<data>.json, and there is none: leave out --data.")
-        if data not in known:
-            raise BundleError(f"data must be {one_of(known)}, got {data!r}.")
-        files.append(CONFIGS / f"data_{data}.json")
-    return [str(path) for path in files]
 
 
 def predict_volumes(
@@ -91,7 +62,7 @@ def predict_volumes(
         source: a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders; DICOM is
             looked for when the folder itself has no NIfTI file.
         output_dir: folder of the label maps.
-        config_file: configuration files, see :func:`inference_configs`.
+        config_file: configuration files, see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of the configuration, such as ``ckpt_path``.
         model: TorchScript or ONNX export of ``network_def``, instead of the configured network and its weights.
         dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
@@ -121,7 +92,7 @@ def predict_volumes(
     if model is not None:
         given["network_def"] = (
             {"_target_": "scripts.networks.onnx_network.OnnxNetwork", "path": model}
-            if _is_onnx(model)
+            if is_onnx(model)
             else {"_target_": "torch.jit.load", "f": model, "map_location": "@device"}
         )
         given["load_pretrain"] = False
@@ -320,89 +291,9 @@ def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -
         )
 
 
-def checked_configuration(
-    config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None
-) -> ConfigParser:
-    """Read the configuration of an inference, whose files and weights are there, and that has the keys to override.
-
-    Args:
-        config_file: the files.
-        overrides: values by key.
-        model: file of an exported network, if it takes the place of network and weights.
-
-    Returns:
-        the configuration before anything in it is evaluated.
-
-    Raises:
-        BundleError: for the first file that is missing, or key that must not be given; or when the weights are those of
-            a run with another preprocessing.
-    """
-    begins = False
-    for file in config_file:
-        if not Path(file).is_file():
-            raise BundleError(f"config_file must name files that exist, got {file}.")
-        try:
-            content = ConfigParser.load_config_file(file)
-        # The readers of JSON and YAML have errors of their own.
-        except Exception as error:
-            raise BundleError(f"config_file {file} cannot be read: {one_line(error)}") from error
-        if not isinstance(content, dict):
-            raise BundleError(f"config_file {file} must hold keys and values, got a {type(content).__name__}.")
-        begins = begins or {"run", "inferer"} <= content.keys()
-        if not begins:
-            others = [name for name in config_file if Path(name).resolve() != (CONFIGS / "inference.json").resolve()]
-            raise BundleError(
-                f"config_file must begin with the configuration of an inference: {CONFIGS / 'inference.json'},"
-                f"{','.join(map(str, others))}."
-            )
-    for name, value in overrides.items():
-        if name.endswith("_path") and not isinstance(value, str):
-            raise BundleError(f"{name} must be a string, got {value!r}.")
-    if "dataset_dir" in overrides:
-        raise BundleError("dataset_dir is named by --input here.")
-    # An exported network takes the place of the weights of the files.
-    exported = {} if model is None else {"ckpt_path": model}
-    check_overrides({**overrides, **exported}, list(config_file), arguments=_ARGUMENTS)
-    weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
-    if model is not None and weights:
-        raise BundleError(f"model stands for network and weights, leave out --{weights[0]}.")
-    for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
-        if weights_file is not None and not Path(weights_file).is_file():
-            raise BundleError(f"{name} {weights_file} does not exist.")
-    parser = read_configuration(config_file, overrides)
-    with mistakes_in_one_line():
-        loads = true_or_false("load_pretrain", parser.get_parsed_content("load_pretrain"))
-        weights_file = parser.get_parsed_content("ckpt_path")
-    if model is None and loads and not Path(weights_file).is_file():
-        known = _data_with_weights()
-        hint = f" Weights are here for --data {one_of(known)}." if known else ""
-        raise BundleError(
-            f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
-        )
-    # An exported network lies beside the weights that it was made of.
-    check_preprocessing(model or weights_file, dict(parser.get()))
-    if model is not None and _is_onnx(model) and find_spec("onnxruntime") is None:
-        raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
-    return parser
-
-
-def _data_with_weights() -> list[str]:
-    names = []
-    for path in sorted(CONFIGS.glob("data_*.json")):
-        overlay = ConfigParser({**ConfigParser.load_config_file(path), "bundle_root": str(ROOT)})
-        # In the bundle of one task the weights are those of inference.json.
-        if "ckpt_path" in overlay and Path(overlay.get_parsed_content("ckpt_path")).is_file():
-            names.append(path.stem.removeprefix("data_"))
-    return names
-
-
-def _is_onnx(model: str) -> bool:
-    return Path(model).suffix == ".onnx"
-
-
 def _check_model(model: str, parser: ConfigParser) -> None:
     """Make sure that an exported network can be read, takes the windows, and has a channel for each class."""
-    kind = "an ONNX" if _is_onnx(model) else "a TorchScript"
+    kind = "an ONNX" if is_onnx(model) else "a TorchScript"
     try:
         network = parser.get_parsed_content("network")
     # A file of something else makes torch and ONNX Runtime raise errors of many classes.

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from .errors import BundleError
 from .parallel import mean_over_processes
-from .precision import Precision, check_patch_size, resolve_precision
+from .precision import Precision, autocast, check_patch_size, resolve_precision
 
 #: Scale of the gradient below which it is not the range of float16 that makes it infinite.
 _LEAST_SCALE = 2.0**-14
@@ -141,7 +141,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         return engine.state.output
 
     def _forward(self, batch: Mapping[str, torch.Tensor], step: int, **kwargs: bool) -> dict[str, torch.Tensor]:
-        with torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.state.device, self.dtype):
             output: dict[str, torch.Tensor] = self.method(batch, step, **kwargs)
         return output
 

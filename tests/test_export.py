@@ -19,9 +19,10 @@ from conftest import ROOT, assert_refused
 
 from scripts.__main__ import main
 from scripts.export import extract_network
+from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.onnx_network import OnnxNetwork
-from scripts.predict import inference_configs, predict_volumes
+from scripts.predict import predict_volumes
 
 SMALL = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
 
@@ -111,7 +112,7 @@ def test_onnx_files_are_checked(bundle, phantom_dir, tmp_path, monkeypatch):
     torch.onnx.export(torch.nn.Identity(), (torch.zeros(1, 2, 16, 16, 16),), tmp_path / "fixed.onnx", dynamo=False)
     with assert_refused(r"model .*fixed.onnx does not take windows of \[32, 32, 32\] voxels and 1 channel"):
         segment(tmp_path / "fixed.onnx")
-    monkeypatch.setattr("scripts.predict.find_spec", lambda name: None)
+    monkeypatch.setattr("scripts.inference_configuration.find_spec", lambda name: None)
     with assert_refused("model .* needs the package onnxruntime: pip install onnxruntime"):
         segment(bundle / "models/model.onnx")
     assert not output.exists()

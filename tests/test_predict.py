@@ -22,8 +22,9 @@ from pydicom import dcmread
 from scripts.__main__ import predict as predict_command
 from scripts.data.dicom import read_series
 from scripts.data.dicom_seg import check_references, write_dicom_seg
+from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.predict import inference_configs, predict_volumes
+from scripts.predict import predict_volumes
 
 SMALL = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
 OBLIQUE = ((0.8, 0.6, 0.0), (0.0, 0.0, -1.0))
@@ -421,7 +422,7 @@ def test_the_command_line(study, weights, tmp_path):
 
 
 def test_a_bundle_without_overlays_has_no_data_to_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.predict.CONFIGS", tmp_path)
+    monkeypatch.setattr("scripts.inference_configuration.CONFIGS", tmp_path)
     with assert_refused("there is none: leave out --data"):
         inference_configs("kidney")
 

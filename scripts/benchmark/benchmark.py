@@ -81,8 +81,8 @@ def run_benchmark(
     Args:
         output_dir: folder of the report and of the label maps.
         cases: volumes for the inference.
-        config_file: configuration of the inference, see :func:`scripts.predict.inference_configs`; what follows the
-            first file is of the data set.
+        config_file: configuration of the inference, see
+            :func:`scripts.inference_configuration.inference_configs`; what follows the first file is of the data set.
         training_overlays: names of the configurations behind ``train`` for the short trainings of the part "start".
         training_data: dataset_dir and split_file of these; by default generated volumes.
         parts: what to measure, of :data:`PARTS`.

@@ -79,7 +79,7 @@ def measure_inference(
 
     Args:
         cases: volumes with references.
-        config_file: see :func:`scripts.predict.inference_configs`.
+        config_file: see :func:`scripts.inference_configuration.inference_configs`.
         output_dir: folder of the label maps, one subfolder a mode.
         strides: steps of the sliding window in the protocol of the paper.
         ckpt_path: weights of the dual network; without, the networks are untrained and only time and memory count.

@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 
 from ..configuration import read_configuration
 from ..methods.dual_network import DualNetworkMethod
+from ..precision import autocast
 from ..trainer import SemiSupervisedTrainer
 from .measuring import measure_alone, now
 
@@ -137,13 +138,10 @@ def _time_losses(trainer: SemiSupervisedTrainer, batch: Mapping[str, torch.Tenso
     """Time the method forward and backward with feature maps and scores that are there already."""
     method: Any = trainer.method
     networks = (method.network.vnet, method.network.resnet_vnet)
-    images = torch.cat([batch[key] for key in ("image", "unlabeled") if key in batch]).to(
-        trainer.state.device, memory_format=trainer.memory_format
-    )
+    images = method.all_crops(batch).to(trainer.state.device, memory_format=trainer.memory_format)
     batch = {key: value.to(trainer.state.device) for key, value in batch.items()}
     fastest = float("inf")
-    mixed_precision = torch.autocast(images.device.type, dtype=trainer.dtype, enabled=trainer.dtype != torch.float32)
-    with mixed_precision, ExitStack() as stack:
+    with autocast(images.device, trainer.dtype), ExitStack() as stack:
         maps: list[torch.Tensor] = []
         for network in networks:
             with torch.no_grad():

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import BundleError
+from ..errors import BundleError, one_line
 from .canvas import new_figure, save_figure
 
 # After Okabe and Ito, whose colors stay apart for all common kinds of color vision.
@@ -90,7 +90,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise BundleError(f"{path} must be a table with the column iteration, but it is empty.") from None
     # A line too long, a word in place of a number, bytes that are no text.
     except ValueError as error:
-        raise BundleError(f"{path} must be a table of numbers: {' '.join(str(error).split())}.") from None
+        raise BundleError(f"{path} must be a table of numbers: {one_line(error)}.") from None
     if "iteration" not in table or table.empty:
         raise BundleError(f"{path} must have rows and the column iteration, got {len(table)} rows of {list(table)}.")
     table = table.drop_duplicates("iteration", keep="last").sort_values("iteration")

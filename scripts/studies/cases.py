@@ -25,8 +25,9 @@ from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
 from ..files import write_json
+from ..inference_configuration import checked_configuration
 from ..nifti import read_nifti
-from ..predict import checked_configuration, predict_volumes
+from ..predict import predict_volumes
 
 _STUDY_FILE = "study.json"
 #: Keys of the configuration that a study sets itself.
@@ -81,7 +82,7 @@ def claim_study(
     Args:
         output_dir: folder of the study; ``study.json`` in it tells which study it is.
         cases: its cases.
-        config_file: see :func:`scripts.predict.inference_configs`.
+        config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of the configuration.
         **settings: what else changes its figures, such as the seed.
 
@@ -136,7 +137,7 @@ def segment(
     Args:
         volumes: the cases with their images, one after the other.
         folder: the files go to its subfolder ``volumes``, the maps to ``maps``; those of an earlier call are replaced.
-        config_file: see :func:`scripts.predict.inference_configs`.
+        config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of the configuration.
     """
     source = folder / "volumes"

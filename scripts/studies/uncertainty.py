@@ -127,7 +127,7 @@ def study_uncertainty(
         dataset_dir: folder of the data set.
         split_file: its split file; the test list counts.
         output_dir: folder of the tables, the pictures and the maps; must not hold a study.
-        config_file: see :func:`scripts.predict.inference_configs`.
+        config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of that configuration, such as ckpt_path.
         num_cases: the first so many cases of the list.
         margin_mm: see above.

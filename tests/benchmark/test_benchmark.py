@@ -21,8 +21,8 @@ from scripts.benchmark import benchmark, inference, measuring, step
 from scripts.benchmark.inference import DEFAULT, inference_modes, measure_inference
 from scripts.benchmark.measuring import Measured, measure_alone
 from scripts.errors import BundleError
+from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.predict import inference_configs
 from scripts.studies.cases import study_cases
 
 

@@ -16,8 +16,8 @@ from conftest import assert_refused
 
 from scripts.__main__ import main
 from scripts.data.splits import hash_cases
+from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.predict import inference_configs
 from scripts.studies.cases import measure_on_reference, study_cases
 from scripts.studies.robustness import CHANGES, study_robustness
 

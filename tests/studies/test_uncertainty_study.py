@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import assert_refused
 
+from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.predict import inference_configs
 from scripts.studies.uncertainty import (
     Bins,
     _draw,

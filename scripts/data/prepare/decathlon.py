@@ -16,7 +16,7 @@ import numpy.typing as npt
 from monai.apps import DecathlonDataset, download_url
 from monai.apps.utils import HashCheckError
 
-from ...errors import BundleError
+from ...errors import BundleError, one_line
 from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
 
 DESCRIPTION_FILE = "dataset.json"
@@ -52,7 +52,7 @@ def download(task: str, folder: Path) -> Path:
             "it by --source."
         ) from error
     except (HashCheckError, RuntimeError) as error:
-        raise BundleError(f"{task}: {' '.join(str(error).split())}") from error
+        raise BundleError(f"{task}: {one_line(error)}") from error
     finally:
         monai_logger.setLevel(level)
     if not path.is_file():
