@@ -34,19 +34,22 @@ _STUDY_FILE = "study.json"
 _OWN_KEYS = ("dataset_dir", "datalist", "output_dir", "overwrite", "output_postfix", "output_ext")
 
 
-class Study(NamedTuple):
-    """A study that was claimed: its folder, and its configuration before anything in it is evaluated."""
-
-    folder: Path
-    parser: ConfigParser
-
-
 class Case(NamedTuple):
     """One case of the test list: its name, and the files of its image and its reference label map."""
 
     name: str
     image: Path
     label: Path
+
+
+class Study(NamedTuple):
+    """A study that was claimed: its folder and cases, and the files, overrides and content of its configuration."""
+
+    folder: Path
+    cases: Sequence[Case]
+    config_file: Sequence[str]
+    overrides: Mapping[str, Any]
+    parser: ConfigParser
 
 
 def study_cases(
@@ -123,31 +126,26 @@ def claim_study(
         raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
     else:
         write_json(file, content)
-    return Study(folder, parser)
+    return Study(folder, cases, config_file, overrides, parser)
 
 
-def segment(
-    volumes: Iterable[tuple[Case, nib.Nifti1Image]],
-    folder: Path,
-    config_file: Sequence[str],
-    overrides: Mapping[str, Any],
-) -> None:
+def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **options: Any) -> None:
     """Write volumes to files and segment them with the bundle's inference workflow.
 
     Args:
-        volumes: the cases with their images, one after the other.
+        study: the study.
+        volumes: an image for each of its cases, one after the other.
         folder: the files go to its subfolder ``volumes``, the maps to ``maps``; those of an earlier call are replaced.
-        config_file: see :func:`scripts.inference_configuration.inference_configs`.
-        overrides: values by key of the configuration.
+        **options: values by key of the configuration, beside the overrides of the study.
     """
     source = folder / "volumes"
     source.mkdir(parents=True, exist_ok=True)
     files = []
-    for case, volume in volumes:
+    for case, volume in zip(study.cases, volumes, strict=True):
         files.append(str(source / f"{case_file_name(case.name)}.nii.gz"))
         nib.save(volume, files[-1])
-    settings = {**overrides, "datalist": files}
-    predict_volumes(source, folder / "maps", config_file, overrides=settings, overwrite=True, logging_file=False)
+    settings = {**study.overrides, **options, "datalist": files}
+    predict_volumes(source, folder / "maps", study.config_file, overrides=settings, overwrite=True, logging_file=False)
 
 
 def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
@@ -164,19 +162,18 @@ def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
     return read_nifti(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
 
 
-def check_references(cases: Iterable[Case], parser: ConfigParser) -> None:
+def check_references(study: Study) -> None:
     """Make sure that each reference lies on the grid of its image, and holds classes, as a training does.
 
     Args:
-        cases: the cases.
-        parser: see :class:`Study`.
+        study: the study.
 
     Raises:
         BundleError: for the first that does not; names the file.
     """
-    options = {name: parser.get_parsed_content(name) for name in ("num_classes", "in_channels")}
+    options = {name: study.parser.get_parsed_content(name) for name in ("num_classes", "in_channels")}
     load = LoadCased([CommonKeys.IMAGE, CommonKeys.LABEL], **options)
-    for case in cases:
+    for case in study.cases:
         load({CommonKeys.IMAGE: str(case.image), CommonKeys.LABEL: str(case.label)})
 
 

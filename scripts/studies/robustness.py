@@ -24,7 +24,7 @@ from ..evaluation.metrics import METRIC_NAMES
 from ..evaluation.wording import mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, check_references, claim_study, measure_on_reference, segment, segmented, study_cases
+from .cases import Case, Study, check_references, claim_study, measure_on_reference, segment, segmented, study_cases
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -143,10 +143,10 @@ def study_robustness(
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    output, parser = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
+    study = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
     # Before the hours of the networks.
-    check_references(cases, parser)
-    num_classes = parser.get_parsed_content("num_classes")
+    check_references(study)
+    output, num_classes = study.folder, study.parser.get_parsed_content("num_classes")
     tables = []
     for name in CHANGES:
         if name != "none" and changes is not None and name not in changes:
@@ -154,7 +154,7 @@ def study_robustness(
         path = output / f"{name}.csv"
         if not path.is_file():
             _logger.info("%s: %s", name, CHANGES[name][0])
-            _segment_changed(name, cases, output / name, config_file, overrides or {}, seed)
+            _segment_changed(study, name, seed)
             write_text(path, _measure(cases, output / name, num_classes).to_csv(index=False))
         table = pd.read_csv(
             path, dtype={"case": str}, keep_default_na=False, na_values={name: [""] for name in METRIC_NAMES}
@@ -167,14 +167,12 @@ def study_robustness(
     return write_text(output / "robustness.md", _summarize(table, len(cases)))
 
 
-def _segment_changed(
-    name: str, cases: Sequence[Case], folder: Path, config_file: Sequence[str], overrides: Mapping[str, Any], seed: int
-) -> None:
+def _segment_changed(study: Study, name: str, seed: int) -> None:
     change = CHANGES[name][1]
     volumes = (
-        (case, change(read_nifti(case.image), np.random.RandomState([seed, index]))) for index, case in enumerate(cases)
+        change(read_nifti(case.image), np.random.RandomState([seed, index])) for index, case in enumerate(study.cases)
     )
-    segment(volumes, folder, config_file, overrides)
+    segment(study, volumes, study.folder / name)
 
 
 def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFrame:

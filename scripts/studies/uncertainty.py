@@ -143,11 +143,11 @@ def study_uncertainty(
     if (Path(output_dir) / "uncertainty.md").exists():
         raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    output, parser = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
+    study = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
     # Before the hours of the networks: the maps are compared with the references voxel by voxel.
-    check_references(cases, parser)
-    maps = {"save_probabilities": True, "save_uncertainty": True}
-    segment(((case, read_nifti(case.image)) for case in cases), output, config_file, {**(overrides or {}), **maps})
+    check_references(study)
+    output, images = study.folder, (read_nifti(case.image) for case in cases)
+    segment(study, images, output, save_probabilities=True, save_uncertainty=True)
     measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
     table = pd.DataFrame([row for row, _ in measured])
     bins = {name: pool_bins([each[name] for _, each in measured]) for name in ("all", "near")}
