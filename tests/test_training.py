@@ -421,7 +421,7 @@ def test_a_patch_that_the_precision_does_not_take_keeps_the_old_run(finished, tm
 
 
 def test_run_is_not_resumed_with_another_method_or_other_cases(finished, tmp_path, make_workflow, phantom_dir):
-    with assert_refused("method was DualNetworkMethod"):
+    with assert_refused("method was consistency_weight=Weight"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"method_def#consistency_weight": 0.5})
     with assert_refused("network was DualNetwork with dropout 0.5, is DualNetwork with dropout 0.3"):
         run(make_workflow, phantom_dir, finished, resume=True, **{"network_def#dropout": 0.3})

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -40,7 +41,7 @@ _TRAINING_KEYS = (
     "train#unlabeled_preprocessing",
     _EVALUATION_STEPS,
 )
-#: A difference is told in full up to this number of characters.
+#: Up to this number of characters a difference is told in full.
 _MAX_TEXT = 300
 _logger = logging.getLogger(__name__)
 
@@ -186,10 +187,21 @@ def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
         changed: what was and what is, by name.
 
     Returns:
-        the line; of long values it tells only that they differ.
+        the line; of long values it has the parts that differ, and of many of those the first.
     """
-    texts = {name: f"was {was}, is {value}" for name, (was, value) in changed.items()}
-    return "; ".join(f"{name} {text if len(text) <= _MAX_TEXT else 'is another'}" for name, text in texts.items())
+    return "; ".join(f"{name} {_difference(str(was), str(value))}" for name, (was, value) in changed.items())
+
+
+def _difference(was: str, value: str) -> str:
+    if len(was) + len(value) > _MAX_TEXT:
+        before, now = was.split(", "), value.split(", ")
+        was, value = (
+            shorten(
+                ", ".join(part for part in own if part not in other) or "without", _MAX_TEXT // 2, placeholder=" ..."
+            )
+            for own, other in ((before, now), (now, before))
+        )
+    return f"was {was}, is {value}"
 
 
 def _differences(

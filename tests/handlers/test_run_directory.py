@@ -134,6 +134,16 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
     RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
 
 
+def test_of_long_settings_the_parts_that_differ_are_told(tmp_path):
+    options = [f"option_{number}=0.5" for number in range(40)]
+    RunDirectory(str(tmp_path), settings={"method": f"Method({', '.join(options)})"}).begin()
+    options[20:22] = ["option_20=0.7", "option_21=0.9"]
+    with pytest.raises(
+        BundleError, match=r"\(method was option_20=0\.5, option_21=0\.5, is option_20=0\.7, option_21=0\.9\)"
+    ):
+        RunDirectory(str(tmp_path), settings={"method": f"Method({', '.join(options)})"}, resume=True).claim()
+
+
 def test_a_run_is_not_resumed_on_volumes_of_another_data_set(tmp_path):
     geometry = {"trained_spacing": [1.0, 1.0, 1.0], "trained_extent": [20.0, 30.0, 40.0]}
     RunDirectory(str(tmp_path), geometry=lambda: geometry).begin()
@@ -184,9 +194,7 @@ def test_a_run_is_not_resumed_with_other_options_of_its_parts(tmp_path, change):
     begin_with(tmp_path, begun)
     begin_with(tmp_path, begun)
     (name,) = change
-    with pytest.raises(
-        BundleError, match=f"other settings \\({name.removesuffix('#transforms')} (was .*|is another)\\)"
-    ):
+    with pytest.raises(BundleError, match=f"other settings \\({name.removesuffix('#transforms')} was .*\\)"):
         begin_with(tmp_path, {**begun, **change})
     (tmp_path / "run_config.json").write_text("{")
     with pytest.raises(BundleError, match=r"run_config\.json is damaged"):
@@ -211,7 +219,7 @@ def test_steps_of_ones_own_are_needed_by_inference(tmp_path):
     weights = str(tmp_path / "model_final.pt")
     trained = json.loads((tmp_path / "run_config.json").read_text())
     check_preprocessing(weights, trained)
-    with pytest.raises(BundleError, match=r"another preprocessing \(validate#preprocessing is another\)"):
+    with pytest.raises(BundleError, match=r"another preprocessing \(validate#preprocessing was .*LoadCased.*, is .*\)"):
         check_preprocessing(weights, {**trained, "validate": {"preprocessing": {"transforms": ["%normalize"] * 99}}})
     inference = ConfigParser(ConfigParser.load_config_files([INFERENCE, str(tmp_path / "inference.json")]))
     with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):

@@ -16,3 +16,16 @@ OVERLAYS = {path.stem for path in (ROOT / "configs").glob("method_*.json")}
 @pytest.mark.parametrize("name", sorted(OVERLAYS - TESTED_ELSEWHERE))
 def test_resumed_run_ends_with_the_same_bits(name, tmp_path, make_workflow, phantom_dir):
     assert_resumed_run_ends_with_the_same_bits(make_workflow, phantom_dir, tmp_path / "run", name)
+
+
+def test_crops_around_foreground_and_augmentation_are_resumed(tmp_path, make_workflow, phantom_dir):
+    flip = {"_target_": "RandFlipd", "keys": ["image", "label", "unlabeled"], "prob": 0.5, "allow_missing_keys": True}
+    assert_resumed_run_ends_with_the_same_bits(
+        make_workflow,
+        phantom_dir,
+        tmp_path / "run",
+        "method_supervised_vnet",
+        iterations=4,
+        foreground_share=0.5,
+        augmentation=[flip],
+    )
