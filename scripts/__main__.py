@@ -32,7 +32,7 @@ from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
-from .files import ROOT, check_path
+from .files import ROOT, check_home
 from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
 from .inference_configuration import inference_configs
@@ -658,7 +658,7 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
     if name.endswith(("_dir", "_file", "_path")):
-        check_path(name, value)
+        check_home(name, value)
     return value
 
 

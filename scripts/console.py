@@ -237,7 +237,10 @@ def describe_mistake(error: BaseException) -> str | None:
         if isinstance(cause, SyntaxError) and cause.filename in _TEXTS:
             return f"an expression of the configuration is no Python, {cause.msg}: {(cause.text or '').strip()}"
         if str(cause).startswith(_FAILED) and (reason := cause.__cause__) is not None and _raised_in_text(reason):
-            return f"the expression {str(cause).removeprefix(_FAILED).strip()} of the configuration fails: {reason}"
+            expression = str(cause).removeprefix(_FAILED).strip()
+            return (
+                f"the expression {expression} of the configuration fails: {type(reason).__name__}: {one_line(reason)}"
+            )
         if component is not None and isinstance(cause, (TypeError, ValueError)):
             return f"{component} cannot be made from its configuration: {cause}"
         found = re.match(r"Failed to instantiate component '([^']+)'", str(cause))

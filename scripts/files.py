@@ -94,19 +94,31 @@ def write_json(path: str | os.PathLike[str], content: Any, *, default: Callable[
     return write_text(path, json.dumps(content, indent=4, default=default) + "\n")
 
 
+def check_home(name: str, value: str) -> None:
+    """Refuse a path to a home that no shell has replaced.
+
+    Args:
+        name: name of the argument.
+        value: a path.
+
+    Raises:
+        BundleError: when it begins with "~".
+    """
+    if value.startswith("~"):
+        raise BundleError(f"{name} must be a path without ~, got {value}: write {Path.home()} out.")
+
+
 def check_path(name: str, value: str) -> None:
-    """Refuse a path that would be read as another one.
+    """Refuse a path that MONAI would read as another one.
 
     Args:
         name: name of the argument.
         value: a path, or an expression that begins with "$".
 
     Raises:
-        BundleError: when it holds "#", by which configurations separate keys, or begins with "~", which only a shell
-            replaces.
+        BundleError: when it holds "#", by which configurations separate keys, or see :func:`check_home`.
     """
-    if value.startswith("~"):
-        raise BundleError(f"{name} must be a path without ~, got {value}: write {Path.home()} out.")
+    check_home(name, value)
     if "#" in value and not value.startswith("$"):
         raise BundleError(f"{name} must be a path without #, which MONAI reads as ::, got {value}.")
 

@@ -106,7 +106,8 @@ def checked_configuration(
             f"ckpt_path {weights_file} does not exist: train first, or name a file of weights by --ckpt_path.{hint}"
         )
     # An exported network lies beside the weights that it was made of.
-    check_preprocessing(model or weights_file, dict(parser.get()))
+    # Read anew, as what was evaluated has no references left to compare.
+    check_preprocessing(model or weights_file, dict(read_configuration(config_file, overrides).get()))
     if model is not None and is_onnx(model) and find_spec("onnxruntime") is None:
         raise BundleError(f"model {model} needs the package onnxruntime: pip install onnxruntime.")
     return parser

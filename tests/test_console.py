@@ -463,8 +463,9 @@ def test_what_a_configuration_names_and_is_not_there_is_one_line(value, message,
 @pytest.mark.parametrize(
     ("expression", "reason"),
     [
-        ("$[16] + 1", 'can only concatenate list (not "int") to list'),
-        ("$undefined * 2", "name 'undefined' is not defined"),
+        ("$[16] + 1", 'TypeError: can only concatenate list (not "int") to list'),
+        ("$undefined * 2", "NameError: name 'undefined' is not defined"),
+        ("$next(iter([]))", "StopIteration: StopIteration"),
     ],
 )
 def test_an_expression_that_fails_is_one_line(expression, reason, capsys):

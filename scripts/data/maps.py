@@ -137,7 +137,7 @@ def _volumes(datalist: Sequence[str], dataset_dir: str) -> list[Path]:
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
     check_capitals("dataset_dir", Path(dataset_dir))
-    if Path(dataset_dir).is_dir():
+    if Path(dataset_dir).resolve() in {Path(volume).parent.resolve() for volume in datalist}:
         tell_of_others("dataset_dir", Path(dataset_dir))
     if not datalist and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,6 +23,8 @@ FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", 
 _OTHER_FILES = (
     f"all files and options of the training, or to an inference the {INFERENCE_FILE} that lies beside the weights"
 )
+#: The key of the weights that an inference takes.
+_WEIGHTS = "ckpt_path"
 #: What makes the volumes that a network sees.
 _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
 #: The steps that these keys are part of: in training, and in its validation and evaluation.
@@ -29,17 +32,15 @@ _TRAINING_STEPS, _EVALUATION_STEPS = "train#deterministic_transforms", "validate
 #: What makes label maps of what the network says.
 _SEGMENTATION_KEYS = ("patch_size", "largest_component")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
-_TRAINING_KEYS = (
-    "lr_scheduler",
-    "augmentation",
-    *_PREPROCESSING_KEYS,
-    _TRAINING_STEPS,
+_TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS, _TRAINING_STEPS, _EVALUATION_STEPS)
+#: What makes crops of volumes.
+_CROP_KEYS = (
+    "region_size",
     "train#region",
     "train#unlabeled_region",
     "train#random_transforms",
     "train#preprocessing",
     "train#unlabeled_preprocessing",
-    _EVALUATION_STEPS,
 )
 #: Up to this number of characters a difference is told in full.
 _MAX_TEXT = 300
@@ -59,7 +60,10 @@ def changed_training(folder: Path, configuration: Mapping[str, Any] | None) -> d
     Raises:
         BundleError: when the configuration of the run cannot be read.
     """
-    return _differences(_trained_configuration(folder), configuration, _TRAINING_KEYS)
+    trained = _trained_configuration(folder)
+    # Without augmentation an older version, which had no region, made the same crops.
+    is_older = trained is not None and "region_size" not in trained and not trained.get("augmentation")
+    return _differences(trained, configuration, (*_TRAINING_KEYS, *(() if is_older else _CROP_KEYS)))
 
 
 def check_preprocessing(
@@ -108,26 +112,33 @@ def _trained_configuration(folder: Path) -> dict[str, Any] | None:
 
 
 def _warn_of_shipped_weights(weights: Path, configuration: Mapping[str, Any]) -> None:
-    """Warn where weights of the bundle's own models/ are used otherwise than the configuration that names them."""
-    inference = CONFIGS / "inference.json"
-    own = [[inference], *([inference, overlay] for overlay in sorted(CONFIGS.glob("data_*.json")))]
-    for files in own:
-        parser = ConfigParser(
-            {**ConfigParser.load_config_files([str(file) for file in files]), "bundle_root": str(ROOT)}
+    """Warn where weights of the bundle's own models/ are used otherwise than the configurations that name them."""
+    inference = str(CONFIGS / "inference.json")
+    names = [name for name in _PREPROCESSING_KEYS if name != "crop"]
+    changes = {}
+    for overlay in (None, *sorted(CONFIGS.glob("data_*.json"))):
+        files = [inference] if overlay is None else [inference, str(overlay)]
+        shipped = ConfigParser.load_config_files(files)
+        if _shipped_weights(shipped) == weights.resolve():
+            changes[Path(files[-1]).name] = _differences(shipped, configuration, names)
+    if changes and all(changes.values()):
+        name, changed = next(iter(changes.items()))
+        _logger.warning(
+            "%s are weights of %s, used with another preprocessing (%s): check the result.",
+            weights,
+            name,
+            listed(changed),
         )
-        if Path(parser.get_parsed_content("ckpt_path")).resolve() != weights.resolve():
-            continue
-        changed = _differences(
-            dict(parser.get()), configuration, [name for name in _PREPROCESSING_KEYS if name != "crop"]
-        )
-        if changed:
-            _logger.warning(
-                "%s are weights of %s, used with another preprocessing (%s): check the result.",
-                weights,
-                files[-1].name,
-                listed(changed),
-            )
-        return
+
+
+def _shipped_weights(configuration: Mapping[str, Any]) -> Path | None:
+    """Find the weights that a configuration names by a path, or by one below the bundle's root."""
+    try:
+        path = ConfigParser({**configuration, "bundle_root": str(ROOT)}).get_parsed_content(_WEIGHTS)
+    # An overlay of somebody's own may name them in any way, or not at all.
+    except Exception:
+        return None
+    return Path(path).resolve() if isinstance(path, str) else None
 
 
 def _has_own_steps(trained: Mapping[str, Any]) -> bool:
@@ -195,12 +206,13 @@ def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
 def _difference(was: str, value: str) -> str:
     if len(was) + len(value) > _MAX_TEXT:
         before, now = was.split(", "), value.split(", ")
-        was, value = (
-            shorten(
-                ", ".join(part for part in own if part not in other) or "without", _MAX_TEXT // 2, placeholder=" ..."
-            )
-            for own, other in ((before, now), (now, before))
-        )
+        if sorted(before) == sorted(now):
+            return "is in another order"
+        steps = SequenceMatcher(None, before, now, autojunk=False).get_opcodes()
+        steps = [step for step in steps if step[0] != "equal"]
+        parts = ", ".join(", ".join(before[i:j]) for _, i, j, _, _ in steps if i < j)
+        others = ", ".join(", ".join(now[i:j]) for _, _, _, i, j in steps if i < j)
+        was, value = (shorten(text or "nothing", _MAX_TEXT // 2, placeholder=" ...") for text in (parts, others))
     return f"was {was}, is {value}"
 
 

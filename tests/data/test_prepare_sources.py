@@ -467,6 +467,18 @@ def test_a_label_in_another_format_makes_no_unlabeled_case(tmp_path, prepare):
     assert read_split(tmp_path / "prepared/split.json").unlabeled == ("d",)
 
 
+def test_a_label_in_another_format_belongs_to_the_case_of_the_longest_name(tmp_path, prepare):
+    make_pairs(tmp_path / "source", ["p1", "p1.t2", "Jürgen", "z"])
+    labels = tmp_path / "source/labels"
+    (labels / "p1.t2.nii.gz").rename(labels / "p1.t2.mha")
+    (labels / "Jürgen.nii.gz").rename(labels / unicodedata.normalize("NFD", "Jürgen.mha"))
+    code, lines = prepare("folder", "--num_folds", 0)
+    assert code == 1
+    for name in ("p1.t2", "Jürgen"):
+        assert any(f"{name}: labels/" in unicodedata.normalize("NFC", line) for line in lines), name
+    assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"p1", "z"}
+
+
 def test_a_table_keeps_patients_together(tmp_path, prepare):
     source = tmp_path / "source"
     rows = ["image,label,group"]

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
 from scripts.handlers import run_directory
-from scripts.handlers.run_comparison import check_preprocessing, compare_split
+from scripts.handlers.run_comparison import check_preprocessing, compare_split, listed
 from scripts.handlers.run_directory import RunDirectory
+from scripts.inference_configuration import checked_configuration
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
 
@@ -221,11 +223,49 @@ def test_steps_of_ones_own_are_needed_by_inference(tmp_path):
     check_preprocessing(weights, trained)
     with pytest.raises(BundleError, match=r"another preprocessing \(validate#preprocessing was .*LoadCased.*, is .*\)"):
         check_preprocessing(weights, {**trained, "validate": {"preprocessing": {"transforms": ["%normalize"] * 99}}})
+    files = [INFERENCE, str(tmp_path / "inference.json")]
+    torch.save({}, weights)
+    with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):
+        checked_configuration(files, {})
     inference = ConfigParser(ConfigParser.load_config_files([INFERENCE, str(tmp_path / "inference.json")]))
     with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):
         check_preprocessing(weights, dict(inference.get()))
     inference["preprocessing#transforms"] = [*inference["preprocessing#transforms"], step]
     check_preprocessing(weights, dict(inference.get()))
+
+
+def test_a_run_of_an_older_version_goes_on_where_its_crops_are_the_same(tmp_path):
+    begin_with(tmp_path, {})
+    path = tmp_path / "run_config.json"
+    older = json.loads(path.read_text())
+    del older["region_size"], older["train"]["region"], older["train"]["unlabeled_region"]
+    older["train"] |= {"random_transforms": ["RandSpatialCropd"], "unlabeled_preprocessing": "%train#preprocessing"}
+    path.write_text(json.dumps(older))
+    begin_with(tmp_path, {})
+    flip = [{"_target_": "RandFlipd", "prob": 0.2}]
+    path.write_text(json.dumps({**older, "augmentation": flip}))
+    with pytest.raises(BundleError, match="train#random_transforms was "):
+        begin_with(tmp_path, {"augmentation": flip})
+
+
+def test_what_differs_by_its_order_is_told():
+    steps = [f"step_{number}" for number in range(99)]
+    swapped = [*steps[:50], steps[51], steps[50], *steps[52:]]
+    assert listed({"steps": (steps, swapped)}) == "steps is in another order"
+    assert listed({"steps": (steps, [*steps, "more"])}) == "steps was 'step_98'], is 'step_98', 'more']"
+    assert len(listed({"steps": (steps, [f"other_{number}" for number in range(99)])})) < 330
+
+
+def test_an_overlay_of_ones_own_stands_in_no_ones_way(tmp_path, monkeypatch, caplog):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setattr("scripts.handlers.run_comparison.CONFIGS", tmp_path / "configs")
+    hippocampus = ConfigParser.load_config_file(ROOT / "configs/data_hippocampus.json")
+    for name, change in (("a", {"ckpt_path": None}), ("b", {"ckpt_path": "$@home"}), ("brain", {"spacing": [2, 2, 2]})):
+        (tmp_path / f"configs/data_{name}.json").write_text(json.dumps({**hippocampus, **change}))
+    configuration = {**ConfigParser.load_config_file(INFERENCE), **hippocampus}
+    check_preprocessing(str(ROOT / "models/hippocampus/model.pt"), configuration)
+    check_preprocessing("/elsewhere/model.pt", configuration)
+    assert caplog.messages == []
 
 
 def test_shipped_weights_on_other_volumes_are_warned_of(caplog):

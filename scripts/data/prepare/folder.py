@@ -89,7 +89,9 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     # A case whose label is there must not become an unlabeled one.
     unfit: dict[str, Path] = {}
     for path in unread:
-        case = next((name for name in map(_name, images) if f"{path.name}.".startswith(f"{name}.")), None)
+        file = f"{unicodedata.normalize('NFC', path.name)}."
+        # Of cases called a and a.b, that of the longer name.
+        case = max((name for name in map(_name, images) if file.startswith(f"{name}.")), key=len, default=None)
         if case is None:
             others.append(f"{_LABELS}/{path.name}")
         elif case not in labels and case not in repeated:
