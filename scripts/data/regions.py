@@ -80,7 +80,8 @@ class RandRegiond(Randomizable, MapTransform):
         lowest, highest = np.zeros_like(shape), shape - size
         if self.foreground_share and self.R.random() < self.foreground_share:
             classes = np.asarray(label[0], dtype=np.uint8)
-            counts = np.bincount(classes.ravel())
+            # Slice by slice, as it counts in eight bytes a voxel.
+            counts = np.sum([np.bincount(voxels.ravel(), minlength=256) for voxels in classes], axis=0)
             present = np.flatnonzero(counts[1:]) + 1
             if present.size:
                 index = self.R.choice(present)
