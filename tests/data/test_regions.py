@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
+from monai.transforms import Compose, RandAffined, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
 
 from scripts.data.regions import CropRegiond, RandRegiond
 
@@ -84,6 +84,18 @@ def test_a_crop_follows_a_quarter_turn():
         middles = [sorted(np.unravel_index(values.flatten().long(), shape)[0].tolist()) for values in (crop, expected)]
         # 12 voxels along the first axis of the volume where it was 8, around the same middle.
         assert abs(np.mean(middles[0]) - np.mean(middles[1])) <= 2
+
+
+def test_a_crop_follows_turns_sizes_and_shifts():
+    # One voxel of foreground, which every crop holds before it is moved.
+    label = torch.zeros(1, 60, 60, 60)
+    label[0, 29:32, 29:32, 29:32] = 1
+    keys, turns = ["image", "label"], {"rotate_range": [0.3, 0.3, 0.5], "scale_range": 0.15, "translate_range": 12}
+    region = RandRegiond(keys, patch_size=(12,) * 3, region_size=(48,) * 3, foreground_share=0.99)
+    turn = RandAffined(keys, prob=1, mode="nearest", padding_mode="border", **turns)
+    found = crops_of(MetaTensor(label), [region, turn, CropRegiond(keys, patch_size=(12,) * 3)], keys=keys, number=60)
+    # Shifted by up to 12 voxels, it would be in few of the crops that stayed where they were.
+    assert np.mean([bool(crop.any()) for crop in found]) > 0.85
 
 
 @pytest.mark.parametrize("place", [(50, 40, 30), (0, 0, 0), (99, 79, 59)])
