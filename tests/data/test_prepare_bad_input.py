@@ -204,7 +204,7 @@ def test_a_task_whose_list_leads_out(source, bad_lines, tmp_path):
     assert "leads out of" in bad_lines(name="decathlon")
 
 
-@pytest.mark.parametrize("kind", ["link", "outside", "truncated"])
+@pytest.mark.parametrize("kind", ["link", "outside", "absolute", "truncated"])
 def test_a_bad_archive(kind, source, tmp_path, capsys):
     archive = tmp_path / "task.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -215,11 +215,17 @@ def test_a_bad_archive(kind, source, tmp_path, capsys):
             tar.addfile(member)
         elif kind == "outside":
             tar.add(source / "images/good a.nii.gz", "../outside.nii.gz")
+        elif kind == "absolute":
+            member = tar.gettarinfo(source / "images/good a.nii.gz")
+            member.name = str(tmp_path / "a/outside.nii.gz")
+            with (source / "images/good a.nii.gz").open("rb") as file:
+                tar.addfile(member, file)
     if kind == "truncated":
         archive.write_bytes(archive.read_bytes()[:-900])
     with pytest.raises(SystemExit):
         main(["prepare", "folder", "--source", str(archive), "--output_dir", str(tmp_path / "a/out")])
-    messages = {"link": "x.nii.gz is a link or a device", "outside": "outside", "truncated": "may be incomplete"}
+    messages = {"link": "x.nii.gz is a link or a device", "truncated": "may be incomplete"}
+    messages |= dict.fromkeys(("outside", "absolute"), "outside.nii.gz leads out of the folder to unpack into")
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert messages[kind] in error

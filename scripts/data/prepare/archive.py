@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ...errors import BundleError
+from ..splits import is_inside
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -37,7 +38,10 @@ def unpack(archive: Path, folder: Path) -> Path:
                     raise BundleError(
                         f"{archive}: {member.name} is a link or a device, only files and folders are unpacked."
                     )
-                tar.extract(member, temporary, filter="data")
+                target = temporary / member.name
+                if not is_inside(target, temporary):
+                    raise BundleError(f"{archive}: {member.name} leads out of the folder to unpack into.")
+                _write(tar, member, target)
         os.replace(temporary, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         # The system names the file where the disk is full; a broken archive does not.
@@ -47,3 +51,16 @@ def unpack(archive: Path, folder: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Write one file or folder, without owner and permissions: not every Python 3.10 and 3.11 can extract so safely."""
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = tar.extractfile(member)
+    assert content is not None
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    os.utime(target, (member.mtime, member.mtime))
