@@ -360,10 +360,11 @@ def test_real_network(architecture):
         assert parameter.grad.isfinite().all(), name
 
 
-def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
+@pytest.mark.parametrize("pretrain_iterations", [3, 1], ids=["across the border", "in the second stage"])
+def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir, pretrain_iterations):
     folder = tmp_path / "run"
     straight = assert_resumed_run_ends_with_the_same_bits(
-        make_workflow, phantom_dir, folder, "method_bcp", iterations=4, **{"method_def#pretrain_iterations": 3}
+        make_workflow, phantom_dir, folder, "method_bcp", iterations=4, **{"method_def#pretrain_iterations": pretrain_iterations}
     )
     assert any(name.startswith("teacher.") for name in straight)
     SingleNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))

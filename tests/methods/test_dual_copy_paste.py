@@ -176,7 +176,8 @@ def test_refusals_and_description():
         assert part in text
 
 
-def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir):
+@pytest.mark.parametrize("pretrain_iterations", [3, 1], ids=["across the border", "in the second stage"])
+def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir, pretrain_iterations):
     folder = tmp_path / "run"
     straight = assert_resumed_run_ends_with_the_same_bits(
         make_workflow,
@@ -184,7 +185,7 @@ def test_run_resumed_across_the_border_ends_with_the_same_bits(tmp_path, make_wo
         folder,
         "method_dual_copy_paste",
         iterations=4,
-        **{"method_def#pretrain_iterations": 3},
+        **{"method_def#pretrain_iterations": pretrain_iterations},
     )
     assert any(name.startswith("teacher.network.resnet_vnet.") for name in straight)
     DualNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))
