@@ -53,7 +53,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         **kwargs: see ``monai.engines.SupervisedTrainer``.
 
     Raises:
-        BundleError: when ``precision`` is not allowed, or the device cannot compute in it.
+        BundleError: when ``precision`` is not allowed, the device cannot compute in it, or there is no
+            ``auxiliary_optimizer`` for a method that needs one.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             **kwargs,
         )
         self.method = method
+        if auxiliary_optimizer is None and self._bare_method.auxiliary_parameters():
+            raise BundleError(
+                f"auxiliary_optimizer must be an optimizer for {type(self._bare_method).__name__}, which trains more "
+                "than its networks, got None."
+            )
         self.auxiliary_optimizer = auxiliary_optimizer
         self.precision = precision
         self.dtype: torch.dtype = getattr(torch, precision)
@@ -104,7 +110,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             for key, value in batchdata.items()
             if isinstance(value, torch.Tensor)
         }
-        method: Any = self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
+        method = self._bare_method
         method.check_batch_sizes(len(batch.get(CommonKeys.LABEL, ())), len(batch.get("unlabeled", ())))
         check_patch_size(next(iter(batch.values())).shape[2:], self.precision, engine.state.device)
         step = engine.state.iteration - 1
@@ -140,9 +146,23 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
+    @property
+    def _bare_method(self) -> Any:
+        return self.method.module if isinstance(self.method, DistributedDataParallel) else self.method
+
     def _forward(self, batch: Mapping[str, torch.Tensor], step: int, **kwargs: bool) -> dict[str, torch.Tensor]:
-        with autocast(self.state.device, self.dtype):
-            output: dict[str, torch.Tensor] = self.method(batch, step, **kwargs)
+        try:
+            with autocast(self.state.device, self.dtype):
+                output: dict[str, torch.Tensor] = self.method(batch, step, **kwargs)
+        except ValueError as error:
+            # PyTorch's batch and instance normalization: the statistics of one value say nothing.
+            if not str(error).startswith("Expected more than 1"):
+                raise
+            size = list(next(iter(batch.values())).shape[2:])
+            raise BundleError(
+                f"patch_size {size} leaves a single voxel in the deepest map, which normalization cannot train on: "
+                "take at least 32 along one axis, or more crops of a batch."
+            ) from error
         return output
 
     def _numbers(self, output: Mapping[str, Any]) -> dict[str, float]:

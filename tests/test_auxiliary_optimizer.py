@@ -175,6 +175,15 @@ def test_auxiliary_part_that_is_not_finite_stops_the_run(broken, tmp_path, make_
     assert all(torch.equal(old, new) for old, new in zip(before, discriminator.parameters(), strict=True))
 
 
+def test_discriminator_that_nobody_trains_is_refused(tmp_path, make_workflow, phantom_dir):
+    options = {**TWO, "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path / "run")}
+    workflow = make_workflow("train", "method_sassnet", **options, auxiliary_optimizer=None)
+    workflow.initialize()
+    with assert_refused("auxiliary_optimizer must be an optimizer for SASSNet, which trains more"):
+        workflow.run()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("without_auxiliary", [False, True])
 def test_two_processes_train_both_parts_or_the_network_alone(tmp_path, phantom_dir, without_auxiliary):
     arguments = {**TWO, "dataset_dir": phantom_dir, "output_dir": tmp_path / "run"}

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL, assert_refused, needs_bfloat16
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
 
 from scripts.data.boxes import write_boxes
 from scripts.data.phantom import generate_phantom_dataset
@@ -407,6 +409,37 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         with assert_refused(message, ValueError):
             workflow.run()
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_in_its_first_iteration_replaces_nothing(finished, tmp_path, make_workflow, phantom_dir):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = contents(folder)
+    # Only the networks know that one voxel is left in the deepest map.
+    with assert_refused(r"patch_size \[16, 16, 16\] leaves a single voxel in the deepest map"):
+        run(make_workflow, phantom_dir, folder, overwrite=True, patch_size=[16, 16, 16], normalization="instance")
+    assert contents(folder) == before
+
+
+def test_validation_counts_an_organ_that_is_not_there():
+    parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
+    parser["num_classes"] = 3
+    metric = parser.get_parsed_content("validate#key_metric#mean_dice")
+    reference = torch.zeros(1, 4, 4, 4)
+    reference[:, :2] = 1
+    invented = reference.clone()
+    invented[:, 3] = 2
+    for prediction, expected in ((reference, (1.0, 1.0)), (invented, (1.0, 0.0))):
+        engine = Engine(lambda *_, prediction=prediction: [{"pred": prediction, "label": reference}])
+        engine.state.metric_details = {}
+        metric.attach(engine, "mean_dice")
+        engine.run([0])
+        assert engine.state.metrics["mean_dice"] == pytest.approx(sum(expected) / 2)
+        assert engine.state.metric_details["mean_dice"].tolist() == [list(expected)]
 
 
 @needs_bfloat16

@@ -178,6 +178,12 @@ class TwoStreamLoader:
         self.unlabeled = unlabeled if unlabeled is not None and len(unlabeled) > 0 and unlabeled_batch_size else None
         if self.labeled is None and self.unlabeled is None:
             raise ValueError("labeled and unlabeled are both switched off or empty: there is nothing to train on.")
+        if unlabeled_batch_size and self.unlabeled is None:
+            _logger.warning(
+                "unlabeled_batch_size is %d, but there is no unlabeled case: the method trains on the labeled ones "
+                "alone, without the terms that need others.",
+                unlabeled_batch_size,
+            )
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
         self.seed = seed

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, write_json
 from ..settings import check_settings
+
+logger = logging.getLogger(__name__)
 
 #: The method that train.json itself holds.
 DEFAULT_METHOD = "dual_network"
@@ -344,6 +347,12 @@ def define_grid(
     _require("data", data, _names("data"))
     _require("recipe", recipe, [ORIGINAL_RECIPE, *_names("recipe")])
     names, files = _named_methods(methods)
+    for file in files.values():
+        _check_recipe(Path(file), recipe)
+    if recipe == ORIGINAL_RECIPE and not data.startswith("left_atrium"):
+        logger.warning(
+            "recipe original: the recipes are those of the papers' left-atrium experiments, given %s as data.", data
+        )
     given = dict(overrides or {})
     config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
     config = read_configuration(config_file)
@@ -426,6 +435,21 @@ def _test_cases(split_files: Iterable[str], folder: Path, *, validated: bool) ->
         for case in split.test:
             cases[case] = {"image": str(folder / split.image_path(case)), "label": str(folder / split.label_path(case))}
     return cases
+
+
+def _check_recipe(path: Path, recipe: str) -> None:
+    """Refuse a user's overlay that names no recipe of its own where one is asked for, or sets what the recipe sets."""
+    overlay = json.loads(path.read_text(encoding="utf-8"))
+    if recipe == ORIGINAL_RECIPE:
+        recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
+        _require(f"original_recipe of {path}", recipe, _names("recipe"))
+    content = json.loads((CONFIGS / f"recipe_{recipe}.json").read_text(encoding="utf-8"))
+    replaced = sorted({key.partition("#")[0] for key in overlay} & content.keys() - {"_desc_"})
+    if replaced:
+        raise BundleError(
+            f"methods: {path} must leave {', '.join(replaced)} to the recipe {recipe!r}, which all methods of a grid "
+            "share: take them out, or give them to all runs as arguments, such as --iterations 3000."
+        )
 
 
 def _check_overlay(path: Path) -> None:

@@ -114,13 +114,15 @@ class Checkpoints:
         if self._started:
             return
         self._started = True
-        self.run_directory.begin()
+        self.run_directory.enter()
         if self.run_directory.resume and self.run_directory.checkpoints():
             self._restore(engine)
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
     def _count(self, engine: Any) -> None:
+        # Before any other handler of the iteration writes.
+        self.run_directory.begin()
         self.iteration = engine.state.iteration
 
     def _save(self, engine: Any) -> None:

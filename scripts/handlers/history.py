@@ -83,21 +83,27 @@ class TrainingHistory:
         self.evaluator.add_event_handler(Events.COMPLETED, self._record_validation)
 
     def _start(self, engine: Any) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("history.csv", "validation.csv"):
-            _drop_rows_after(self.output_dir / name, engine.state.iteration)
-        self._writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
-        facts = self.output_dir / "run.json"
-        if facts.is_file():
-            text = facts.read_text(encoding="utf-8")
-            self._writer.add_text("run", f"```json\n{text}```", engine.state.iteration)
+        self._writer = None
         self._first_iteration, self._start_time = engine.state.iteration, time.monotonic()
-        self._seconds_before = _last_seconds(self.output_dir / "history.csv")
         total = engine.state.max_epochs * engine.state.epoch_length
         # disable=None: a bar on a terminal, only the lines of the log in a file.
         self._bar = tqdm(total=total, initial=engine.state.iteration, desc="training", unit="it", disable=None)
 
+    def _open(self) -> SummaryWriter:
+        """Open the files after the first iteration: until then they may be those of a run that is to be replaced."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("history.csv", "validation.csv"):
+            _drop_rows_after(self.output_dir / name, self._first_iteration)
+        self._seconds_before = _last_seconds(self.output_dir / "history.csv")
+        writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=self._first_iteration + 1)
+        facts = self.output_dir / "run.json"
+        if facts.is_file():
+            text = facts.read_text(encoding="utf-8")
+            writer.add_text("run", f"```json\n{text}```", self._first_iteration)
+        return writer
+
     def _record(self, engine: Any) -> None:
+        self._writer = self._writer or self._open()
         iteration = engine.state.iteration
         row = {
             "iteration": iteration,
@@ -106,7 +112,6 @@ class TrainingHistory:
             **engine.state.terms,
         }
         _append_row(self.output_dir / "history.csv", row)
-        assert self._writer is not None
         assert self._bar is not None
         for name, value in row.items():
             if name != "iteration":

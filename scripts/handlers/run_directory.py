@@ -42,13 +42,14 @@ _INFERENCE_KEYS = (
     "largest_component",
     "normalization",
 )
-#: Everything that a run writes; ``overwrite`` removes these and nothing else.
+#: Begun before the first iteration has ended, as a case may be passed over in it.
+_EARLY_FILES = ("unreadable_cases.txt",)
+#: Everything else that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
     CONFIGURATION_FILE,
     INFERENCE_FILE,
     "history.csv",
     "validation.csv",
-    "unreadable_cases.txt",
     "model.pt",
     "model_final.pt",
     "learning_curves.png",
@@ -112,7 +113,7 @@ class RunDirectory:
         self.settings = settings or {}
         self.configuration = configuration
         self.geometry = geometry
-        self._begun = False
+        self._entered = self._begun = False
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints of the run, newest first."""
@@ -132,7 +133,7 @@ class RunDirectory:
         existing = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
         if not os.access(existing, os.W_OK | os.X_OK):
             raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
-        is_run = (self.path / FACTS_FILE).is_file()
+        is_run = self._is_run()
         results = self._files(_RESULTS)
         foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
         if foreign:
@@ -155,18 +156,32 @@ class RunDirectory:
         if self.resume:
             self._refuse_other_settings()
 
-    def begin(self) -> None:
-        """Clear the folder, unless the run is resumed, and write down what is run; called when all else is ready.
+    def enter(self) -> None:
+        """Claim the folder once more and keep other processes out of it; called when all else is ready.
 
         Raises:
             BundleError: see :meth:`claim`; or when another process is training in the folder.
         """
-        if self._begun or not is_main_process():
+        if self._entered or not is_main_process():
             return
         self.claim()
         self._lock()
-        for path in self._files(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES)):
-            path.unlink()
+        if not self.resume and self._is_run():
+            self._remove(_EARLY_FILES)
+        self._entered = True
+
+    def begin(self) -> None:
+        """Clear the folder, unless the run is resumed, and write down what is run.
+
+        Called after the first iteration: a training whose settings fail in it has replaced nothing.
+
+        Raises:
+            BundleError: see :meth:`enter`.
+        """
+        if self._begun or not is_main_process():
+            return
+        self.enter()
+        self._remove(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES))
         if self.resume:
             self._add_resume()
         else:
@@ -187,6 +202,13 @@ class RunDirectory:
             ) from error
         if lock is not None:
             _HELD[_identity(file)] = lock
+
+    def _is_run(self) -> bool:
+        return (self.path / FACTS_FILE).is_file()
+
+    def _remove(self, patterns: Iterable[str]) -> None:
+        for path in self._files(patterns):
+            path.unlink()
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]

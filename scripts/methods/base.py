@@ -122,3 +122,11 @@ class Method(nn.Module):
             all parameters of the method that take a gradient; a method with an auxiliary part leaves that part out.
         """
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """List what only an auxiliary optimizer moves, and without which a term of the loss would mean nothing.
+
+        Returns:
+            by default no parameter.
+        """
+        return []

@@ -62,6 +62,10 @@ class SASSNet(Method):
         """List what the optimizer moves, see :meth:`scripts.methods.base.Method.trainable_parameters`."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """List the discriminator's, see :meth:`scripts.methods.base.Method.auxiliary_parameters`."""
+        return list(self.discriminator.parameters()) if self.adversarial_weight else []
+
     def forward(self, batch: Mapping[str, torch.Tensor], step: int, auxiliary: bool = False) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
         label, num_labeled = batch["label"], batch["image"].shape[0]

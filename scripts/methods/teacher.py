@@ -38,7 +38,7 @@ class MovingAverageTeacher(nn.Module):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}.")
         if mode not in get_args(TeacherMode):
-            raise ValueError(f"mode must be 'training' or 'evaluation', got {mode!r}.")
+            raise ValueError(f"teacher_mode must be 'training' or 'evaluation', got {mode!r}.")
         self.decay = decay
         self.mode: TeacherMode = mode
         self.network = copy.deepcopy(network).requires_grad_(False)

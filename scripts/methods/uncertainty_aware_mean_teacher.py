@@ -61,8 +61,8 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
             noise_std=noise_std,
             noise_limit=noise_limit,
         )
-        if num_passes < 1:
-            raise ValueError(f"num_passes must be at least 1, got {num_passes!r}.")
+        if not isinstance(num_passes, int) or num_passes < 1:
+            raise ValueError(f"num_passes must be a whole number of at least 1, got {num_passes!r}.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, got {threshold!r}.")
         self.num_passes = num_passes

@@ -137,9 +137,11 @@ def test_labeled_crops_do_not_depend_on_unlabeled_ones():
 
 
 @pytest.mark.parametrize("options", [{"unlabeled_batch_size": 0}, {"num_unlabeled": 0}])
-def test_without_unlabeled_cases_there_is_no_such_key(options):
+def test_without_unlabeled_cases_there_is_no_such_key(options, caplog):
     for batch in take(make_loader(**options), 2):
         assert set(batch) == {"image", "label"}
+    # Nobody asked for what is missing where the size of its batches is 0.
+    assert ("there is no unlabeled case" in caplog.text) == ("num_unlabeled" in options)
 
 
 def test_unlabeled_may_be_missing():

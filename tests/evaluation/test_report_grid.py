@@ -191,3 +191,14 @@ def test_other_precisions_are_remarked(make_cells):
     assert "bfloat16 in a f seed 0, c f seed 0; float32 in b f seed 0" in text
     change_facts(folder, "b", settings={"precision": "bfloat16"})
     assert "Not all runs" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_a_method_with_other_settings_are_remarked(make_cells):
+    dice = next(iter(CELL.values()))
+    folder = make_cells(dict.fromkeys("ab", {("f", 0): dice, ("f", 1): dice}))
+    for run, seed, method in (("f_seed0", 0, "MCF()"), ("f_seed1", 1, "MCF(weight=2)")):
+        for name in "ab":
+            change_facts(folder, name, run, settings={"seed": seed, "method": method if name == "b" else "CPS()"})
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "The runs of b are averaged, but differ in their settings: method." in text
+    assert "The runs of a are" not in text

@@ -197,6 +197,30 @@ def test_overlay_with_the_name_of_a_method_of_the_bundle(tmp_path):
     assert grid == define_grid("hippocampus", ["luseg"])
 
 
+def test_overlay_that_sets_what_the_recipe_sets_is_refused(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"_desc_": "Mine.", "iterations": 77, "optimizer#lr": 0.1, "dropout": 0.1}))
+    message = r"method_mine\.json must leave iterations, optimizer to the recipe 'budget', which all methods"
+    with pytest.raises(BundleError, match=message):
+        define_grid("hippocampus", [str(overlay)])
+
+
+def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"original_recipe": "mean_teacher"}))
+    message = r"original_recipe of .*method_mine\.json must be one of .*, got 'mean_teacher'"
+    with pytest.raises(BundleError, match=message):
+        define_grid("hippocampus", [str(overlay)], recipe="original")
+    assert define_grid("hippocampus", [str(overlay)]).recipe == "budget"
+
+
+def test_original_recipes_on_other_data_are_warned_of(caplog):
+    define_grid("left_atrium", ["bcp"], recipe="original")
+    assert not caplog.records
+    define_grid("pancreas", ["bcp"], recipe="original", folds=[0])
+    assert "left-atrium experiments, given pancreas as data" in caplog.text
+
+
 def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
     first, second = tmp_path / "a" / "method_mine.json", tmp_path / "b" / "method_mine.json"
     for overlay in (first, second):

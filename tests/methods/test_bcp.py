@@ -300,8 +300,10 @@ def test_crops_that_cannot_be_paired_are_refused():
 
 
 def test_options_are_refused():
-    with pytest.raises(ValueError, match="pretrain_iterations must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="pretrain_iterations must be a whole number of at least 0, got -1"):
         make_method(pretrain_iterations=-1)
+    with pytest.raises(ValueError, match=r"pretrain_iterations must be a whole number .*, got 2\.5"):
+        make_method(pretrain_iterations=2.5)
     with pytest.raises(ValueError, match=r"box_fraction must be above 0 and below 1, got 1\.0"):
         make_method(box_fraction=1.0)
     with pytest.raises(ValueError, match=r"decay must be at least 0 and below 1, got 1\.0"):

@@ -165,9 +165,9 @@ def test_degenerate_batches(kind, step):
 
 
 def test_refusals_and_description():
-    with pytest.raises(ValueError, match="pretrain_iterations must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="pretrain_iterations must be a whole number of at least 0, got -1"):
         make_method(pretrain_iterations=-1)
-    with pytest.raises(ValueError, match="mode must be 'training' or 'evaluation', got 'eval'"):
+    with pytest.raises(ValueError, match="teacher_mode must be 'training' or 'evaluation', got 'eval'"):
         make_method(teacher_mode="eval")
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 3"):
         make_method().check_batch_sizes(3, 2)

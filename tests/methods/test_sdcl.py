@@ -157,7 +157,7 @@ def test_degenerate_batches(kind, step):
 def test_refusals():
     with pytest.raises(ValueError, match=r"distance_weight must be at least 0.*, got -0\.5"):
         make_method(distance_weight=-0.5)
-    with pytest.raises(ValueError, match="pretrain_iterations must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="pretrain_iterations must be a whole number of at least 0, got -1"):
         make_method(pretrain_iterations=-1)
     with pytest.raises(ValueError, match=r"labeled_batch_size must be even.*, got 1"):
         make_method().check_batch_sizes(1, 2)

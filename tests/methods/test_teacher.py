@@ -140,7 +140,7 @@ def test_mode_of_evaluation_stays_and_averages_the_statistics(image):
 
 
 def test_mode_is_refused():
-    with pytest.raises(ValueError, match="mode must be 'training' or 'evaluation', got 'test'"):
+    with pytest.raises(ValueError, match="teacher_mode must be 'training' or 'evaluation', got 'test'"):
         MovingAverageTeacher(make_network(), mode="test")
 
 

@@ -227,7 +227,8 @@ def test_degenerate_batches(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_passes": 0}, "num_passes must be at least 1, got 0"),
+        ({"num_passes": 0}, "num_passes must be a whole number of at least 1, got 0"),
+        ({"num_passes": 2.5}, "num_passes must be a whole number of at least 1, got 2.5"),
         ({"threshold": -0.1}, r"threshold must be from 0 to 1, got -0\.1"),
         ({"threshold": 1.1}, r"threshold must be from 0 to 1, got 1\.1"),
         ({"threshold": math.nan}, "threshold must be from 0 to 1, got nan"),

@@ -46,7 +46,7 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     """
     grid = read_grid(output_dir)
     reference, doubts = _reference(grid, reference)
-    doubts += [*_different_splits(grid), *_different_precisions(grid)]
+    doubts += [*_different_splits(grid), *_different_precisions(grid), *_different_settings(grid)]
     for doubt in doubts:
         _LOGGER.warning(doubt)
     folder = grid.folder / "report"
@@ -122,6 +122,21 @@ def _different_precisions(grid: GridResults) -> list[str]:
         "Not all runs were trained in one precision, which alone can change a result: "
         + "; ".join(f"{precision} in {', '.join(runs)}" for precision, runs in methods.items())
     ]
+
+
+def _different_settings(grid: GridResults) -> list[str]:
+    """What to say of methods whose runs, which make up one row, were not trained with the same settings."""
+    doubts = []
+    for method in grid.methods:
+        values: dict[str, set[str]] = defaultdict(set)
+        for cell in grid.evaluated(method).values():
+            for name, value in (cell.facts.get("settings") or {}).items():
+                values[name].add(str(value))
+        # Precisions are told on their own, and the cases are those of the split.
+        different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision", "cases")]
+        if different:
+            doubts.append(f"The runs of {method} are averaged, but differ in their settings: {', '.join(different)}.")
+    return doubts
 
 
 def _long_form(tables: list[Table]) -> pd.DataFrame:

@@ -238,8 +238,8 @@ def _cost_table(cost: pd.DataFrame, reference: str) -> Table:
     ]
     note = (
         "Means over the runs, finished or not; h:min:s of training with its validations, and the median time of an "
-        "iteration without them. Times hold for the machine and what else ran on it. Parameters: of the network that "
-        "is deployed, not of teachers or heads that serve training only."
+        "iteration without them. Times hold for the machine and what else ran on it. Parameters: of the weights that "
+        "are deployed, without teachers and discriminators, with the further decoders and heads of their network."
     )
     return Table("table_cost", "Cost of training", heading, rows, numbers, ["method"], note)
 
