@@ -65,9 +65,7 @@ class CopyPasteMethod(Method):
         super().__init__(network)
         # The teacher starts at the end of the step with this number, which no fraction is.
         if not isinstance(pretrain_iterations, int) or pretrain_iterations < 0:
-            raise ValueError(
-                f"pretrain_iterations must be a whole number of at least 0, got {pretrain_iterations!r}."
-            )
+            raise ValueError(f"pretrain_iterations must be a whole number of at least 0, got {pretrain_iterations!r}.")
         if not 0 < box_fraction < 1:
             raise ValueError(f"box_fraction must be above 0 and below 1, got {box_fraction!r}.")
         self.copy_paste = copy_paste

@@ -195,7 +195,7 @@ def test_other_precisions_are_remarked(make_cells):
 
 def test_runs_of_a_method_with_other_settings_are_remarked(make_cells):
     dice = next(iter(CELL.values()))
-    folder = make_cells(dict.fromkeys("ab", {("f", 0): dice, ("f", 1): dice}))
+    folder = make_cells({key: {("f", 0): dice, ("f", 1): dice} for key in "ab"})
     for run, seed, method in (("f_seed0", 0, "MCF()"), ("f_seed1", 1, "MCF(weight=2)")):
         for name in "ab":
             change_facts(folder, name, run, settings={"seed": seed, "method": method if name == "b" else "CPS()"})

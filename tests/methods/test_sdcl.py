@@ -180,7 +180,12 @@ def test_description_has_all_options():
 def test_resumed_run_ends_with_the_same_bits(tmp_path, make_workflow, phantom_dir, pretrain_iterations):
     folder = tmp_path / "run"
     straight = assert_resumed_run_ends_with_the_same_bits(
-        make_workflow, phantom_dir, folder, "method_sdcl", iterations=4, **{"method_def#pretrain_iterations": pretrain_iterations}
+        make_workflow,
+        phantom_dir,
+        folder,
+        "method_sdcl",
+        iterations=4,
+        **{"method_def#pretrain_iterations": pretrain_iterations},
     )
     assert any(name.startswith("teacher.") for name in straight)
     DualNetwork().load_state_dict(torch.load(folder / "model_final.pt", weights_only=True))
