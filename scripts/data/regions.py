@@ -15,6 +15,8 @@ from monai.transforms import Crop, MapTransform, Randomizable
 from monai.utils import CommonKeys
 from nibabel.affines import apply_affine
 
+from ..errors import BundleError
+
 #: Where a case has the middle of its crop, in mm, between the two transforms.
 _PLACE = "crop_place"
 
@@ -115,8 +117,13 @@ class CropRegiond(MapTransform):
 
         Returns:
             the dictionary with the crops.
+
+        Raises:
+            BundleError: when no :class:`RandRegiond` came before.
         """
         result = dict(data)
+        if _PLACE not in result:
+            raise BundleError("CropRegiond needs a RandRegiond before it: train#preprocessing must hold train#region.")
         place = result.pop(_PLACE)
         volume: MetaTensor = result[self.first_key(result)]
         shape = np.asarray(volume.shape[1:])

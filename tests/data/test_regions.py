@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, RandAffined, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
 
 from scripts.data.regions import CropRegiond, RandRegiond
+from scripts.errors import BundleError
 
 AFFINE = np.array([[-0.7, 0, 0, 12.0], [0, 0, 1.5, -40.0], [0, 0.9, 0, 300.0], [0, 0, 0, 1]])
 
@@ -174,3 +175,8 @@ def test_without_augmentation_the_region_is_the_crop(augmentation):
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
     parser.update({"patch_size": [32, 16, 16], "augmentation": augmentation})
     assert parser.get_parsed_content("region_size") == ([48, 32, 32] if augmentation else [32, 16, 16])
+
+
+def test_a_crop_without_its_place_is_refused():
+    with pytest.raises(BundleError, match="CropRegiond needs a RandRegiond before it: train#preprocessing must"):
+        CropRegiond(["image"], patch_size=(8,) * 3)({"image": MetaTensor(torch.zeros(1, 9, 9, 9))})
