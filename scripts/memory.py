@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _MXFAST: 0}
-    return all([library.mallopt(parameter, value) for parameter, value in settings.items()])
+    return all(library.mallopt(parameter, value) for parameter, value in settings.items())
