@@ -657,8 +657,8 @@ def _text(name: str, value: Any) -> str:
         raise BundleError(f"{name} must be a string, got the number {value}: write a path with ./ in front of it.")
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
-    if name.endswith(("_dir", "_file", "_path")):
-        check_home(name, value)
+    # Most texts are paths, and no other one begins like a home.
+    check_home(name, value)
     return value
 
 
@@ -759,7 +759,9 @@ def main(arguments: Any = None) -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; crossval, prepare and robustness go on by the same command\n")
+        sys.stderr.write(
+            "stopped; crossval, prepare and robustness go on by the same command, predict with --skip_existing true\n"
+        )
         raise SystemExit(130) from None
 
 

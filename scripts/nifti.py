@@ -32,6 +32,8 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii")
 _MILLIMETER = 2
 #: By how much two affines may differ, as the headers of files round them.
 _AFFINE_TOLERANCE = 1e-3
+#: By how much a label may miss a whole number, as the scaling of a file rounds it.
+_ROUNDING = 1e-4
 #: Bytes that are unpacked at a time.
 _PIECE = 2**20
 
@@ -114,6 +116,46 @@ def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")
     return volume
+
+
+def rounded(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Round fractions; whole numbers keep their type, of which ``numpy.rint`` makes floats.
+
+    Args:
+        values: any numbers.
+
+    Returns:
+        whole ones of the same shape.
+    """
+    return np.rint(values) if values.dtype.kind == "f" else values
+
+
+def is_whole(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Tell whole numbers, but for what the scaling of a file rounds, from others.
+
+    Args:
+        values: the values of a label map.
+
+    Returns:
+        True for each value that rounding makes a label, of the same shape.
+    """
+    if values.dtype.kind != "f":
+        return np.ones(values.shape, dtype=bool)
+    return np.asarray(np.abs(values - rounded(values)) <= _ROUNDING)
+
+
+def unfit_labels(values: npt.NDArray[Any], highest: int) -> npt.NDArray[Any]:
+    """Find values that are no labels.
+
+    Args:
+        values: the values of a label map.
+        highest: the highest label.
+
+    Returns:
+        those that are no whole number from 0 to ``highest``, see :func:`is_whole`.
+    """
+    labels = rounded(values)
+    return values[~(is_whole(values) & (labels >= 0) & (labels <= highest))]
 
 
 def check_geometry(volume: Any, name: str) -> None:

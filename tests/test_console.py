@@ -431,7 +431,9 @@ def test_an_error_without_a_traceback(capsys):
 
 
 def test_an_interruption_is_one_line(capsys):
-    assert report(KeyboardInterrupt(), capsys) == "stopped; a training goes on with --resume true\n"
+    assert report(KeyboardInterrupt(), capsys) == (
+        "stopped; a training goes on with --resume true, an inference with --skip_existing true\n"
+    )
 
 
 def test_a_file_that_the_system_refuses_is_one_line(tmp_path, capsys):

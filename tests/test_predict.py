@@ -186,6 +186,28 @@ def test_segments_without_a_voxel_and_names_without_a_code(tmp_path):
     assert (local.value, local.scheme_designator, local.meaning) == ("class-1", "99LOCAL", "anterior")
 
 
+def test_an_anonymized_series_and_a_name_in_other_letters(tmp_path):
+    write_series(tmp_path / "series", np.zeros((6, 5, 4), np.uint16))
+    datasets = read_series(tmp_path / "series").datasets
+    for dataset in datasets:
+        dataset.SpecificCharacterSet = "ISO_IR 100"
+        for tag in ("PatientName", "PatientBirthDate", "StudyID", "StudyDate", "AccessionNumber", "SliceThickness"):
+            if tag in dataset:
+                del dataset[tag]
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[1:3, 2, 1] = 1
+    check_references(datasets)
+    write_dicom_seg(tmp_path / "seg.dcm", labels, datasets, ["żołądek"], version="0.1.0")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    assert seg.get_segment_description(1).segment_label == "żołądek"
+    assert seg.PatientName == ""
+    thickness = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
+    affine = read_series(tmp_path / "series").affine
+    assert thickness == pytest.approx(np.linalg.norm(affine[:3, 2]))
+    # The series itself stays as it was.
+    assert "PatientName" not in datasets[0]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from pydicom.uid import UID
 from ..errors import BundleError, one_line
 from ..nifti import make_nifti
 
-_logger = logging.getLogger(__name__)
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _HEADER_TAGS = (
     "SOPClassUID",
@@ -125,7 +123,11 @@ def find_series(folder: str | Path, *, follow_links: bool = False) -> list[Dicom
     root = Path(folder)
     if not root.is_dir():
         raise BundleError(f"{root} must be a folder with DICOM files, and there is no such folder.")
-    found = _joined([part for place in _folders(root, follow_links) for part in _parts_of(place)])
+    unreadable: list[OSError] = []
+    parts = [part for place in _folders(root, follow_links, unreadable.append) for part in _parts_of(place)]
+    # What lies there may be a series, or slices of another.
+    closed = [Path(error.filename) for error in unreadable]
+    found = _joined([*parts, *(_Part(DicomSeries(path, damaged=(path,)), (), (), np.zeros(3)) for path in closed)])
     if not found:
         raise NoSeriesError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
     return sorted(found, key=lambda series: (series.folder, series.number, series.uid))
@@ -174,9 +176,9 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _folders(root: Path, follow_links: bool) -> Iterator[Path]:
+def _folders(root: Path, follow_links: bool, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     seen: set[str] = set()
-    for place, folders, _ in os.walk(root, followlinks=follow_links, onerror=_warn_of_folder):
+    for place, folders, _ in os.walk(root, followlinks=follow_links, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # Links may lead back.
         if os.path.realpath(place) in seen:
@@ -184,10 +186,6 @@ def _folders(root: Path, follow_links: bool) -> Iterator[Path]:
             continue
         seen.add(os.path.realpath(place))
         yield Path(place)
-
-
-def _warn_of_folder(error: OSError) -> None:
-    _logger.warning("%s cannot be searched: %s.", error.filename, error.strerror)
 
 
 class _Part(NamedTuple):
@@ -206,9 +204,11 @@ def _parts_of(folder: Path) -> list[_Part]:
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     damaged = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not _looks_like_dicom(path):
+        if path.name.startswith(".") or not path.is_file():
             continue
         try:
+            if not _looks_like_dicom(path):
+                continue
             with _quiet():
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
                 is_image = _is_image(header)

@@ -20,6 +20,17 @@ from ..files import replacing
 
 _MANUFACTURER = "dual-network segmentation bundle"
 _REFERENCES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+#: Tags of the patient and the study that must be there, with or without a value.
+_MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+)
 #: Series numbers of segmentations lie above those that scanners give.
 _SERIES_NUMBER_OFFSET = 1000
 
@@ -63,6 +74,7 @@ def write_dicom_seg(
         version: version of the bundle.
     """
     source = datasets[0]
+    datasets = [_completed(dataset, datasets) for dataset in datasets]
     segmentation = hd.seg.Segmentation(
         source_images=datasets,
         # DICOM puts the slice first and the row before the column.
@@ -80,8 +92,24 @@ def write_dicom_seg(
         device_serial_number="0",
         content_label="SEGMENTATION",
     )
+    # Names of classes may have letters that the character set of the source lacks.
+    segmentation.SpecificCharacterSet = "ISO_IR 192"
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
+
+
+def _completed(dataset: Dataset, datasets: Sequence[Dataset]) -> Dataset:
+    """Fill in what anonymization takes away and a DICOM SEG copies: texts may be empty, the thickness may not."""
+    completed = Dataset()
+    completed.update(dataset)
+    completed.file_meta = dataset.file_meta
+    for name in _MAY_BE_EMPTY:
+        if name not in completed:
+            setattr(completed, name, "")
+    if not completed.get("SliceThickness"):
+        first, second = (np.array(each.ImagePositionPatient, dtype=np.float64) for each in datasets[:2])
+        completed.SliceThickness = float(np.linalg.norm(second - first))
+    return completed
 
 
 def _describe(number: int, name: str, version: str) -> hd.seg.SegmentDescription:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import BundleError, one_line
-from ..nifti import check_compression, check_geometry, check_same_grid
+from ..nifti import check_compression, check_geometry, check_same_grid, is_whole, rounded
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
 
@@ -195,10 +195,12 @@ def _inspect_label(
         except BundleError as error:
             findings.problems.append(str(error).rstrip("."))
     values = np.unique(voxels)
-    fractions = values[values != np.rint(values)]
+    fractions = values[~is_whole(values)]
     if fractions.size:
         findings.problems.append(f"{start} values must be integers, got {_some_numbers(fractions)}")
         return
+    voxels = rounded(voxels)
+    values = np.unique(voxels)
     highest = 255 if num_classes is None else num_classes - 1
     outside = values[(values < 0) | (values > highest)]
     if outside.size:

@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransf
 from monai.utils import CommonKeys
 
 from ..errors import BundleError, root_cause
-from ..nifti import check_file, check_same_grid, check_volume
+from ..nifti import check_file, check_same_grid, check_volume, unfit_labels
 
 
 class LoadCased(MapTransform):
@@ -64,6 +64,7 @@ class LoadCased(MapTransform):
             check_volume(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
         if CommonKeys.LABEL in result and CommonKeys.IMAGE in result:
             self._check_label(result[CommonKeys.LABEL], result[CommonKeys.IMAGE], str(data[CommonKeys.LABEL]))
+            result[CommonKeys.LABEL] = result[CommonKeys.LABEL].round()
         return result
 
     def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:
@@ -72,10 +73,10 @@ class LoadCased(MapTransform):
                 f"{path} has shape {list(label.shape[1:])}, but its image has {list(image.shape[1:])}: they must agree."
             )
         check_same_grid(label.affine, image.affine, path)
-        values = label.unique()
-        if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= self.num_classes:
-            found = ", ".join(f"{value:g}" for value in values[:8].tolist())
+        unfit = unfit_labels(label.unique().numpy(), highest=self.num_classes - 1)
+        if unfit.size:
+            found = ", ".join(f"{value:.7g}" for value in unfit[:8].tolist())
             raise BundleError(
                 f"{path} must hold whole numbers from 0 to {self.num_classes - 1} (num_classes {self.num_classes}), "
-                f"got {found}{', ...' if len(values) > 8 else ''}."
+                f"got {found}{', ...' if len(unfit) > 8 else ''}."
             )

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import BundleError
-from ..files import write_json
+from ..files import ROOT, write_json
 
 LIST_NAMES = ("labeled", "unlabeled", "validation", "test")
 IMAGE_PATTERN, LABEL_PATTERN = "images/{case}.nii.gz", "labels/{case}.nii.gz"
@@ -273,6 +274,8 @@ def _list_problems(lists: dict[str, list[str]]) -> list[str]:
                 continue
             if leads_out(case):
                 problems.append(f"{list_name}: case id must stay in dataset_dir (relative, without '..'), got {case!r}")
+            elif starts_formula(case):
+                problems.append(f"{list_name}: case id must not begin with =, +, - or @, got {case!r}")
             elif posixpath.normpath(case) != case:
                 problems.append(f"{list_name}: case id must be {posixpath.normpath(case)!r}, got {case!r}")
             if count > 1:
@@ -289,6 +292,11 @@ def leads_out(text: str) -> bool:
     windows = PureWindowsPath(text)
     absolute = PurePosixPath(text).is_absolute() or bool(windows.drive or windows.root)
     return absolute or ".." in windows.parts or not text.isprintable()
+
+
+def starts_formula(text: str) -> bool:
+    """Return whether a spreadsheet that opens a table takes a text for a formula."""
+    return text.startswith(("=", "+", "-", "@"))
 
 
 def kind_of(value: Any) -> str:
@@ -319,12 +327,14 @@ def require_dataset_dir(dataset_path: Path, split_path: Path) -> None:
     if split_path.is_file():
         split = read_split(split_path)
         image, label = split.image, split.label
+    # A package of one task has the model card alone.
+    page = "docs/data.md" if (ROOT / "docs/data.md").is_file() else "docs/README.md"
     state = "is empty" if dataset_path.is_dir() else "is not a folder" if dataset_path.exists() else "does not exist"
     raise BundleError(
         f"dataset_dir: {dataset_path} {state}; expected are {image} and {label} for the cases of {split_path}. "
-        f"docs/data.md tells where the data are obtained, "
-        f"`python -m scripts check --dataset_dir {dataset_path} --split_file {split_path}` verifies them, "
-        f"`python -m scripts phantom --output_dir {dataset_path}` makes a generated data set."
+        f"{page} tells where the data are obtained, `python -m scripts check --dataset_dir "
+        f"{shlex.quote(str(dataset_path))} --split_file {shlex.quote(str(split_path))}` verifies them, "
+        f"`python -m scripts phantom --output_dir {shlex.quote(str(dataset_path))}` makes a generated data set."
     )
 
 

@@ -71,6 +71,8 @@ class ReadableVolumes(IterableDataset):
         try:
             volume = self.transform(dict(item))
             check_volume(volume["image"], "it", channels=self.in_channels)
+            if volume["image"].min() == volume["image"].max():
+                raise BundleError("it has one gray value alone, at least within the window of the configuration.")
             self._check_file(item["image"], volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from scipy import ndimage
 
 from ..errors import BundleError
+from ..nifti import rounded, unfit_labels
 from .canvas import new_figure, save_figure
 from .metrics import foreground_names
 
@@ -107,7 +108,7 @@ def select_views(
         Axial views first, then coronal, then sagittal ones.
 
     Raises:
-        BundleError: when shapes differ, or ``num_slices`` is not positive.
+        BundleError: when shapes differ, a label map holds other values than labels, or ``num_slices`` is not positive.
     """
     if num_slices < 1:
         raise BundleError(f"num_slices must be at least 1, got {num_slices}.")
@@ -119,6 +120,11 @@ def select_views(
         raise BundleError(
             f"image, prediction and reference must have one shape (X, Y, Z), got {', '.join(map(str, shapes))}."
         )
+    for name, labels in zip(("prediction", "reference"), volumes[1:]):
+        unfit = unfit_labels(np.unique(labels), highest=np.iinfo(np.uint16).max)
+        if unfit.size:
+            raise BundleError(f"{name} must hold whole numbers of at least 0, got {unfit[0]:.7g}: is it a label map?")
+    volumes[1:] = [rounded(labels) for labels in volumes[1:]]
     spacing = np.ones(3) if affine is None else nib.affines.voxel_sizes(np.asarray(affine))
     if affine is not None:
         orientation = nib.orientations.io_orientation(np.asarray(affine))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -392,7 +393,7 @@ def test_linked_folders_are_searched_on_request(stored, tmp_path):
     assert len(series.files) == 5
 
 
-def test_a_folder_that_cannot_be_searched_is_told_of(stored, tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_searched_is_a_series_that_cannot_be_read(stored, tmp_path, monkeypatch):
     write_series(tmp_path / "series", stored)
     (tmp_path / "closed").mkdir()
     scan = os.scandir
@@ -403,9 +404,28 @@ def test_a_folder_that_cannot_be_searched_is_told_of(stored, tmp_path, monkeypat
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    (series,) = find_series(tmp_path)
+    closed, series = find_series(tmp_path)
     assert len(series.files) == 5
-    assert f"{tmp_path / 'closed'} cannot be searched: Permission denied." in caplog.text
+    with pytest.raises(BundleError, match=rf"{tmp_path / 'closed'}.* cannot be read as DICOM"):
+        read_series(closed)
+
+
+def test_a_file_that_cannot_be_opened_costs_its_own_series(stored, tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        write_series(tmp_path / name, stored)
+    (tmp_path / "first/notes.txt").write_text("closed")
+    opened = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "notes.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    first, second = find_series(tmp_path)
+    assert read_series(second).voxels.shape == stored.shape
+    with pytest.raises(BundleError, match=r"notes\.txt cannot be read as DICOM"):
+        read_series(first)
 
 
 def one_uid(**changes):

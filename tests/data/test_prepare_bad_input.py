@@ -60,9 +60,8 @@ def bad_lines(tmp_path, capsys):
         assert written == {"good a.nii.gz", "gut ä.nii.gz", "good c.nii.gz"}
         assert len(json.loads((tmp_path / "prepared/split.json").read_text())["test"]) == 1
         assert captured.err.splitlines()[-1].startswith("error: 3 of 4 cases are prepared")
-        lines = [
-            line for line in captured.out.splitlines() if line.startswith(("bad", "'bad", "source/bad", "cases.csv"))
-        ]
+        starts = ("bad", "'bad", "'=bad", "source/bad", "cases.csv")
+        lines = [line for line in captured.out.splitlines() if line.startswith(starts)]
         assert len(lines) == 1, captured.out
         return lines[0]
 
@@ -107,7 +106,7 @@ def test_a_truncated_h5(tmp_path, capsys):
     [
         (lambda label: (label[:-1], None), "the label has shape (11, 11, 6), its image (12, 11, 6): they must agree."),
         (lambda label: (label, np.diag([1, 1, 1.5, 1])), "the label has another affine than its image (they differ by"),
-        (lambda label: (label * np.float32(0.5), None), "must hold whole numbers from 0 to 255, got 0, 0.5."),
+        (lambda label: (label * np.float32(0.5), None), "must hold whole numbers from 0 to 255, got 0.5."),
         (lambda label: (label[0], None), "must be a 3D volume of one channel, got shape (11, 6)."),
     ],
     ids=["shape", "affine", "values", "dimensions"],
@@ -117,6 +116,29 @@ def test_a_label_that_does_not_fit(edit, message, source, bad_lines):
     save(source / "images/bad.nii.gz", image)
     save(source / "labels/bad.nii.gz", *edit(label))
     assert message in bad_lines()
+
+
+def test_a_label_that_scaling_rounds_is_taken(source, capsys, tmp_path):
+    image, label = volumes(9)
+    save(source / "images/rounded.nii.gz", image)
+    save(source / "labels/rounded.nii.gz", label * np.float32(0.9999999))
+    main(["prepare", "folder", "--source", str(source), "--output_dir", str(tmp_path / "out"), "--num_folds", "0"])
+    stored = nib.load(tmp_path / "out/labels/rounded.nii.gz").get_fdata()
+    np.testing.assert_array_equal(stored, label)
+
+
+def test_voxels_in_another_file(source, bad_lines, tmp_path):
+    (tmp_path / "secret.raw").write_bytes(bytes(range(60)))
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 5 4 3\nspacings: 1 1 1\nencoding: raw\n"
+    (source / "images/bad.nrrd").write_text(header + "data file: ../../secret.raw\n")
+    assert "bad.nrrd must hold its voxels itself, got a header that names another file" in bad_lines()
+
+
+def test_a_name_that_is_a_formula(source, bad_lines):
+    image, label = volumes(9)
+    save(source / "images/=bad.nii.gz", image)
+    save(source / "labels/=bad.nii.gz", label)
+    assert "not beginning with =, +, - or @" in bad_lines()
 
 
 def test_values_that_are_not_finite(source, bad_lines):
@@ -289,6 +311,24 @@ def test_a_folder_in_which_nothing_was_prepared_takes_other_options(tmp_path, ca
     save(tmp_path / "source/labels/a.nii.gz", label)
     main([*words, "--spacing", "2"])
     assert (tmp_path / "prepared/images/a.nii.gz").is_file()
+
+
+def test_a_prepared_folder_stays_one_when_the_next_source_fails(source, tmp_path, capsys):
+    words = ["--output_dir", str(tmp_path / "prepared"), "--num_folds", "0"]
+    main(["prepare", "folder", "--source", str(source), *words])
+    (tmp_path / "wrong/images").mkdir(parents=True)
+    (tmp_path / "wrong/images/x.nii.gz").write_bytes(b"\x1f\x8b cut")
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(tmp_path / "wrong"), *words])
+    main(["prepare", "folder", "--source", str(source), *words])
+
+
+def test_a_file_that_is_no_archive(source, tmp_path, capsys):
+    file = source / "images/good a.nii.gz"
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(file), "--output_dir", str(tmp_path / "out")])
+    assert capsys.readouterr().err == f"error: source must be a folder or a whole tar file, which {file} is not.\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_geometries_in_one_header(source, bad_lines):

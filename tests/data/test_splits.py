@@ -533,6 +533,14 @@ def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog, original):
     assert "1 of 2 volumes left out" in caplog.text
 
 
+def test_copies_are_known_however_a_letter_with_an_accent_is_written(tmp_path):
+    for name in ("Mu\u0308ller.nii.gz", "other.nii.gz"):
+        (tmp_path / name).write_text("")
+    pairs = [{"image": str(tmp_path / "prepared/M\u00fcller.nii.gz")}]
+    pool = unlabeled_pool(never, pairs=pairs, pairs_are_given=True, unlabeled_dir=tmp_path)
+    assert pool == [{"unlabeled": str(tmp_path / "other.nii.gz")}]
+
+
 def test_cases_with_a_folder_of_their_own_are_known_by_their_name(tmp_path):
     for name in ("case_1.nii.gz", "case_2.nii.gz"):
         (tmp_path / name).write_text("")

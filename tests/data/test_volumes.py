@@ -58,6 +58,8 @@ BAD = {
     "nan.nii": lambda path: save(path, with_value(np.nan)),
     "infinite.nii": lambda path: save(path, with_value(-np.inf)),
     "missing.nii": lambda path: None,
+    "folder.nii": lambda path: path.mkdir(),
+    "constant.nii": lambda path: save(path, np.full((6, 5, 4), 7.0)),
 }
 
 
@@ -164,7 +166,7 @@ def test_finish_resets(tmp_path):
 
 
 def test_the_dictionaries_stay_and_no_transform_is_needed():
-    data = [{"image": torch.zeros(1, 2, 2, 2)}]
+    data = [{"image": torch.arange(8.0).reshape(1, 2, 2, 2)}]
     (volume,) = ReadableVolumes(data)
     assert volume is not data[0]
     assert volume["image"] is data[0]["image"]

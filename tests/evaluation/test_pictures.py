@@ -118,4 +118,8 @@ def test_case_picture_refuses(case, tmp_path):
         case_picture(image, reference[1:], prediction, tmp_path / "a.png", "a")
     with pytest.raises(BundleError, match="num_slices must be at least 1, got 0"):
         case_picture(image, reference, prediction, tmp_path / "a.png", "a", num_slices=0)
+    with pytest.raises(BundleError, match=r"prediction must hold whole numbers of at least 0, got 0\.8: is it a label"):
+        case_picture(image, reference, 0.8 * prediction, tmp_path / "a.png", "a")
+    with pytest.raises(BundleError, match="reference must hold whole numbers of at least 0, got -1"):
+        case_picture(image, reference.astype(int) - 1, prediction, tmp_path / "a.png", "a")
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 from ...errors import BundleError
 from ...files import write_json
 from ...nifti import read_nifti
-from ..splits import LIST_NAMES, is_inside, leads_out, write_split
+from ..splits import LIST_NAMES, is_inside, leads_out, starts_formula, write_split
 from .archive import unpack
 from .conversion import convert_cases, is_done, label_path, outdated_cases
 from .decathlon import download, find_decathlon
@@ -140,13 +141,15 @@ def prepare_dataset(
         _check_splits(splits, cases, found)
     except BundleError as error:
         raise _beside(problems, error) from error
+    is_new = not (output_dir / _SETTINGS_FILE).exists()
     write_json(output_dir / _SETTINGS_FILE, settings)
     failed, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
     problems += failed
     there = [case for case in cases if is_done(case, output_dir)]
     if not there:
-        # Nothing holds the folder to these settings.
-        (output_dir / _SETTINGS_FILE).unlink()
+        if is_new:
+            # Nothing holds the folder to these settings.
+            (output_dir / _SETTINGS_FILE).unlink()
         headline = f"none of the {len(cases) or len(problems)} cases in {source} could be prepared"
         raise BundleError("\n".join([f"{headline}:", *(f"- {problem}" for problem in problems)]))
     try:
@@ -186,6 +189,8 @@ def _check_source(source: Path | None, output_dir: Path, *, task: str | None) ->
         return
     if not source.exists():
         raise BundleError(f"source {source} does not exist.")
+    if source.is_file() and not tarfile.is_tarfile(source):
+        raise BundleError(f"source must be a folder or a whole tar file, which {source} is not.")
     if is_inside(output_dir, source):
         raise BundleError(f"output_dir must not lie in source, got {output_dir} in {source}.")
 
@@ -216,10 +221,12 @@ def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], l
     # Some file systems do not tell capital letters from small ones.
     counts = Counter(case.name.casefold() for case in cases)
     repeated = sorted({case.name for case in cases if counts[case.name.casefold()] > 1})
-    unfit = sorted({case.name for case in cases if leads_out(case.name)})
+    unfit = sorted({case.name for case in cases if leads_out(case.name) or starts_formula(case.name)})
     problems = [f"{name}: several cases of the source have this name." for name in repeated]
     problems += [
-        f"{name!r}: no name for a case; rename the file to printable characters without '..'." for name in unfit
+        f"{name!r}: no name for a case; rename the file to printable characters without '..', not beginning with "
+        "=, +, - or @."
+        for name in unfit
     ]
     return [case for case in cases if case.name not in (*repeated, *unfit)], problems
 

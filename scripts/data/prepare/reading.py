@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from ...errors import BundleError, one_line
-from ...nifti import check_compression, check_geometry, check_same_grid, make_nifti
+from ...nifti import check_compression, check_geometry, check_same_grid, make_nifti, rounded, unfit_labels
 from ..dicom import read_series
 from ..splits import is_inside
 
@@ -187,10 +187,12 @@ def to_classes(
     voxels: npt.NDArray[Any], path: Path, *, convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Turn the values of a label file into class indices; see :func:`read_label`."""
+    unfit = unfit_labels(np.unique(voxels), highest=255)
+    if unfit.size:
+        found = ", ".join(f"{value:.7g}" for value in unfit[:5])
+        raise BundleError(f"{path} must hold whole numbers from 0 to 255, got {found}{', ...' * (len(unfit) > 5)}.")
+    voxels = rounded(voxels)
     values = np.unique(voxels)
-    if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > 255:
-        found = ", ".join(f"{value:g}" for value in values[:5])
-        raise BundleError(f"{path} must hold whole numbers from 0 to 255, got {found}{', ...' * (len(values) > 5)}.")
     if convert is not None:
         voxels = convert(voxels)
     elif set(values.tolist()) <= {0, 255}:
@@ -267,6 +269,10 @@ def _read_file(path: Path, *, ignore_affine: bool = False) -> tuple[npt.NDArray[
 
 
 def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    detached = nrrd.read_header(str(path)).keys() & {"data file", "datafile"}
+    if detached:
+        # It may lie anywhere.
+        raise BundleError(f"{path} must hold its voxels itself, got a header that names another file for them.")
     voxels, header = nrrd.read(str(path))
     affine = np.eye(4)
     if "space directions" in header:
