@@ -657,14 +657,17 @@ def _text(name: str, value: Any) -> str:
         raise BundleError(f"{name} must be a string, got the number {value}: write a path with ./ in front of it.")
     if not isinstance(value, str) or not value:
         raise BundleError(f"{name} must be a string, got {value!r}.")
-    # Most texts are paths, and no other one begins like a home.
+    # Most texts are paths.
     check_home(name, value)
     return value
 
 
 def _free_text(name: str, value: Any) -> str:
     # Words with commas between them have become a tuple, digits a number.
-    return _text(name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not text:
+        raise BundleError(f"{name} must be a string, got {value!r}.")
+    return text
 
 
 def _texts(name: str, value: Any) -> list[str]:

@@ -8,7 +8,7 @@ import ctypes
 import platform
 
 #: Parameters of mallopt, from malloc.h of the GNU C library.
-_TRIM_THRESHOLD, _MMAP_MAX, _MXFAST = -1, -4, 1
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
@@ -16,8 +16,7 @@ def keep_freed_memory() -> bool:
 
     The GNU C library hands large blocks back to the system as soon as they are freed. The feature maps of 3D networks
     are such blocks: every step of a training on a CPU asks for gigabytes anew, which the system has to fill with
-    zeros first, page by page. Small blocks that are freed beside a large one go back to it, so that the next map of its
-    size fits there. It cannot be undone while the process lives.
+    zeros first, page by page. It cannot be undone while the process lives.
 
     Returns:
         whether the C library understood; others than that of GNU are left as they are.
@@ -25,5 +24,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _MXFAST: 0}
-    return all(library.mallopt(parameter, value) for parameter, value in settings.items())
+    return bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, -1))

@@ -161,7 +161,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             size = list(next(iter(batch.values())).shape[2:])
             raise BundleError(
                 f"patch_size {size} leaves a single voxel in the deepest map, which normalization cannot train on: "
-                "take at least 32 along one axis, or more crops of a batch."
+                "take at least 32 along one axis."
             ) from error
         return output
 

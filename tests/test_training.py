@@ -418,6 +418,7 @@ def contents(folder):
 def test_a_run_that_fails_in_its_first_iteration_replaces_nothing(finished, tmp_path, make_workflow, phantom_dir):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
+    (folder / "unreadable_cases.txt").write_text("x.nii.gz cannot be read\n")
     before = contents(folder)
     # Only the networks know that one voxel is left in the deepest map.
     with assert_refused(r"patch_size \[16, 16, 16\] leaves a single voxel in the deepest map"):

@@ -19,7 +19,7 @@ from nibabel.affines import apply_affine
 
 from ..errors import BundleError, one_line
 from ..files import write_json
-from ..nifti import read_nifti
+from ..nifti import read_nifti, rounded
 from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
@@ -190,7 +190,7 @@ def _foreground_box(label_path: Path) -> list[list[int]]:
     label = np.asanyarray(read_nifti(label_path).dataobj)
     if label.ndim != 3:
         raise ValueError(f"its label must be 3D, got shape {label.shape}")
-    start, stop = generate_spatial_bounding_box(label[None])
+    start, stop = generate_spatial_bounding_box(rounded(label)[None])
     if not any(stop):
         raise ValueError("its label has no foreground")
     return [[int(number) for number in start], [int(number) for number in stop]]

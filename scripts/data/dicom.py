@@ -127,7 +127,8 @@ def find_series(folder: str | Path, *, follow_links: bool = False) -> list[Dicom
     parts = [part for place in _folders(root, follow_links, unreadable.append) for part in _parts_of(place)]
     # What lies there may be a series, or slices of another.
     closed = [Path(error.filename) for error in unreadable]
-    found = _joined([*parts, *(_Part(DicomSeries(path, damaged=(path,)), (), (), np.zeros(3)) for path in closed)])
+    found = [_with_closed(series, closed) for series in _joined(parts)]
+    found += [DicomSeries(path, damaged=(path,)) for path in closed]
     if not found:
         raise NoSeriesError(f"{root} holds no DICOM image: files of a CT or MR series are expected.")
     return sorted(found, key=lambda series: (series.folder, series.number, series.uid))
@@ -149,7 +150,9 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
     """
     series = source if isinstance(source, DicomSeries) else _only_series(source)
     if series.damaged:
-        raise _refusal(series, f"{_names(series, series.damaged)} cannot be read as DICOM; the file may be truncated")
+        raise _refusal(
+            series, f"{_names(series, series.damaged)} cannot be read as DICOM; it may be truncated, or closed to you"
+        )
     slices = [_read_slice(series, path) for path in series.files]
     datasets = [dataset for dataset, _ in slices]
     if len(slices) < 2:
@@ -174,6 +177,14 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _with_closed(series: DicomSeries, closed: Sequence[Path]) -> DicomSeries:
+    """Add the folders that cannot be searched beside those over which the slices of a series are spread."""
+    if len({path.parent for path in series.files}) < 2:
+        return series
+    beside = [path for path in closed if path.is_relative_to(series.folder)]
+    return replace(series, damaged=(*series.damaged, *beside))
 
 
 def _folders(root: Path, follow_links: bool, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -204,10 +215,10 @@ def _parts_of(folder: Path) -> list[_Part]:
     groups: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     damaged = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith("."):
             continue
         try:
-            if not _looks_like_dicom(path):
+            if not path.is_file() or not _looks_like_dicom(path):
                 continue
             with _quiet():
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))

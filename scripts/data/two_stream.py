@@ -148,7 +148,8 @@ class TwoStreamLoader:
         seed: seed of the order, of the crops and of the augmentation.
         num_workers: processes that prepare batches for each stream; 0 prepares them in this process.
         unreadable_file: text file that lists the cases which were passed over since they could not be read, one a
-            line, see :class:`scripts.data.cached_dataset.CachedDataset`; each is logged once too.
+            line, see :class:`scripts.data.cached_dataset.CachedDataset` and :meth:`write_unreadable`; each is logged
+            once too.
 
     Raises:
         ValueError: when there is no labeled case although ``labeled_batch_size`` asks for some, no case at all, or a
@@ -191,6 +192,7 @@ class TwoStreamLoader:
         self.unreadable_file = None if unreadable_file is None else Path(unreadable_file)
         self.start_iteration = 0
         self._reported: set[str] = set()
+        self._unwritten: list[str] = []
 
     def start_at(self, iteration: int) -> None:
         """Choose the iteration with which the next pass over this loader begins.
@@ -218,8 +220,17 @@ class TwoStreamLoader:
                 continue
             self._reported.add(reason)
             _logger.warning("a case is passed over: %s", reason)
+            self._unwritten.append(reason)
+
+    def write_unreadable(self) -> None:
+        """Write the cases that were passed over since the last call into ``unreadable_file``.
+
+        Not done while batches are drawn: before its first iteration has ended a run may not write into its folder.
+        """
+        reasons, self._unwritten = self._unwritten, []
+        for reason in reasons:
             if self.unreadable_file is None:
-                continue
+                return
             # A resumed run has written it already, and another process may have.
             listed = (
                 self.unreadable_file.read_text(encoding="utf-8").splitlines() if self.unreadable_file.exists() else []

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from ..errors import BundleError
-from ..nifti import read_nifti
+from ..nifti import read_nifti, rounded
 from .canvas import new_figure, save_figure
 from .pictures import View, draw_panel, intensity_window, surroundings
 
@@ -58,7 +58,7 @@ def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View | 
     voxels = np.asanyarray(image.dataobj)
     label = np.zeros(voxels.shape, dtype=np.uint8)
     if turned is not None:
-        label = np.asanyarray(turned.dataobj)
+        label = rounded(np.asanyarray(turned.dataobj))
     areas = np.count_nonzero(label, axis=(0, 1))
     index = int(areas.argmax()) if areas.any() else len(areas) // 2
     across_mm, up_mm = nib.affines.voxel_sizes(image.affine)[:2]

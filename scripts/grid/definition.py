@@ -444,7 +444,9 @@ def _check_recipe(path: Path, recipe: str) -> None:
         recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
         _require(f"original_recipe of {path}", recipe, _names("recipe"))
     content = json.loads((CONFIGS / f"recipe_{recipe}.json").read_text(encoding="utf-8"))
-    replaced = sorted({key.partition("#")[0] for key in overlay} & content.keys() - {"_desc_"})
+    # MONAI merges or removes by a first + or ~, and takes :: for #.
+    keys = {key.lstrip("+~").replace("::", "#").partition("#")[0] for key in overlay}
+    replaced = sorted(keys & content.keys() - {"_desc_"})
     if replaced:
         raise BundleError(
             f"methods: {path} must leave {', '.join(replaced)} to the recipe {recipe!r}, which all methods of a grid "

@@ -123,6 +123,7 @@ class Checkpoints:
     def _count(self, engine: Any) -> None:
         # Before any other handler of the iteration writes.
         self.run_directory.begin()
+        engine.data_loader.write_unreadable()
         self.iteration = engine.state.iteration
 
     def _save(self, engine: Any) -> None:

@@ -42,14 +42,13 @@ _INFERENCE_KEYS = (
     "largest_component",
     "normalization",
 )
-#: Begun before the first iteration has ended, as a case may be passed over in it.
-_EARLY_FILES = ("unreadable_cases.txt",)
-#: Everything else that a run writes; ``overwrite`` removes these and nothing else.
+#: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (
     CONFIGURATION_FILE,
     INFERENCE_FILE,
     "history.csv",
     "validation.csv",
+    "unreadable_cases.txt",
     "model.pt",
     "model_final.pt",
     "learning_curves.png",
@@ -133,7 +132,7 @@ class RunDirectory:
         existing = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
         if not os.access(existing, os.W_OK | os.X_OK):
             raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
-        is_run = self._is_run()
+        is_run = (self.path / FACTS_FILE).is_file()
         results = self._files(_RESULTS)
         foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
         if foreign:
@@ -166,8 +165,6 @@ class RunDirectory:
             return
         self.claim()
         self._lock()
-        if not self.resume and self._is_run():
-            self._remove(_EARLY_FILES)
         self._entered = True
 
     def begin(self) -> None:
@@ -181,7 +178,8 @@ class RunDirectory:
         if self._begun or not is_main_process():
             return
         self.enter()
-        self._remove(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES))
+        for path in self._files(_LEFTOVERS if self.resume else (*_LEFTOVERS, *_RUN_FILES)):
+            path.unlink()
         if self.resume:
             self._add_resume()
         else:
@@ -202,13 +200,6 @@ class RunDirectory:
             ) from error
         if lock is not None:
             _HELD[_identity(file)] = lock
-
-    def _is_run(self) -> bool:
-        return (self.path / FACTS_FILE).is_file()
-
-    def _remove(self, patterns: Iterable[str]) -> None:
-        for path in self._files(patterns):
-            path.unlink()
 
     def _files(self, patterns: Iterable[str]) -> list[Path]:
         return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]

@@ -65,7 +65,12 @@ def make_dataset(cases, **options):
 
 def take(dataset, count=8, **options):
     loader = TwoStreamLoader(dataset, dataset, labeled_batch_size=0, unlabeled_batch_size=2, seed=3, **options)
-    return [batch["unlabeled"] for batch in islice(iter(loader), count)]
+    batches = [batch["unlabeled"] for batch in islice(iter(loader), count)]
+    file = options.get("unreadable_file")
+    # A run writes into its folder only when its first iteration is done.
+    assert file is None or options.get("num_workers") or not file.exists()
+    loader.write_unreadable()
+    return batches
 
 
 def assert_equal_batches(given, wanted):

@@ -186,7 +186,7 @@ def test_a_missing_slice_of_several_folders_is_named_with_its_folder(stored, tmp
 def test_a_damaged_file_in_one_of_several_folders_is_not_passed_over(stored, tmp_path):
     spread(write_series(tmp_path, stored), tmp_path / "0", tmp_path / "1")
     (tmp_path / "1" / "lost.dcm").write_text("no header")
-    assert_series_refused(tmp_path, r"1/lost\.dcm cannot be read as DICOM; the file may be truncated")
+    assert_series_refused(tmp_path, r"1/lost\.dcm cannot be read as DICOM; it may be truncated")
 
 
 def test_copies_and_phases_in_other_folders_stay_volumes_of_their_own(stored, tmp_path):
@@ -365,7 +365,7 @@ def test_a_header_with_a_broken_number(stored, tmp_path):
 def test_a_file_that_is_no_dicom_in_spite_of_its_name(stored, tmp_path):
     write_series(tmp_path, stored)
     (tmp_path / "x.dcm").write_text("text")
-    assert_series_refused(tmp_path, "x.dcm cannot be read as DICOM; the file may be truncated")
+    assert_series_refused(tmp_path, "x.dcm cannot be read as DICOM; it may be truncated")
     for path in tmp_path.glob("IM*"):
         path.unlink()
     assert_series_refused(tmp_path, "without UID .0 files.: x.dcm cannot be read as DICOM")
@@ -408,6 +408,29 @@ def test_a_folder_that_cannot_be_searched_is_a_series_that_cannot_be_read(stored
     assert len(series.files) == 5
     with pytest.raises(BundleError, match=rf"{tmp_path / 'closed'}.* cannot be read as DICOM"):
         read_series(closed)
+
+
+def test_a_series_spread_beside_a_closed_folder_is_not_whole(stored, tmp_path, monkeypatch):
+    write_series(tmp_path / "patient/all", stored)
+    for number, path in enumerate(sorted((tmp_path / "patient/all").iterdir())):
+        folder = tmp_path / f"patient/part{number % 2}"
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    write_series(tmp_path / "other", stored)
+    (tmp_path / "patient/all").rename(tmp_path / "patient/closed")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    other, spread, closed = sorted(find_series(tmp_path), key=lambda series: len(series.folder.parts))
+    assert read_series(other).voxels.shape == stored.shape
+    for series in (spread, closed):
+        with pytest.raises(BundleError, match=r"(closed|\.) cannot be read as DICOM; it may be truncated, or closed"):
+            read_series(series)
 
 
 def test_a_file_that_cannot_be_opened_costs_its_own_series(stored, tmp_path, monkeypatch):

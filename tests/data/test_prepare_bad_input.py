@@ -323,8 +323,11 @@ def test_a_prepared_folder_stays_one_when_the_next_source_fails(source, tmp_path
     main(["prepare", "folder", "--source", str(source), *words])
 
 
-def test_a_file_that_is_no_archive(source, tmp_path, capsys):
-    file = source / "images/good a.nii.gz"
+@pytest.mark.parametrize("name", ["images/good a.nii.gz", "cut.tar.gz"])
+def test_a_file_that_is_no_archive(name, source, tmp_path, capsys):
+    file = source / name
+    if name == "cut.tar.gz":
+        file.write_bytes(b"\x1f\x8b cut")
     with pytest.raises(SystemExit):
         main(["prepare", "folder", "--source", str(file), "--output_dir", str(tmp_path / "out")])
     assert capsys.readouterr().err == f"error: source must be a folder or a whole tar file, which {file} is not.\n"

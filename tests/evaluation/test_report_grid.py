@@ -201,4 +201,9 @@ def test_runs_of_a_method_with_other_settings_are_remarked(make_cells):
             change_facts(folder, name, run, settings={"seed": seed, "method": method if name == "b" else "CPS()"})
     text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
     assert "The runs of b are averaged, but differ in their settings: method." in text
-    assert "The runs of a are" not in text
+    change_facts(folder, "a", "f_seed0", settings={"cases": "8 labeled, 73 unlabeled, 456"})
+    change_facts(folder, "a", "f_seed1", settings={"cases": "8 labeled, 72 unlabeled, 123"})
+    assert "The runs of a are" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    change_facts(folder, "a", "f_seed0", settings={"cases": "16 labeled, 64 unlabeled, 456"})
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "The runs of a are averaged, but differ in their settings: cases." in text

@@ -199,8 +199,8 @@ def test_overlay_with_the_name_of_a_method_of_the_bundle(tmp_path):
 
 def test_overlay_that_sets_what_the_recipe_sets_is_refused(tmp_path):
     overlay = tmp_path / "method_mine.json"
-    overlay.write_text(json.dumps({"_desc_": "Mine.", "iterations": 77, "optimizer#lr": 0.1, "dropout": 0.1}))
-    message = r"method_mine\.json must leave iterations, optimizer to the recipe 'budget', which all methods"
+    overlay.write_text(json.dumps({"iterations": 77, "optimizer::lr": 0.1, "+augmentation": [], "dropout": 0.1}))
+    message = r"method_mine\.json must leave augmentation, iterations, optimizer to the recipe 'budget', which"
     with pytest.raises(BundleError, match=message):
         define_grid("hippocampus", [str(overlay)])
 

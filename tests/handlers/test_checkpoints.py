@@ -43,7 +43,7 @@ class Training:
         self.draws = []
         self.trainer = Engine(self._iteration)
         self.trainer.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
-        self.trainer.data_loader = SimpleNamespace(start_at=lambda iteration: None)
+        self.trainer.data_loader = SimpleNamespace(start_at=lambda iteration: None, write_unreadable=lambda: None)
         self.evaluator.state.key_metric_name = "dice"
         self.checkpoints.attach(self.trainer)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._validate)

@@ -189,10 +189,18 @@ def _check_source(source: Path | None, output_dir: Path, *, task: str | None) ->
         return
     if not source.exists():
         raise BundleError(f"source {source} does not exist.")
-    if source.is_file() and not tarfile.is_tarfile(source):
+    if source.is_file() and not _is_archive(source):
         raise BundleError(f"source must be a folder or a whole tar file, which {source} is not.")
     if is_inside(output_dir, source):
         raise BundleError(f"output_dir must not lie in source, got {output_dir} in {source}.")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    # Not every Python takes a compressed file without a whole block for one that is no archive.
+    except EOFError:
+        return False
 
 
 def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:

@@ -130,10 +130,14 @@ def _different_settings(grid: GridResults) -> list[str]:
     for method in grid.methods:
         values: dict[str, set[str]] = defaultdict(set)
         for cell in grid.evaluated(method).values():
-            for name, value in (cell.facts.get("settings") or {}).items():
+            settings = cell.facts.get("settings") or {}
+            # Of the cases of a split only their number, which is that of the labels.
+            labeled = str(settings.get("cases", "")).partition(",")[0]
+            extra = {"cases": labeled, "initial_weights": cell.facts.get("initial_weights")}
+            for name, value in {**settings, **extra}.items():
                 values[name].add(str(value))
-        # Precisions are told on their own, and the cases are those of the split.
-        different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision", "cases")]
+        # Precisions are told on their own.
+        different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision")]
         if different:
             doubts.append(f"The runs of {method} are averaged, but differ in their settings: {', '.join(different)}.")
     return doubts
