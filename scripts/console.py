@@ -194,7 +194,10 @@ def report_in_one_line(kind: type[BaseException], error: BaseException, trace: T
         trace: its traceback.
     """
     if issubclass(kind, KeyboardInterrupt):
-        line = "stopped; a training goes on with --resume true once an iteration is done, an inference with --skip_existing true"
+        line = (
+            "stopped; a training goes on with --resume true once an iteration is done, "
+            "an inference with --skip_existing true"
+        )
     elif (mistake := describe_mistake(error)) is not None:
         line = f"error: {mistake}"
     else:
