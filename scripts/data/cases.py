@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from ..errors import BundleError
 from ..nifti import check_capitals, tell_of_others, volume_name, volumes_in
 from .boxes import BOX_KEY, read_boxes
 from .phantom import SPLIT_FILE_NAME, ensure_phantom_dataset, is_phantom_case
-from .splits import LIST_NAMES, read_split, require_dataset_dir, some_of
+from .splits import LIST_NAMES, composed, read_split, require_dataset_dir, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -150,16 +149,16 @@ def unlabeled_pool(
         raise BundleError(f"unlabeled_dir must be a folder, got {folder}.")
     # By name, too: a prepared data set holds copies of the files of the folder.
     used = {Path(pair["image"]).resolve() for pair in pairs}
-    names = {_composed(volume_name(pair["image"])) for pair in pairs}
+    names = {composed(volume_name(pair["image"])) for pair in pairs}
     # The files of a case may be called alike in a folder of its own.
-    names |= {_composed(PurePosixPath(pair["case"]).name) for pair in pairs if "case" in pair}
+    names |= {composed(PurePosixPath(pair["case"]).name) for pair in pairs if "case" in pair}
     check_capitals("unlabeled_dir", folder)
     tell_of_others("unlabeled_dir", folder)
     volumes = volumes_in(folder)
     cases = [
         {"unlabeled": str(path)}
         for path in volumes
-        if path.resolve() not in used and _composed(volume_name(path)) not in names
+        if path.resolve() not in used and composed(volume_name(path)) not in names
     ]
     if len(cases) < len(volumes):
         logger.info(
@@ -173,11 +172,6 @@ def unlabeled_pool(
             f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none."
         )
     return cases
-
-
-def _composed(name: str) -> str:
-    # Some systems write a letter and its accent as two characters, prepare writes one.
-    return unicodedata.normalize("NFC", name)
 
 
 def _fill_phantom_dir(dataset_path: Path, split_path: Path) -> None:

@@ -19,6 +19,7 @@ import json
 import os
 import posixpath
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -292,6 +293,18 @@ def leads_out(text: str) -> bool:
     windows = PureWindowsPath(text)
     absolute = PurePosixPath(text).is_absolute() or bool(windows.drive or windows.root)
     return absolute or ".." in windows.parts or not text.isprintable()
+
+
+def composed(name: str) -> str:
+    """Write a letter and its accent as one character, which some systems store as two.
+
+    Args:
+        name: name of a file or a case.
+
+    Returns:
+        the name by which it is known on every system.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def starts_formula(text: str) -> bool:

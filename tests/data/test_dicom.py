@@ -393,9 +393,8 @@ def test_linked_folders_are_searched_on_request(stored, tmp_path):
     assert len(series.files) == 5
 
 
-def test_a_folder_that_cannot_be_searched_is_a_series_that_cannot_be_read(stored, tmp_path, monkeypatch):
-    write_series(tmp_path / "series", stored)
-    (tmp_path / "closed").mkdir()
+def close_folders(monkeypatch):
+    """Refuse to list folders called closed, as the system does those of others."""
     scan = os.scandir
 
     def refuse(path):
@@ -404,6 +403,12 @@ def test_a_folder_that_cannot_be_searched_is_a_series_that_cannot_be_read(stored
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cannot_be_searched_is_a_series_that_cannot_be_read(stored, tmp_path, monkeypatch):
+    write_series(tmp_path / "series", stored)
+    (tmp_path / "closed").mkdir()
+    close_folders(monkeypatch)
     closed, series = find_series(tmp_path)
     assert len(series.files) == 5
     with pytest.raises(BundleError, match=rf"{tmp_path / 'closed'}.* cannot be read as DICOM"):
@@ -418,14 +423,7 @@ def test_a_series_spread_beside_a_closed_folder_is_not_whole(stored, tmp_path, m
         path.rename(folder / path.name)
     write_series(tmp_path / "other", stored)
     (tmp_path / "patient/all").rename(tmp_path / "patient/closed")
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folders(monkeypatch)
     other, spread, closed = sorted(find_series(tmp_path), key=lambda series: len(series.folder.parts))
     assert read_series(other).voxels.shape == stored.shape
     for series in (spread, closed):

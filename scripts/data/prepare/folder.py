@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import BundleError
-from ..splits import is_inside
+from ..splits import composed, is_inside
 from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
 
 _COLUMNS = ("image", "label", "group")
@@ -89,7 +88,7 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     # A case whose label is there must not become an unlabeled one.
     unfit: dict[str, Path] = {}
     for path in unread:
-        file = f"{unicodedata.normalize('NFC', path.name)}."
+        file = f"{composed(path.name)}."
         # Of cases called a and a.b, that of the longer name.
         case = max((name for name in map(_name, images) if file.startswith(f"{name}.")), key=len, default=None)
         if case is None:
@@ -144,7 +143,7 @@ def _read(row: _Row, *, source: Path) -> Volumes:
 
 
 def _name(path: Path) -> str:
-    return stem(path) or unicodedata.normalize("NFC", path.name)
+    return stem(path) or composed(path.name)
 
 
 def _visible(folder: Path) -> Iterable[Path]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from monai.transforms import Spacing
 from ...errors import BundleError, one_line
 from ...nifti import check_compression, check_geometry, check_same_grid, make_nifti, rounded, unfit_labels
 from ..dicom import read_series
-from ..splits import is_inside
+from ..splits import composed, is_inside
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 #: Space of an NRRD file, and what its axes must be multiplied by to point to the right, the front and the top.
@@ -102,7 +101,7 @@ def stem(path: Path) -> str | None:
     suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None or path.name.startswith("."):
         return None
-    return unicodedata.normalize("NFC", path.name[: -len(suffix)])
+    return composed(path.name[: -len(suffix)])
 
 
 def walk(folder: Path) -> Iterator[Path]:
