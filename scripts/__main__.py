@@ -33,7 +33,7 @@ from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
 from .files import ROOT, check_home
-from .grid.definition import define_grid, method_names
+from .grid.definition import define_grid, full_name, method_names
 from .grid.execution import run_cell, run_grid
 from .inference_configuration import inference_configs
 from .nifti import check_geometry, read_nifti
@@ -340,12 +340,12 @@ def crossval(
 
     Args:
         data: name of the data overlay, such as hippocampus for configs/data_hippocampus.json.
-        methods: names such as supervised_vnet,mean_teacher,dual_network; all stands for every one of the bundle; a
-            path ending in .json is an overlay of your own.
+        methods: names such as supervised_vnet,mean_teacher,dual_network; supervised is short for the first of these,
+            all stands for every one of the bundle; a path ending in .json is an overlay of your own.
         output_dir: folder of the grid.
         folds: numbers such as 0,1; without it the one split that the data overlay names.
         seeds: numbers such as 0,1.
-        recipe: what all methods share: budget, paper, ...; original for each method's own.
+        recipe: what all methods share: budget, paper, ...; original for each method's own on these data.
         dataset_dir: folder of the data set; by default that of the data overlay.
         split_file: split file of your own, with {fold} for the number of the fold.
         num_labeled: labeled cases of the bundle's split files.
@@ -369,7 +369,7 @@ def crossval(
     )
     folder = _text("output_dir", output_dir)
     everything = grid.joined(folder)
-    if reference is not None and reference not in everything.methods:
+    if reference is not None and full_name(reference) not in everything.methods:
         raise BundleError(f"reference must be one of {', '.join(everything.methods)}, got {reference!r}.")
     failed = run_grid(
         grid,
@@ -408,7 +408,7 @@ def report(output_dir: str, reference: str | None = None) -> None:
         output_dir: folder of the grid; the report goes to its folder report.
         reference: method that the others are compared with; by default the dual network.
     """
-    path = write_report(_text("output_dir", output_dir), reference=reference)
+    path = write_report(_text("output_dir", output_dir), reference=reference and full_name(reference))
     _console.print(f"report: {escape(str(path))}")
 
 

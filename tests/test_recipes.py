@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 
 CONFIGS = ROOT / "configs"
 SGD = ("SGD", {"momentum": 0.9, "weight_decay": 0.0001})
+ADAM = ("Adam", {"betas": (0.9, 0.999), "weight_decay": 0})
 #: Learning rate of single iterations, counted from 0: a tenth after 2500 and after 5000 of them.
 STEPS = {0: 0.01, 2499: 0.01, 2500: 0.001, 4999: 0.001, 5000: 0.0001, 5999: 0.0001}
 
@@ -28,6 +29,7 @@ class Original(NamedTuple):
     turns_and_flips: bool
     largest_component: bool
     normalization: str = "batch"
+    middle_of_unlabeled: bool = False
 
 
 ORIGINALS = {
@@ -53,11 +55,38 @@ ORIGINALS = {
         14200,
         14200,
         4,
-        ("Adam", {"betas": (0.9, 0.999), "weight_decay": 0}),
+        ADAM,
         {0: 0.001, 7100: 0.001, 14199: 0.001},
         turns_and_flips=False,
         largest_component=False,
         normalization="instance",
+    ),
+    "mc_net_pancreas": Original(
+        15000, 6000, 2, SGD, {0: 0.01, 7500: 0.01, 14999: 0.01}, turns_and_flips=False, largest_component=False
+    ),
+    # 60 epochs of 30 and 200 of 25 iterations, as 12 labeled cases count five times, and 50 are unlabeled.
+    "bcp_pancreas": Original(
+        6800,
+        6800,
+        4,
+        ADAM,
+        {0: 0.001, 3400: 0.001, 6799: 0.001},
+        turns_and_flips=False,
+        largest_component=False,
+        normalization="instance",
+        middle_of_unlabeled=True,
+    ),
+    # 101 and 321 of these epochs.
+    "sdcl_pancreas": Original(
+        11055,
+        11055,
+        4,
+        ADAM,
+        {0: 0.001, 5500: 0.001, 11054: 0.001},
+        turns_and_flips=False,
+        largest_component=False,
+        normalization="instance",
+        middle_of_unlabeled=True,
     ),
 }
 #: Recipe of the method's own paper; that of UA-MT for mean teacher and CPS, whose papers have no volumes.
@@ -93,7 +122,7 @@ def configured(*names):
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_recipe_has_the_numbers_of_its_paper(name):
-    parser, original = configured(f"recipe_{name}"), ORIGINALS[name]
+    parser, original = configured("data_pancreas", f"recipe_{name}"), ORIGINALS[name]
     read = parser.get_parsed_content
     assert read("iterations") == original.iterations
     assert read("ramp_length") == original.ramp_length
@@ -104,6 +133,8 @@ def test_recipe_has_the_numbers_of_its_paper(name):
     assert read("evaluated_checkpoint") == "model_final.pt"
     kinds = [transform["_target_"] for transform in parser["augmentation"]]
     assert kinds == (["RandRotate90d", "OneOf"] if original.turns_and_flips else [])
+    assert read("train#unlabeled_region").random_center is not original.middle_of_unlabeled
+    assert read("train#region").random_center
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -127,10 +158,26 @@ def test_each_method_names_the_recipe_of_its_paper():
     assert configured()["original_recipe"] == "paper"
 
 
-@pytest.mark.parametrize(("name", "iterations"), [("bcp", 2000), ("sdcl", 3200)])
-def test_first_stage_is_as_long_as_in_the_public_code(name, iterations):
-    parser = configured(f"method_{name}", f"recipe_{name}")
+@pytest.mark.parametrize(
+    ("name", "recipe", "iterations"),
+    [("bcp", "bcp", 2000), ("bcp", "bcp_pancreas", 1800), ("sdcl", "sdcl", 3200), ("sdcl", "sdcl_pancreas", 3030)],
+)
+def test_first_stage_is_as_long_as_in_the_public_code(name, recipe, iterations):
+    parser = configured(f"method_{name}", f"recipe_{recipe}")
     assert parser.get_parsed_content("method_def#pretrain_iterations") == iterations
+
+
+@pytest.mark.parametrize(("recipe", "weights"), [("sdcl", (0.5, 0.05)), ("sdcl_pancreas", (0.3, 0.1))])
+def test_corrections_of_sdcl_weigh_what_its_code_says_of_the_data(recipe, weights):
+    method = configured("method_sdcl", f"recipe_{recipe}").get_parsed_content("method_def")
+    assert (method.distance_weight(0), method.entropy_weight(0)) == weights
+
+
+@pytest.mark.parametrize(("recipe", "dropout"), [("bcp", 0.5), ("bcp_pancreas", 0.0)])
+def test_the_network_of_bcp_has_no_dropout_on_the_pancreas(recipe, dropout):
+    network = configured("method_bcp", f"recipe_{recipe}").get_parsed_content("network_def")
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Dropout3d)]
+    assert {layer.p for layer in layers} == {dropout}
 
 
 def test_elastic_recipe_is_the_short_one_with_deformations_of_image_and_label_alike():

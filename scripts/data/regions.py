@@ -26,17 +26,19 @@ class RandRegiond(Randomizable, MapTransform):
 
     Without a ``foreground_share`` every place is as likely, and the same state of the random generator chooses the same
     place as ``monai.transforms.RandSpatialCropd``. With one, this share of the crops holds a random voxel of a random
-    foreground class of the case, at any place within the crop.
+    foreground class of the case, at any place within the crop. Without a random center the crop is always the middle of
+    the volume, as that of ``monai.transforms.CenterSpatialCropd``.
 
     Args:
         keys: keys of the volumes, which lie on one grid.
         patch_size: voxels of the crop, X, Y, Z; fewer where a volume is smaller.
         region_size: voxels of the surroundings with the crop in their middle, X, Y, Z; at least those of the crop.
         foreground_share: at least 0 and below 1; cases without foreground have none.
+        random_center: whether the place is random, as that of RandSpatialCropd.
         label_key: key of the class indices (1, X, Y, Z), for the share.
 
     Raises:
-        ValueError: when the region is smaller than the crop.
+        ValueError: when the region is smaller than the crop, or a share of crops is given that are all the same.
     """
 
     def __init__(
@@ -46,14 +48,18 @@ class RandRegiond(Randomizable, MapTransform):
         patch_size: Sequence[int],
         region_size: Sequence[int],
         foreground_share: float = 0.0,
+        random_center: bool = True,
         label_key: str = CommonKeys.LABEL,
     ) -> None:
         super().__init__(keys)
         if any(region < size for region, size in zip(region_size, patch_size, strict=True)):
             raise ValueError(f"region_size must be at least patch_size {list(patch_size)}, got {list(region_size)}.")
+        if foreground_share and not random_center:
+            raise ValueError(f"foreground_share must be 0 without a random center, got {foreground_share}.")
         self.patch_size = np.asarray(patch_size)
         self.margin = (np.asarray(region_size) - self.patch_size) // 2
         self.foreground_share = foreground_share
+        self.random_center = random_center
         self.label_key = label_key
         self._crop = Crop()
 
@@ -79,6 +85,8 @@ class RandRegiond(Randomizable, MapTransform):
         return result | {key: self._crop(result[key], slices=slices) for key in self.key_iterator(result)}
 
     def _choose(self, shape: npt.NDArray[Any], size: npt.NDArray[Any], label: Any) -> npt.NDArray[Any]:
+        if not self.random_center:
+            return shape // 2 - size // 2
         lowest, highest = np.zeros_like(shape), shape - size
         if self.foreground_share and self.R.random() < self.foreground_share:
             classes = np.asarray(label[0], dtype=np.uint8)

@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_METHOD = "dual_network"
 #: Name of the split that the data overlay itself names.
 FIXED_SPLIT = "fixed"
-#: The recipe that stands for each method's own one.
+#: The recipe that stands for each method's own one, and the data of which the papers tell their settings.
 ORIGINAL_RECIPE = "original"
+ORIGINAL_DATA = ("left_atrium", "left_atrium_small", "pancreas")
+#: What the tables of the papers call a method of the bundle.
+SHORT_NAMES = {"supervised": "supervised_vnet"}
 GRID_FILE = "grid.json"
 CELL_FILE = "cell.json"
 #: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
@@ -191,6 +194,7 @@ class Grid:
         recipe = self.recipe
         if recipe == ORIGINAL_RECIPE:
             recipe = ConfigParser.load_config_files([str(path) for path in files])["original_recipe"]
+            recipe = _original_recipe(recipe, self.data)
         return [str(path) for path in (*files, CONFIGS / f"recipe_{recipe}.json")]
 
     def arguments(self, cell: Cell, *, evaluate: bool) -> list[str]:
@@ -328,7 +332,7 @@ def define_grid(
 
     Args:
         data: name of a data overlay.
-        methods: names of methods, or paths of overlays outside the bundle.
+        methods: names of methods, "supervised" for that of the V-Net alone, or paths of overlays outside the bundle.
         folds: numbers of the folds; None takes the one split of the data overlay.
         seeds: seeds of the runs.
         recipe: name of a recipe.
@@ -348,8 +352,8 @@ def define_grid(
     _require("recipe", recipe, [ORIGINAL_RECIPE, *_names("recipe")])
     names, files = _named_methods(methods)
     for file in files.values():
-        _check_recipe(Path(file), recipe)
-    if recipe == ORIGINAL_RECIPE and not data.startswith("left_atrium"):
+        _check_recipe(Path(file), recipe, data)
+    if recipe == ORIGINAL_RECIPE and data not in ORIGINAL_DATA:
         logger.warning(
             "recipe original: the recipes are those of the papers' left-atrium experiments, given %s as data.", data
         )
@@ -398,6 +402,7 @@ def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             elif path.resolve() != CONFIGS / f"method_{method}.json":
                 raise BundleError(f"methods: {path} has the name of the bundle's method {method}: rename the file.")
         else:
+            method = full_name(method)
             _require("methods", method, method_names())
         names.append(method)
     if not names or len(set(names)) != len(names):
@@ -437,12 +442,18 @@ def _test_cases(split_files: Iterable[str], folder: Path, *, validated: bool) ->
     return cases
 
 
-def _check_recipe(path: Path, recipe: str) -> None:
+def _original_recipe(name: str, data: str) -> str:
+    """Name the recipe of a paper's experiments on this data: its own one there, or that of the left atrium."""
+    return f"{name}_{data}" if f"{name}_{data}" in _names("recipe") else name
+
+
+def _check_recipe(path: Path, recipe: str, data: str) -> None:
     """Refuse a user's overlay that names no recipe of its own where one is asked for, or sets what the recipe sets."""
     overlay = json.loads(path.read_text(encoding="utf-8"))
     if recipe == ORIGINAL_RECIPE:
         recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
         _require(f"original_recipe of {path}", recipe, _names("recipe"))
+        recipe = _original_recipe(recipe, data)
     content = json.loads((CONFIGS / f"recipe_{recipe}.json").read_text(encoding="utf-8"))
     # MONAI merges or removes by a first + or ~, and takes :: for #.
     keys = {key.lstrip("+~").replace("::", "#").partition("#")[0] for key in overlay}
@@ -463,6 +474,18 @@ def _check_overlay(path: Path) -> None:
         raise BundleError(f"methods: {path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise BundleError(f"methods: {path} must hold a JSON object, got a {type(content).__name__}.")
+
+
+def full_name(method: str) -> str:
+    """Return the bundle's name of a method.
+
+    Args:
+        method: that name, or what the papers call it.
+
+    Returns:
+        the name; what is no short one comes back as it is.
+    """
+    return SHORT_NAMES.get(method, method)
 
 
 def method_names() -> list[str]:

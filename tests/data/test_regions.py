@@ -10,7 +10,15 @@ import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, RandAffined, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    RandAffined,
+    RandFlipd,
+    RandRotate90d,
+    RandSpatialCropd,
+    SpatialPadd,
+)
 
 from scripts.data.regions import CropRegiond, RandRegiond
 from scripts.errors import BundleError
@@ -44,6 +52,27 @@ def test_without_augmentation_the_crops_are_those_of_monai(shape, patch):
         assert crop.shape == (1, *patch)
         assert torch.equal(crop, expected)
         torch.testing.assert_close(crop.affine, expected.affine)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((20, 17, 9), (8, 16, 4)), ((21, 6, 9), (8, 8, 12)), ((9, 9, 9), (4, 5, 9))]
+)
+@pytest.mark.parametrize("region", [0, 6])
+def test_without_a_random_center_the_crop_is_the_middle_as_that_of_monai(shape, patch, region):
+    region_size = [size + region for size in patch]
+    steps = [
+        RandRegiond(["image"], patch_size=patch, region_size=region_size, random_center=False),
+        CropRegiond(["image"], patch_size=patch),
+    ]
+    expected = CenterSpatialCropd(["image"], roi_size=patch)({"image": numbered(shape)})["image"]
+    for crop in crops_of(numbered(shape), steps, number=3):
+        assert torch.equal(crop, expected)
+        torch.testing.assert_close(crop.affine, expected.affine)
+
+
+def test_a_share_of_crops_that_are_all_the_same_is_refused():
+    with pytest.raises(ValueError, match=r"foreground_share must be 0 without a random center, got 0\.5"):
+        RandRegiond(["image"], patch_size=[4] * 3, region_size=[4] * 3, foreground_share=0.5, random_center=False)
 
 
 def test_every_place_is_as_likely_in_a_region():

@@ -104,6 +104,29 @@ def test_original_recipe_is_that_of_each_method(tmp_path):
     assert names(grid.config_files("mine")) == ["train", "data_hippocampus", "method_mine", "recipe_ua_mt"]
 
 
+def test_original_recipe_is_that_of_the_data_where_the_paper_has_one(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"original_recipe": "mc_net"}))
+    methods = ["bcp", "sdcl", "mc_net_plus", "mean_teacher", "dual_network", str(overlay)]
+    for data, expected in (
+        ("pancreas", ["bcp_pancreas", "sdcl_pancreas", "mc_net_pancreas", "ua_mt", "paper", "mc_net_pancreas"]),
+        ("left_atrium", ["bcp", "sdcl", "mc_net", "ua_mt", "paper", "mc_net"]),
+    ):
+        grid = define_grid(data, methods, recipe="original", folds=[0])
+        found = [names(grid.config_files(method))[-1] for method in grid.methods]
+        assert found == [f"recipe_{name}" for name in expected]
+    overlay.write_text(json.dumps({"original_recipe": "sdcl", "entropy_weight": 1.0}))
+    define_grid("left_atrium", [str(overlay)], recipe="original", folds=[0])
+    with pytest.raises(BundleError, match="must leave entropy_weight to the recipe 'sdcl_pancreas'"):
+        define_grid("pancreas", [str(overlay)], recipe="original", folds=[0])
+
+
+def test_short_name_of_the_papers_is_the_method_of_the_bundle():
+    assert define_grid("hippocampus", ["supervised", "luseg"]).methods == ("supervised_vnet", "luseg")
+    with pytest.raises(BundleError, match="different names"):
+        define_grid("hippocampus", ["supervised", "supervised_vnet"])
+
+
 def test_an_original_grid_has_instance_normalization_for_sdcl_alone():
     grid = define_grid("hippocampus", method_names(), recipe="original")
     configs = {method: ConfigParser.load_config_files(grid.config_files(method)) for method in grid.methods}
@@ -159,7 +182,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
-        ({"methods": ["supervised"]}, r"Did you mean supervised_vnet, supervised_dual or supervised_resnet_vnet\?"),
+        ({"methods": ["supervise"]}, r"Did you mean supervised_vnet or supervised_dual\?"),
         ({"overrides": {"evaluated_checkpoint": "best.pt"}}, "must be model_final.pt or model.pt, got 'best.pt'"),
         (
             {"data": "left_atrium", "overrides": {"evaluated_checkpoint": "model.pt"}},
@@ -216,9 +239,10 @@ def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):
 
 def test_original_recipes_on_other_data_are_warned_of(caplog):
     define_grid("left_atrium", ["bcp"], recipe="original")
-    assert not caplog.records
     define_grid("pancreas", ["bcp"], recipe="original", folds=[0])
-    assert "left-atrium experiments, given pancreas as data" in caplog.text
+    assert not caplog.records
+    define_grid("hippocampus", ["bcp"], recipe="original")
+    assert "left-atrium experiments, given hippocampus as data" in caplog.text
 
 
 def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
