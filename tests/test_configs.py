@@ -25,7 +25,8 @@ CONFIGS = ROOT / "configs"
 METHODS = sorted(path.stem for path in CONFIGS.glob("method_*.json"))
 DATA = sorted(path.stem for path in CONFIGS.glob("data_*.json"))
 RECIPES = sorted(path.stem for path in CONFIGS.glob("recipe_*.json"))
-OVERLAYS = [*METHODS, *DATA, *RECIPES, "multi_gpu_train"]
+ORIGINALS = sorted(path.stem for path in CONFIGS.glob("original_*.json"))
+OVERLAYS = [*METHODS, *DATA, *RECIPES, *ORIGINALS, "multi_gpu_train"]
 
 
 def read(name):
@@ -49,24 +50,12 @@ def test_files_are_pretty_ascii_json(path):
     assert text == json.dumps(json.loads(text), indent=4) + "\n"
 
 
-def own_keys(name):
-    """Keys that a method overlay adds to those of train.json, for what its paper has otherwise on other data."""
-    return {key for key in top_keys(name) - set(read("train")) if f'"@{key}"' in (CONFIGS / f"{name}.json").read_text()}
-
-
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_key_of_an_overlay_exists_in_train(name):
-    allowed = set(read("train"))
-    if name in DATA:
-        # A data overlay also says which weights inference takes for it, and what they were trained on.
-        allowed |= {"ckpt_path", "trained_spacing", "trained_extent"}
-    elif name in METHODS:
-        allowed |= own_keys(name)
-    else:
-        for method in METHODS:
-            if name == f"recipe_{read(method).get('original_recipe')}_pancreas":
-                allowed |= own_keys(method)
-    assert top_keys(name) <= allowed
+    # A data overlay also says which weights inference takes for it, and what they were trained on.
+    assert top_keys(name) <= set(read("train")) | (
+        {"ckpt_path", "trained_spacing", "trained_extent"} if name in DATA else set()
+    )
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -76,17 +65,21 @@ def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
         if isinstance(node, dict):
             if str(node.get("_target_", "")).startswith("scripts."):
                 module, _, attribute = node["_target_"].rpartition(".")
-                parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
-                assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) or {
-                    key for key in node if not key.startswith("_")
-                } <= set(parameters)
+                target = getattr(importlib.import_module(module), attribute)
+                parameters = dict(inspect.signature(target).parameters)
+                if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                    parameters |= inspect.signature(target.__base__).parameters
+                assert {key for key in node if not key.startswith("_")} <= set(parameters)
             for value in node.values():
                 visit(value)
         elif isinstance(node, list):
             for value in node:
                 visit(value)
 
-    merged = ConfigParser.load_config_files([CONFIGS / "train.json", CONFIGS / f"{name}.json"])
+    # What is original belongs to a method and to its data.
+    method = f"method_{name.split('_')[1]}"
+    files = [CONFIGS / f"{file}.json" for file in ("train", *([method] if name in ORIGINALS else []), name)]
+    merged = ConfigParser(ConfigParser.load_config_files(files)).get()
     for key in top_keys(name):
         visit(merged[key])
 
@@ -94,14 +87,21 @@ def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
 def test_recipes_hold_the_same_keys_and_methods_none_of_them():
     keys = set(read("recipe_budget"))
     for name in RECIPES:
-        own = set(read(name)) - keys
-        assert set(read(name)) >= keys
-        # What a paper has otherwise on the pancreas alone, and so no recipe that all methods share.
-        assert not own or name.endswith("_pancreas"), own
+        assert set(read(name)) == keys
     shared = keys | set(read("data_hippocampus")) | {"foreground_share", "val_overlap", "initial_weights", "seed"}
     for name in METHODS:
         assert not top_keys(name) & (shared - {"_desc_"}), "what all methods share belongs into the recipes"
         assert f"recipe_{read(name).get('original_recipe', read('train')['original_recipe'])}" in RECIPES
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_what_is_original_of_a_method_is_in_no_recipe_and_behind_one(name):
+    _, method, data = name.split("_")
+    assert f"method_{method}" in METHODS
+    assert f"data_{data}" in DATA
+    assert f"recipe_{method}_{data}" in RECIPES
+    assert all("#" in key for key in set(read(name)) - {"_desc_"})
+    assert not top_keys(name) & (top_keys("recipe_budget") | top_keys(f"data_{data}")) - {"_desc_"}
 
 
 def test_recipes_set_the_ramps_and_no_unlabeled_crops_where_a_method_has_none():

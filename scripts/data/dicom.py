@@ -461,8 +461,8 @@ def _refusal(series: DicomSeries, problem: str) -> BundleError:
 
 
 def _name(series: DicomSeries, path: Path) -> str:
-    """The name of a file, with its folder where the series has several."""
-    return path.relative_to(series.folder).as_posix()
+    """The name of a file, with its folder where the series has several, or of the folder itself."""
+    return path.name if path == series.folder else path.relative_to(series.folder).as_posix()
 
 
 def _names(series: DicomSeries, files: Sequence[Path]) -> str:

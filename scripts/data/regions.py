@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Crop, MapTransform, Randomizable
 from monai.utils import CommonKeys
+from monai.utils.misc import str2bool
 from nibabel.affines import apply_affine
 
 from ..errors import BundleError
@@ -34,7 +35,7 @@ class RandRegiond(Randomizable, MapTransform):
         patch_size: voxels of the crop, X, Y, Z; fewer where a volume is smaller.
         region_size: voxels of the surroundings with the crop in their middle, X, Y, Z; at least those of the crop.
         foreground_share: at least 0 and below 1; cases without foreground have none.
-        random_center: whether the place is random, as that of RandSpatialCropd.
+        random_center: whether the place is random, as that of RandSpatialCropd; a text like "true" is understood.
         label_key: key of the class indices (1, X, Y, Z), for the share.
 
     Raises:
@@ -48,18 +49,18 @@ class RandRegiond(Randomizable, MapTransform):
         patch_size: Sequence[int],
         region_size: Sequence[int],
         foreground_share: float = 0.0,
-        random_center: bool = True,
+        random_center: bool | str = True,
         label_key: str = CommonKeys.LABEL,
     ) -> None:
         super().__init__(keys)
         if any(region < size for region, size in zip(region_size, patch_size, strict=True)):
             raise ValueError(f"region_size must be at least patch_size {list(patch_size)}, got {list(region_size)}.")
-        if foreground_share and not random_center:
+        if foreground_share and not str2bool(random_center):
             raise ValueError(f"foreground_share must be 0 without a random center, got {foreground_share}.")
         self.patch_size = np.asarray(patch_size)
         self.margin = (np.asarray(region_size) - self.patch_size) // 2
         self.foreground_share = foreground_share
-        self.random_center = random_center
+        self.random_center = str2bool(random_center)
         self.label_key = label_key
         self._crop = Crop()
 

@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_METHOD = "dual_network"
 #: Name of the split that the data overlay itself names.
 FIXED_SPLIT = "fixed"
-#: The recipe that stands for each method's own one, and the data of which the papers tell their settings.
+#: The recipe that stands for each method's own one.
 ORIGINAL_RECIPE = "original"
-ORIGINAL_DATA = ("left_atrium", "left_atrium_small", "pancreas")
+#: The recipe of the papers that have the same settings on the left atrium and on the pancreas.
+_BOTH_DATA_RECIPE = "paper"
 #: What the tables of the papers call a method of the bundle.
 SHORT_NAMES = {"supervised": "supervised_vnet"}
 GRID_FILE = "grid.json"
@@ -178,7 +179,7 @@ class Grid:
                     yield Cell(method, split, seed, Path(output_dir) / "cells" / method / f"{split}_seed{seed}")
 
     def config_files(self, method: str) -> list[str]:
-        """List the configuration files of a method's runs: data, method, recipe; later ones win.
+        """List the configuration files of a method's runs: data, method, recipe, what is original; later ones win.
 
         Args:
             method: name of a method of this grid.
@@ -186,16 +187,32 @@ class Grid:
         Returns:
             absolute paths.
         """
-        files = [CONFIGS / "train.json", CONFIGS / f"data_{self.data}.json"]
+        files = [CONFIGS / "train.json", CONFIGS / f"data_{self.data}.json", *self._method_file(method)]
+        files.append(CONFIGS / f"recipe_{self.recipe_of(method)}.json")
+        # What belongs to the method itself, and so to no recipe.
+        original = CONFIGS / f"original_{method}_{self.data}.json"
+        if self.recipe == ORIGINAL_RECIPE and method not in self.method_files and original.is_file():
+            files.append(original)
+        return [str(path) for path in files]
+
+    def recipe_of(self, method: str) -> str:
+        """Name the recipe of a method's runs.
+
+        Args:
+            method: name of a method of this grid.
+
+        Returns:
+            that of the grid, or that of the method's own paper.
+        """
+        if self.recipe != ORIGINAL_RECIPE:
+            return self.recipe
+        files = [CONFIGS / "train.json", *self._method_file(method)]
+        return _original_recipe(ConfigParser.load_config_files(files)["original_recipe"], self.data)
+
+    def _method_file(self, method: str) -> list[Path]:
         if method in self.method_files:
-            files.append(Path(self.method_files[method]))
-        elif method != DEFAULT_METHOD:
-            files.append(CONFIGS / f"method_{method}.json")
-        recipe = self.recipe
-        if recipe == ORIGINAL_RECIPE:
-            recipe = ConfigParser.load_config_files([str(path) for path in files])["original_recipe"]
-            recipe = _original_recipe(recipe, self.data)
-        return [str(path) for path in (*files, CONFIGS / f"recipe_{recipe}.json")]
+            return [Path(self.method_files[method])]
+        return [] if method == DEFAULT_METHOD else [CONFIGS / f"method_{method}.json"]
 
     def arguments(self, cell: Cell, *, evaluate: bool) -> list[str]:
         """Compose the arguments of ``python -m monai.bundle`` for a cell.
@@ -353,10 +370,6 @@ def define_grid(
     names, files = _named_methods(methods)
     for file in files.values():
         _check_recipe(Path(file), recipe, data)
-    if recipe == ORIGINAL_RECIPE and data not in ORIGINAL_DATA:
-        logger.warning(
-            "recipe original: the recipes are those of the papers' left-atrium experiments, given %s as data.", data
-        )
     given = dict(overrides or {})
     config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
     config = read_configuration(config_file)
@@ -370,7 +383,7 @@ def define_grid(
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     config["dataset_dir"] = str(folder)
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
-    return Grid(
+    grid = Grid(
         data=data,
         recipe=recipe,
         methods=tuple(names),
@@ -383,6 +396,24 @@ def define_grid(
         method_files=files,
         cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
     )
+    if recipe == ORIGINAL_RECIPE:
+        _warn_of_other_data(grid)
+    return grid
+
+
+def _warn_of_other_data(grid: Grid) -> None:
+    """Tell for which methods the recipe of another data set stands in, as their papers tell of none for this one."""
+    if grid.data.startswith("left_atrium"):
+        return
+    recipes = {method: grid.recipe_of(method) for method in grid.methods}
+    on_both = _BOTH_DATA_RECIPE if grid.data == "pancreas" else None
+    names = [name for name, recipe in recipes.items() if recipe != on_both and not recipe.endswith(f"_{grid.data}")]
+    if names:
+        logger.warning(
+            "recipe original: %s take the recipes of the papers' left-atrium experiments, as there are none for %s.",
+            ", ".join(names),
+            grid.data,
+        )
 
 
 def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -58,6 +58,8 @@ def task_package(
         configs["metadata"]["eval_metrics"] = {}
     if source is not None:
         check_preprocessing(str(source), configs["train"])
+    others = tuple(f"_{other}.json" for other in TASKS if other != task)
+    recipes = [path.name for path in CONFIGS.glob("recipe_*.json") if not path.name.endswith(others)]
     metadata, network = configs["metadata"], load_network(configs["inference"], source)
     story = (ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if metadata["eval_metrics"] else ""
     return Package(
@@ -67,7 +69,14 @@ def task_package(
         data_license=_data_license(metadata),
         network=network,
         weights=source,
-        patterns=(*COMMON_CONFIGS, "method_*.json", "recipe_*.json", f"data_{task}*.json", f"splits/{task}_*.json"),
+        patterns=(
+            *COMMON_CONFIGS,
+            "method_*.json",
+            *recipes,
+            f"original_*_{task}.json",
+            f"data_{task}*.json",
+            f"splits/{task}_*.json",
+        ),
     )
 
 

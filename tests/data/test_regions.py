@@ -61,7 +61,8 @@ def test_without_augmentation_the_crops_are_those_of_monai(shape, patch):
 def test_without_a_random_center_the_crop_is_the_middle_as_that_of_monai(shape, patch, region):
     region_size = [size + region for size in patch]
     steps = [
-        RandRegiond(["image"], patch_size=patch, region_size=region_size, random_center=False),
+        # As a command line gives it.
+        RandRegiond(["image"], patch_size=patch, region_size=region_size, random_center="false"),
         CropRegiond(["image"], patch_size=patch),
     ]
     expected = CenterSpatialCropd(["image"], roi_size=patch)({"image": numbered(shape)})["image"]

@@ -113,12 +113,22 @@ def test_original_recipe_is_that_of_the_data_where_the_paper_has_one(tmp_path):
         ("left_atrium", ["bcp", "sdcl", "mc_net", "ua_mt", "paper", "mc_net"]),
     ):
         grid = define_grid(data, methods, recipe="original", folds=[0])
-        found = [names(grid.config_files(method))[-1] for method in grid.methods]
-        assert found == [f"recipe_{name}" for name in expected]
-    overlay.write_text(json.dumps({"original_recipe": "sdcl", "entropy_weight": 1.0}))
-    define_grid("left_atrium", [str(overlay)], recipe="original", folds=[0])
-    with pytest.raises(BundleError, match="must leave entropy_weight to the recipe 'sdcl_pancreas'"):
-        define_grid("pancreas", [str(overlay)], recipe="original", folds=[0])
+        assert [grid.recipe_of(method) for method in grid.methods] == expected
+        for method, recipe in zip(grid.methods, expected):
+            files = [name for name in names(grid.config_files(method)) if name.startswith(("recipe", "original"))]
+            own = [f"original_{recipe}"] if recipe in ("bcp_pancreas", "sdcl_pancreas") else []
+            assert files == [f"recipe_{recipe}", *own]
+
+
+def test_what_is_original_of_a_method_is_not_given_to_others(tmp_path):
+    for recipe in ("bcp_pancreas", "original"):
+        grid = define_grid("pancreas", ["bcp", "mcf"], recipe=recipe, folds=[0])
+        own = [name for method in grid.methods for name in names(grid.config_files(method)) if "original" in name]
+        assert own == (["original_bcp_pancreas"] if recipe == "original" else [])
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"original_recipe": "bcp"}))
+    grid = define_grid("pancreas", [str(overlay)], recipe="original", folds=[0])
+    assert names(grid.config_files("mine"))[-1] == "recipe_bcp_pancreas"
 
 
 def test_short_name_of_the_papers_is_the_method_of_the_bundle():
@@ -238,11 +248,17 @@ def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):
 
 
 def test_original_recipes_on_other_data_are_warned_of(caplog):
-    define_grid("left_atrium", ["bcp"], recipe="original")
-    define_grid("pancreas", ["bcp"], recipe="original", folds=[0])
+    define_grid("left_atrium", ["bcp", "dtc"], recipe="original")
+    define_grid("pancreas", ["bcp", "dual_network"], recipe="original", folds=[0])
     assert not caplog.records
-    define_grid("hippocampus", ["bcp"], recipe="original")
-    assert "left-atrium experiments, given hippocampus as data" in caplog.text
+    define_grid("pancreas", ["bcp", "dtc", "cps"], recipe="original", folds=[0])
+    assert (
+        "original: dtc, cps take the recipes of the papers' left-atrium experiments, as there are none" in caplog.text
+    )
+    caplog.clear()
+    define_grid("hippocampus", ["bcp", "dual_network"], recipe="original")
+    assert "original: bcp, dual_network take the recipes" in caplog.text
+    assert "none for hippocampus" in caplog.text
 
 
 def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
