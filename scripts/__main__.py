@@ -369,7 +369,8 @@ def crossval(
     )
     folder = _text("output_dir", output_dir)
     everything = grid.joined(folder)
-    if reference is not None and full_name(reference) not in everything.methods:
+    reference = _optional(_method, "reference", reference)
+    if reference is not None and reference not in everything.methods:
         raise BundleError(f"reference must be one of {', '.join(everything.methods)}, got {reference!r}.")
     failed = run_grid(
         grid,
@@ -408,7 +409,7 @@ def report(output_dir: str, reference: str | None = None) -> None:
         output_dir: folder of the grid; the report goes to its folder report.
         reference: method that the others are compared with; by default the dual network.
     """
-    path = write_report(_text("output_dir", output_dir), reference=reference and full_name(reference))
+    path = write_report(_text("output_dir", output_dir), reference=_optional(_method, "reference", reference))
     _console.print(f"report: {escape(str(path))}")
 
 
@@ -715,6 +716,10 @@ def _inference_files(data: Any, config_file: Any) -> list[str]:
     if data is not None:
         raise BundleError("data names a configuration file as config_file does: give one of the two.")
     return _texts("config_file", config_file)
+
+
+def _method(name: str, value: Any) -> str:
+    return full_name(_text(name, value))
 
 
 def _optional(check: Callable[..., Any], name: str, value: Any, **limits: int) -> Any:

@@ -77,7 +77,7 @@ def test_every_argument_of_an_overlay_exists_in_the_constructor(name):
                 visit(value)
 
     # What is original belongs to a method and to its data.
-    method = f"method_{name.split('_')[1]}"
+    method = f"method_{name.removeprefix('original_').rpartition('_')[0]}"
     files = [CONFIGS / f"{file}.json" for file in ("train", *([method] if name in ORIGINALS else []), name)]
     merged = ConfigParser(ConfigParser.load_config_files(files)).get()
     for key in top_keys(name):
@@ -96,7 +96,7 @@ def test_recipes_hold_the_same_keys_and_methods_none_of_them():
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_what_is_original_of_a_method_is_in_no_recipe_and_behind_one(name):
-    _, method, data = name.split("_")
+    method, _, data = name.removeprefix("original_").rpartition("_")
     assert f"method_{method}" in METHODS
     assert f"data_{data}" in DATA
     assert f"recipe_{method}_{data}" in RECIPES

@@ -55,12 +55,12 @@ class RandRegiond(Randomizable, MapTransform):
         super().__init__(keys)
         if any(region < size for region, size in zip(region_size, patch_size, strict=True)):
             raise ValueError(f"region_size must be at least patch_size {list(patch_size)}, got {list(region_size)}.")
-        if foreground_share and not str2bool(random_center):
+        self.random_center = str2bool(random_center)
+        if foreground_share and not self.random_center:
             raise ValueError(f"foreground_share must be 0 without a random center, got {foreground_share}.")
         self.patch_size = np.asarray(patch_size)
         self.margin = (np.asarray(region_size) - self.patch_size) // 2
         self.foreground_share = foreground_share
-        self.random_center = str2bool(random_center)
         self.label_key = label_key
         self._crop = Crop()
 

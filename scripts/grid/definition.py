@@ -191,7 +191,7 @@ class Grid:
         files.append(CONFIGS / f"recipe_{self.recipe_of(method)}.json")
         # What belongs to the method itself, and so to no recipe.
         original = CONFIGS / f"original_{method}_{self.data}.json"
-        if self.recipe == ORIGINAL_RECIPE and method not in self.method_files and original.is_file():
+        if self.recipe == ORIGINAL_RECIPE and original.is_file():
             files.append(original)
         return [str(path) for path in files]
 
@@ -402,18 +402,18 @@ def define_grid(
 
 
 def _warn_of_other_data(grid: Grid) -> None:
-    """Tell for which methods the recipe of another data set stands in, as their papers tell of none for this one."""
+    """Tell of the methods whose papers have no recipe for the data of the grid."""
     if grid.data.startswith("left_atrium"):
         return
     recipes = {method: grid.recipe_of(method) for method in grid.methods}
-    on_both = _BOTH_DATA_RECIPE if grid.data == "pancreas" else None
-    names = [name for name, recipe in recipes.items() if recipe != on_both and not recipe.endswith(f"_{grid.data}")]
-    if names:
-        logger.warning(
-            "recipe original: %s take the recipes of the papers' left-atrium experiments, as there are none for %s.",
-            ", ".join(names),
-            grid.data,
-        )
+    of_these_data = _BOTH_DATA_RECIPE if grid.data == "pancreas" else None
+    others = [
+        f"{method} takes {recipe}"
+        for method, recipe in recipes.items()
+        if recipe != of_these_data and not recipe.endswith(f"_{grid.data}")
+    ]
+    if others:
+        logger.warning("recipe original: where there is none for %s, %s.", grid.data, ", ".join(others))
 
 
 def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -428,6 +428,8 @@ def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 raise BundleError(
                     f"methods: {path} must be named by letters, digits and any of . _ + -, as its runs are after it."
                 )
+            if method in SHORT_NAMES:
+                raise BundleError(f"methods: {path} is named as {SHORT_NAMES[method]} is for short: rename the file.")
             if method not in method_names():
                 files[method] = str(path.resolve())
             elif path.resolve() != CONFIGS / f"method_{method}.json":
@@ -483,7 +485,7 @@ def _check_recipe(path: Path, recipe: str, data: str) -> None:
     overlay = json.loads(path.read_text(encoding="utf-8"))
     if recipe == ORIGINAL_RECIPE:
         recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
-        _require(f"original_recipe of {path}", recipe, _names("recipe"))
+        _require(f"original_recipe of {path}", str(recipe), _names("recipe"))
         recipe = _original_recipe(recipe, data)
     content = json.loads((CONFIGS / f"recipe_{recipe}.json").read_text(encoding="utf-8"))
     # MONAI merges or removes by a first + or ~, and takes :: for #.

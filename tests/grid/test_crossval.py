@@ -55,6 +55,13 @@ def test_reference_may_be_a_method_of_an_earlier_call(crossval, tmp_path):
     assert (tmp_path / "grid" / "grid.json").read_text() == before
 
 
+def test_reference_may_have_its_short_name(crossval):
+    error, references = crossval("--methods", "supervised,luseg", "--reference", "supervised")
+    assert references == ["supervised_vnet"]
+    error, _ = crossval("--methods", "supervised,luseg", "--reference", "[supervised]")
+    assert error.startswith("reference must be")
+
+
 def test_failures_are_told_although_there_is_no_report(crossval):
     error, references = crossval("--methods", "mcf,luseg", "--reference", "mcf")
     assert references == ["mcf"]

@@ -120,21 +120,21 @@ def test_original_recipe_is_that_of_the_data_where_the_paper_has_one(tmp_path):
             assert files == [f"recipe_{recipe}", *own]
 
 
-def test_what_is_original_of_a_method_is_not_given_to_others(tmp_path):
+def test_what_is_original_of_a_method_is_not_given_to_others():
     for recipe in ("bcp_pancreas", "original"):
         grid = define_grid("pancreas", ["bcp", "mcf"], recipe=recipe, folds=[0])
         own = [name for method in grid.methods for name in names(grid.config_files(method)) if "original" in name]
         assert own == (["original_bcp_pancreas"] if recipe == "original" else [])
-    overlay = tmp_path / "method_mine.json"
-    overlay.write_text(json.dumps({"original_recipe": "bcp"}))
-    grid = define_grid("pancreas", [str(overlay)], recipe="original", folds=[0])
-    assert names(grid.config_files("mine"))[-1] == "recipe_bcp_pancreas"
 
 
-def test_short_name_of_the_papers_is_the_method_of_the_bundle():
+def test_short_name_of_the_papers_is_the_method_of_the_bundle(tmp_path):
     assert define_grid("hippocampus", ["supervised", "luseg"]).methods == ("supervised_vnet", "luseg")
     with pytest.raises(BundleError, match="different names"):
         define_grid("hippocampus", ["supervised", "supervised_vnet"])
+    overlay = tmp_path / "method_supervised.json"
+    overlay.write_text("{}")
+    with pytest.raises(BundleError, match="is named as supervised_vnet is for short: rename the file"):
+        define_grid("hippocampus", [str(overlay)])
 
 
 def test_an_original_grid_has_instance_normalization_for_sdcl_alone():
@@ -240,10 +240,11 @@ def test_overlay_that_sets_what_the_recipe_sets_is_refused(tmp_path):
 
 def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):
     overlay = tmp_path / "method_mine.json"
-    overlay.write_text(json.dumps({"original_recipe": "mean_teacher"}))
-    message = r"original_recipe of .*method_mine\.json must be one of .*, got 'mean_teacher'"
-    with pytest.raises(BundleError, match=message):
-        define_grid("hippocampus", [str(overlay)], recipe="original")
+    for recipe in ("mean_teacher", 5):
+        overlay.write_text(json.dumps({"original_recipe": recipe}))
+        message = rf"original_recipe of .*method_mine\.json must be one of .*, got '{recipe}'"
+        with pytest.raises(BundleError, match=message):
+            define_grid("hippocampus", [str(overlay)], recipe="original")
     assert define_grid("hippocampus", [str(overlay)]).recipe == "budget"
 
 
@@ -252,13 +253,10 @@ def test_original_recipes_on_other_data_are_warned_of(caplog):
     define_grid("pancreas", ["bcp", "dual_network"], recipe="original", folds=[0])
     assert not caplog.records
     define_grid("pancreas", ["bcp", "dtc", "cps"], recipe="original", folds=[0])
-    assert (
-        "original: dtc, cps take the recipes of the papers' left-atrium experiments, as there are none" in caplog.text
-    )
+    assert "recipe original: where there is none for pancreas, dtc takes dtc, cps takes ua_mt." in caplog.text
     caplog.clear()
     define_grid("hippocampus", ["bcp", "dual_network"], recipe="original")
-    assert "original: bcp, dual_network take the recipes" in caplog.text
-    assert "none for hippocampus" in caplog.text
+    assert "where there is none for hippocampus, bcp takes bcp, dual_network takes paper." in caplog.text
 
 
 def test_method_of_another_source_does_not_take_over_the_results(tmp_path):

@@ -110,6 +110,14 @@ def test_a_package_has_what_the_zoo_asks_for(task, bundle):
     assert not list(bundle.rglob("__pycache__"))
 
 
+def test_a_package_has_the_recipes_of_its_data(task, bundle):
+    names = {path.stem for path in (bundle / "configs").glob("*.json") if path.stem.startswith(("recipe", "original"))}
+    assert {"recipe_budget", "recipe_bcp", "recipe_mc_net"} <= names
+    of_the_pancreas = {"recipe_bcp_pancreas", "recipe_sdcl_pancreas", "recipe_mc_net_pancreas"}
+    of_the_pancreas |= {"original_bcp_pancreas", "original_sdcl_pancreas"}
+    assert names & of_the_pancreas == (of_the_pancreas if task == "pancreas" else set())
+
+
 def test_the_zip_file_is_the_folder(models, task, bundle):
     with ZipFile(models / f"{bundle.name}_v{read(bundle, 'metadata')['version']}.zip") as archive:
         zipped = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
