@@ -79,7 +79,8 @@ def test_run_leaves_models_checkpoints_history_and_pictures(finished):
     assert any((finished / "tensorboard").iterdir())
     facts = json.loads((finished / "run.json").read_text())
     assert facts["settings"]["seed"] == 1337
-    assert facts["versions"]["torch"] == torch.__version__
+    # The files of a build may say less of it than the build itself, such as +cu130.
+    assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 def test_models_are_bare_weights_of_the_deployed_network(finished):
