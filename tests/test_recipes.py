@@ -63,29 +63,15 @@ ORIGINALS = {
     "mc_net_pancreas": Original(
         15000, 6000, 2, SGD, {0: 0.01, 7500: 0.01, 14999: 0.01}, turns_and_flips=False, largest_component=False
     ),
-    # 60 epochs of 30 and 200 of 25 iterations, as 12 labeled cases count five times, and 50 are unlabeled.
-    "bcp_pancreas": Original(
-        6800,
-        6800,
-        4,
-        ADAM,
-        {0: 0.001, 3400: 0.001, 6799: 0.001},
-        turns_and_flips=False,
-        largest_component=False,
-        normalization="instance",
-    ),
-    # 101 and 321 of these epochs.
-    "sdcl_pancreas": Original(
-        11055,
-        11055,
-        4,
-        ADAM,
-        {0: 0.001, 5500: 0.001, 11054: 0.001},
-        turns_and_flips=False,
-        largest_component=False,
-        normalization="instance",
-    ),
 }
+# As 12 labeled cases count five times and 50 are unlabeled, epochs of 30 and then of 25 iterations: 60 and 200 of them,
+# and 101 and 321.
+for _name, _iterations in (("bcp_pancreas", 6800), ("sdcl_pancreas", 11055)):
+    ORIGINALS[_name] = ORIGINALS["sdcl"]._replace(
+        iterations=_iterations,
+        ramp_length=_iterations,
+        learning_rates=dict.fromkeys((0, _iterations // 2, _iterations - 1), 0.001),
+    )
 #: Recipe of the method's own paper; that of UA-MT for mean teacher and CPS, whose papers have no volumes.
 RECIPE_OF = {
     "supervised_vnet": "supervised",
