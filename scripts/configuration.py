@@ -6,19 +6,56 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .errors import BundleError, did_you_mean, one_of
+from .errors import BundleError, did_you_mean, one_line, one_of
 from .files import CONFIGS
 
 #: The key of the weights that an evaluation or an inference takes.
 _WEIGHTS = "ckpt_path"
+#: The files that have every key that a workflow of this bundle reads.
+_WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
 #: First part of a reference to another key of a configuration.
 _REFERENCE = re.compile(r"[@%](\w+)")
+
+
+def read_configuration_file(path: str | Path) -> dict[str, Any]:
+    """Read one configuration file, in JSON or YAML.
+
+    Args:
+        path: the file.
+
+    Returns:
+        its keys and values.
+
+    Raises:
+        BundleError: when it is missing, cannot be read or holds something else; names the file.
+    """
+    try:
+        content = ConfigParser.load_config_file(path)
+    except FileNotFoundError:
+        raise BundleError(f"config_file must name files that exist, got {path}.") from None
+    # The readers of JSON and YAML have errors of their own.
+    except Exception as error:
+        raise BundleError(f"config_file {path} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"config_file {path} must hold keys and values, got a {type(content).__name__}.")
+    return content
+
+
+def data_files() -> list[Path]:
+    """List the configurations of data in ``configs/``, without one that cannot be read: somebody may be editing it."""
+    found = []
+    for path in sorted(CONFIGS.glob("data_*.json")):
+        with suppress(BundleError):
+            read_configuration_file(path)
+            found.append(path)
+    return found
 
 
 def read_configuration(config_file: str | Sequence[str], overrides: Mapping[str, Any] | None = None) -> ConfigParser:
@@ -30,9 +67,15 @@ def read_configuration(config_file: str | Sequence[str], overrides: Mapping[str,
 
     Returns:
         the configuration before anything in it is evaluated.
+
+    Raises:
+        BundleError: for a file that is missing or cannot be read.
     """
+    files = _file_names(config_file)
+    for file in files:
+        read_configuration_file(file)
     parser = ConfigParser()
-    parser.read_config(config_file if isinstance(config_file, str) else list(config_file))
+    parser.read_config(files)
     parser.update(dict(overrides or {}))
     return parser
 
@@ -51,17 +94,22 @@ def check_overrides(
         BundleError: for the first key that none of the configuration files has, or that is there for another workflow
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
             the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
-            inside of an object that is switched off; when an object is replaced by a text.
+            inside of an object that is switched off; when an object is replaced by a text; when a text has a #, which
+            MONAI would change to :: without a word.
     """
+    contents = {str(file): read_configuration_file(file) for file in _file_names(config_file)}
     config = ConfigParser.load_config_files(config_file)
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
-    contents = {str(file): ConfigParser.load_config_file(file) for file in files}
     _check_order(contents)
     paths = {name: name.replace("::", "#") for name in overrides}
     if not paths.keys() & {_WEIGHTS, "load_pretrain"}:
         _check_weights_beside(contents)
     used = referenced_keys(config)
     _check_keys(config, used, config_file)
+    for key, text in _texts({**config, **overrides}):
+        if "#" in text:
+            raise BundleError(
+                f"{key} must be without #, which in a configuration marks a key within a key, got {text!r}."
+            )
     # Files with a workflow hold its options; those of data hold what other workflows need, too.
     of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
     for name in paths:
@@ -87,6 +135,13 @@ def check_overrides(
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
+
+
+def _file_names(config_file: str | Sequence[str]) -> list[str]:
+    """List configuration files, of which MONAI takes several in one text with commas, too."""
+    if not isinstance(config_file, str):
+        return list(config_file)
+    return [config_file] if Path(config_file).is_file() else config_file.split(",")
 
 
 def referenced_keys(value: Any) -> set[str]:
@@ -170,7 +225,8 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
 
 
 def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:
-    known = {key for path in CONFIGS.glob("*.json") for key in ConfigParser.load_config_file(path)}
+    # Not those of all files: the file of one's own may lie beside them.
+    known = {key for name in _WORKFLOWS for key in ConfigParser.load_config_file(CONFIGS / name)}
     unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
     for key in unknown:
         if key not in used:
@@ -182,6 +238,19 @@ def _is_workflow(value: Any) -> bool:
     """Return whether a value can be run by its name: a list of steps."""
     steps = value if isinstance(value, list) else []
     return any(isinstance(step, dict) or str(step).startswith(("$", "@", "%")) for step in steps)
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Find the texts that stand for themselves, with the first key of each; not what remarks say."""
+    if _is_text(value):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            if not str(name).startswith("_"):
+                yield from _texts(part, key or str(name))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part, key)
 
 
 def _along(place: Any, path: Sequence[str]) -> list[Any]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .configuration import check_overrides, read_configuration
+from .configuration import check_overrides, data_files, read_configuration, read_configuration_file
 from .console import mistakes_in_one_line
-from .errors import BundleError, one_line, one_of
+from .errors import BundleError, one_of
 from .files import CONFIGS, ROOT
 from .handlers.run_comparison import check_preprocessing
 from .settings import true_or_false
@@ -65,15 +65,7 @@ def checked_configuration(
     """
     begins = False
     for file in config_file:
-        if not Path(file).is_file():
-            raise BundleError(f"config_file must name files that exist, got {file}.")
-        try:
-            content = ConfigParser.load_config_file(file)
-        # The readers of JSON and YAML have errors of their own.
-        except Exception as error:
-            raise BundleError(f"config_file {file} cannot be read: {one_line(error)}") from error
-        if not isinstance(content, dict):
-            raise BundleError(f"config_file {file} must hold keys and values, got a {type(content).__name__}.")
+        content = read_configuration_file(file)
         begins = begins or {"run", "inferer"} <= content.keys()
         if not begins:
             others = [name for name in config_file if Path(name).resolve() != (CONFIGS / "inference.json").resolve()]
@@ -115,8 +107,8 @@ def checked_configuration(
 
 def _data_with_weights() -> list[str]:
     names = []
-    for path in sorted(CONFIGS.glob("data_*.json")):
-        overlay = ConfigParser({**ConfigParser.load_config_file(path), "bundle_root": str(ROOT)})
+    for path in data_files():
+        overlay = ConfigParser({**read_configuration_file(path), "bundle_root": str(ROOT)})
         # In the bundle of one task the weights are those of inference.json.
         if "ckpt_path" in overlay and Path(overlay.get_parsed_content("ckpt_path")).is_file():
             names.append(path.stem.removeprefix("data_"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
+from scripts.configuration import data_files, read_configuration
 from scripts.console import (
     check_arguments,
     check_run_id,
@@ -69,6 +71,55 @@ def test_keys_of_an_overlay_that_nothing_uses_are_refused(tmp_path, config_file,
         BundleError, match=rf"^nothing uses the key {key} of the configuration \[.*mine.json'\]\.{hint}$"
     ):
         assert_accepted("--config_file", f"['{config_file}','{tmp_path / 'mine.json'}']")
+
+
+def test_a_misspelled_key_of_a_file_among_the_bundles_own_is_refused(tmp_path, config_file, monkeypatch):
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for name in ("train", "inference", "evaluate"):
+        shutil.copy(ROOT / f"configs/{name}.json", configs)
+    monkeypatch.setattr("scripts.configuration.CONFIGS", configs)
+    # What is beside it is not read: somebody may be editing it, and some systems leave files of their own.
+    (configs / "data_broken.json").write_text('{"num_classes": 2,}')
+    (configs / "._train.json").write_bytes(b"\x00\xff")
+    (configs / "data_liver.json").write_text(json.dumps({"spacng": [3, 3, 3]}))
+    assert [path.name for path in data_files()] == ["data_liver.json"]
+    with pytest.raises(BundleError, match=r"^nothing uses the key spacng of .* Did you mean spacing\?$"):
+        assert_accepted("--config_file", f"['{config_file}','{configs / 'data_liver.json'}']")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"num_classes": 2,}', r"mine\.json cannot be read: .*line 1 column"),
+        ("[]", "mine.json must hold keys and values, got a list"),
+        (None, r"must name files that exist, got .*mine\.json"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(BundleError, match=f"^config_file .*{message}"):
+        read_configuration([str(ROOT / "configs/train.json"), str(tmp_path / "mine.json")])
+
+
+def test_files_in_one_text_with_commas_are_read_one_by_one(tmp_path, config_file):
+    (tmp_path / "mine.json").write_text(json.dumps({"iterations": 5}))
+    assert read_configuration(f"{config_file},{tmp_path / 'mine.json'}")["iterations"] == 5
+    assert_accepted("--config_file", f"{config_file},{tmp_path / 'mine.json'}", "--iterations", "7")
+
+
+def test_a_text_with_the_mark_of_keys_is_refused(tmp_path, config_file):
+    mine = {"_desc_": "a # in a remark", "iterations": "$@train#trainer['amp'] + 1", "class_names": ["part #2"]}
+    (tmp_path / "mine.json").write_text(json.dumps({**mine, "class_names": ["part 2"]}))
+    files = ("--config_file", f"['{config_file}','{tmp_path / 'mine.json'}']")
+    assert_accepted(*files)
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    with pytest.raises(BundleError, match=r"^class_names must be without #, .*, got 'part #2'\.$"):
+        assert_accepted(*files)
+    train = str(ROOT / "configs/train.json")
+    with pytest.raises(BundleError, match=r"^initial_weights must be without #, .*, got '/run#1/model\.pt'\.$"):
+        assert_accepted("--config_file", train, "--initial_weights", "/run#1/model.pt")
 
 
 def test_keys_of_an_overlay_that_something_uses_pass(tmp_path, config_file):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 
 from ..configuration import read_configuration
 from ..console import mistakes_in_one_line
@@ -119,7 +118,7 @@ def run_benchmark(
     if (output / _REPORT).exists() and not overwrite:
         raise BundleError(f"{output / _REPORT} exists: replace it by --overwrite true, or choose another --output_dir.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = _SIZES | ConfigParser.load_config_files(config_file[1:])
+    sizes = _SIZES | dict(read_configuration(config_file[1:]).get())
     patch_size, strides = patch_size or sizes["patch_size"], strides or sizes["strides"]
     overrides = {"device": device, "patch_size": list(patch_size)}
     _check_settings(overrides)

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..configuration import check_overrides, read_configuration
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
@@ -207,7 +205,7 @@ class Grid:
         if self.recipe != ORIGINAL_RECIPE:
             return self.recipe
         files = [CONFIGS / "train.json", *self._method_file(method)]
-        return _original_recipe(ConfigParser.load_config_files(files)["original_recipe"], self.data)
+        return _original_recipe(read_configuration([str(file) for file in files])["original_recipe"], self.data)
 
     def _method_file(self, method: str) -> list[Path]:
         if method in self.method_files:
@@ -248,7 +246,7 @@ class Grid:
         Returns:
             the number.
         """
-        configured = ConfigParser.load_config_files(self.config_files(method))["iterations"]
+        configured = read_configuration(self.config_files(method))["iterations"]
         return int(self.overrides.get("iterations", configured))
 
     def joined(self, output_dir: str | Path) -> Grid:

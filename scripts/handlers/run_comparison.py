@@ -15,6 +15,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils.misc import str2bool
 
+from ..configuration import data_files
 from ..errors import BundleError
 from ..files import CONFIGS, ROOT
 
@@ -116,7 +117,7 @@ def _warn_of_shipped_weights(weights: Path, configuration: Mapping[str, Any]) ->
     inference = str(CONFIGS / "inference.json")
     names = [name for name in _PREPROCESSING_KEYS if name != "crop"]
     changes = {}
-    for overlay in (None, *sorted(CONFIGS.glob("data_*.json"))):
+    for overlay in (None, *data_files()):
         files = [inference] if overlay is None else [inference, str(overlay)]
         shipped = ConfigParser.load_config_files(files)
         if _shipped_weights(shipped) == weights.resolve():

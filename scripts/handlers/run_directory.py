@@ -218,6 +218,10 @@ class RunDirectory:
             begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
         now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
+        if not self.checkpoints() and "initial_weights" in self.facts:
+            # Without a checkpoint to go on from it begins anew, with the weights that it began with.
+            begun["initial_weights"] = facts.get("initial_weights")
+            now["initial_weights"] = self.facts["initial_weights"]
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(now, default=str))
         # What an older version of the bundle did not write down cannot be compared.

@@ -206,8 +206,8 @@ def test_a_link_out_of_the_source(source, bad_lines, tmp_path):
 def test_a_table_that_leads_out(source, bad_lines, tmp_path):
     save(tmp_path / "elsewhere/secret.nii.gz", volumes(9)[0])
     rows = [f"images/{name}.nii.gz,labels/{name}.nii.gz," for name in ("good a", "gut ä", "good c")]
-    (tmp_path / "cases.csv").write_text("\n".join(["image,label,group", *rows, "../elsewhere/secret.nii.gz,,"]))
-    assert "cases.csv, line 5: paths must be relative and stay in" in bad_lines(table=tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label,group", "", *rows, "../elsewhere/secret.nii.gz,,"]))
+    assert "cases.csv, line 6: paths must be relative and stay in" in bad_lines(table=tmp_path / "cases.csv")
 
 
 def test_a_table_without_its_columns(source, tmp_path, capsys):

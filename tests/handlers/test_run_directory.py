@@ -136,6 +136,17 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
     RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
 
 
+def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
+    RunDirectory(str(tmp_path), facts={"initial_weights": "first.pt"}).begin()
+    RunDirectory(str(tmp_path), facts={"initial_weights": "first.pt"}, resume=True).claim()
+    with pytest.raises(BundleError, match=r"other settings \(initial_weights was first\.pt, is None\)"):
+        RunDirectory(str(tmp_path), facts={"initial_weights": None}, resume=True).claim()
+    # A checkpoint has the weights.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/checkpoint_000010.pt").touch()
+    RunDirectory(str(tmp_path), facts={"initial_weights": None}, resume=True).claim()
+
+
 def test_of_long_settings_the_parts_that_differ_are_told(tmp_path):
     options = [f"option_{number}=0.5" for number in range(40)]
     RunDirectory(str(tmp_path), settings={"method": f"Method({', '.join(options)})"}).begin()

@@ -123,14 +123,14 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
         )
     rows: list[_Row] = []
     problems = []
-    for number, line in enumerate(reader, start=2):
+    for line in reader:
         values = {column: (line[column] or "").strip() for column in _COLUMNS}
         if not values["image"] or None in line:
-            problems.append(f"{table.name}, line {number}: needs an image; label and group may be empty.")
+            problems.append(f"{table.name}, line {reader.line_num}: needs an image; label and group may be empty.")
             continue
         paths = [Path(values[key]) for key in ("image", "label")]
         if any(path.is_absolute() or not is_inside(source / path, source) for path in paths):
-            problems.append(f"{table.name}, line {number}: paths must be relative and stay in {source}.")
+            problems.append(f"{table.name}, line {reader.line_num}: paths must be relative and stay in {source}.")
             continue
         label = source / values["label"] if values["label"] else None
         rows.append(_Row(source / values["image"], label, values["group"]))
