@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from .errors import BundleError, did_you_mean, one_line, one_of
-from .files import CONFIGS
+from .files import CONFIGS, ROOT
 
 #: The key of the weights that an evaluation or an inference takes.
 _WEIGHTS = "ckpt_path"
@@ -48,14 +48,35 @@ def read_configuration_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def data_files() -> list[Path]:
-    """List the configurations of data in ``configs/``, without one that cannot be read: somebody may be editing it."""
-    found = []
+def data_configurations() -> dict[str, dict[str, Any]]:
+    """Read each configuration of data in ``configs/`` behind ``inference.json``, without those that cannot be read.
+
+    Returns:
+        the merged configurations by the names of the files. Somebody may be editing one: it is left out.
+    """
+    found = {}
     for path in sorted(CONFIGS.glob("data_*.json")):
-        with suppress(BundleError):
-            read_configuration_file(path)
-            found.append(path)
+        # The readers, and what merges, have errors of their own.
+        with suppress(Exception):
+            found[path.name] = ConfigParser.load_config_files([str(CONFIGS / "inference.json"), str(path)])
     return found
+
+
+def named_weights(configuration: Mapping[str, Any]) -> Path | None:
+    """Find the weights that a configuration names by a path, or by one below the bundle's root.
+
+    Args:
+        configuration: merged files, before anything in them is evaluated.
+
+    Returns:
+        the path; None where they are named in another way, or not at all.
+    """
+    try:
+        path = ConfigParser({**configuration, "bundle_root": str(ROOT)}).get_parsed_content(_WEIGHTS)
+    # An overlay of somebody's own may hold anything.
+    except Exception:
+        return None
+    return Path(path).resolve() if isinstance(path, str) else None
 
 
 def read_configuration(config_file: str | Sequence[str], overrides: Mapping[str, Any] | None = None) -> ConfigParser:
@@ -105,11 +126,6 @@ def check_overrides(
         _check_weights_beside(contents)
     used = referenced_keys(config)
     _check_keys(config, used, config_file)
-    for key, text in _texts({**config, **overrides}):
-        if "#" in text:
-            raise BundleError(
-                f"{key} must be without #, which in a configuration marks a key within a key, got {text!r}."
-            )
     # Files with a workflow hold its options; those of data hold what other workflows need, too.
     of_workflow = {key for content in contents.values() if "run" in content for key in content} or set(config)
     for name in paths:
@@ -135,6 +151,7 @@ def check_overrides(
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
+    _check_texts(dict(read_configuration(config_file, overrides).get()))
 
 
 def _file_names(config_file: str | Sequence[str]) -> list[str]:
@@ -226,12 +243,20 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
 
 def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:
     # Not those of all files: the file of one's own may lie beside them.
-    known = {key for name in _WORKFLOWS for key in ConfigParser.load_config_file(CONFIGS / name)}
+    known = {key for name in _WORKFLOWS for key in read_configuration_file(CONFIGS / name)}
     unknown = [key for key in config if key not in known and not key.startswith("_") and not _is_workflow(config[key])]
     for key in unknown:
         if key not in used:
             hint = did_you_mean(key, known)
             raise BundleError(f"nothing uses the key {key} of the configuration {config_file}.{hint}")
+
+
+def _check_texts(config: Mapping[str, Any]) -> None:
+    for key, text in _texts(config):
+        if "#" in text:
+            raise BundleError(
+                f"{key} must be without #, which in a configuration marks a key within a key, got {text!r}."
+            )
 
 
 def _is_workflow(value: Any) -> bool:

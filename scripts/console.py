@@ -60,6 +60,8 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
             # MONAI takes false for the logging_file.
             if name not in _RUN_ARGUMENTS and isinstance(DefaultParseValue(word), (int, float)):
                 raise BundleError(f"--{name} {word} is read as a number or a truth value: write a path as ./{word}.")
+        elif "#" in word and "#" not in str(DefaultParseValue(word)):
+            raise BundleError(f"--{name} {word} would be cut off at its #: write it without.")
     given = _arguments_of_run(arguments)
     if given is None:
         return

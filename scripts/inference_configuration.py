@@ -12,10 +12,16 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from .configuration import check_overrides, data_files, read_configuration, read_configuration_file
+from .configuration import (
+    check_overrides,
+    data_configurations,
+    named_weights,
+    read_configuration,
+    read_configuration_file,
+)
 from .console import mistakes_in_one_line
 from .errors import BundleError, one_of
-from .files import CONFIGS, ROOT
+from .files import CONFIGS
 from .handlers.run_comparison import check_preprocessing
 from .settings import true_or_false
 
@@ -107,11 +113,12 @@ def checked_configuration(
 
 def _data_with_weights() -> list[str]:
     names = []
-    for path in data_files():
-        overlay = ConfigParser({**read_configuration_file(path), "bundle_root": str(ROOT)})
+    for file, configuration in data_configurations().items():
         # In the bundle of one task the weights are those of inference.json.
-        if "ckpt_path" in overlay and Path(overlay.get_parsed_content("ckpt_path")).is_file():
-            names.append(path.stem.removeprefix("data_"))
+        of_its_own = "ckpt_path" in read_configuration_file(CONFIGS / file)
+        weights = named_weights(configuration)
+        if of_its_own and weights is not None and weights.is_file():
+            names.append(file.removeprefix("data_").removesuffix(".json"))
     return names
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
-from scripts.configuration import data_files, read_configuration
+from scripts.configuration import data_configurations, read_configuration
 from scripts.console import (
     check_arguments,
     check_run_id,
@@ -83,7 +83,8 @@ def test_a_misspelled_key_of_a_file_among_the_bundles_own_is_refused(tmp_path, c
     (configs / "data_broken.json").write_text('{"num_classes": 2,}')
     (configs / "._train.json").write_bytes(b"\x00\xff")
     (configs / "data_liver.json").write_text(json.dumps({"spacng": [3, 3, 3]}))
-    assert [path.name for path in data_files()] == ["data_liver.json"]
+    (configs / "data_odd.json").write_text('{"num_classes#x": 2}')
+    assert list(data_configurations()) == ["data_liver.json"]
     with pytest.raises(BundleError, match=r"^nothing uses the key spacng of .* Did you mean spacing\?$"):
         assert_accepted("--config_file", f"['{config_file}','{configs / 'data_liver.json'}']")
 
@@ -120,6 +121,9 @@ def test_a_text_with_the_mark_of_keys_is_refused(tmp_path, config_file):
     train = str(ROOT / "configs/train.json")
     with pytest.raises(BundleError, match=r"^initial_weights must be without #, .*, got '/run#1/model\.pt'\.$"):
         assert_accepted("--config_file", train, "--initial_weights", "/run#1/model.pt")
+    # Fire would take what is behind it for a comment.
+    with pytest.raises(BundleError, match=r"^--initial_weights runs#2\.pt would be cut off at its #"):
+        assert_accepted("--config_file", train, "--initial_weights", "runs#2.pt")
 
 
 def test_keys_of_an_overlay_that_something_uses_pass(tmp_path, config_file):

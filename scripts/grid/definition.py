@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..configuration import check_overrides, read_configuration
+from ..configuration import check_overrides, read_configuration, read_configuration_file
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, write_json
@@ -185,7 +185,7 @@ class Grid:
         Returns:
             absolute paths.
         """
-        files = [CONFIGS / "train.json", CONFIGS / f"data_{self.data}.json", *self._method_file(method)]
+        files = [CONFIGS / "train.json", CONFIGS / f"data_{self.data}.json", *_method_file(method, self.method_files)]
         files.append(CONFIGS / f"recipe_{self.recipe_of(method)}.json")
         # What belongs to the method itself, and so to no recipe.
         original = CONFIGS / f"original_{method}_{self.data}.json"
@@ -204,13 +204,7 @@ class Grid:
         """
         if self.recipe != ORIGINAL_RECIPE:
             return self.recipe
-        files = [CONFIGS / "train.json", *self._method_file(method)]
-        return _original_recipe(read_configuration([str(file) for file in files])["original_recipe"], self.data)
-
-    def _method_file(self, method: str) -> list[Path]:
-        if method in self.method_files:
-            return [Path(self.method_files[method])]
-        return [] if method == DEFAULT_METHOD else [CONFIGS / f"method_{method}.json"]
+        return _recipe_of_paper(_method_file(method, self.method_files), self.data)
 
     def arguments(self, cell: Cell, *, evaluate: bool) -> list[str]:
         """Compose the arguments of ``python -m monai.bundle`` for a cell.
@@ -371,7 +365,10 @@ def define_grid(
     given = dict(overrides or {})
     config_file = [str(CONFIGS / "train.json"), str(CONFIGS / f"data_{data}.json")]
     config = read_configuration(config_file)
-    overlays = [f"recipe_{name}" for name in (_names("recipe") if recipe == ORIGINAL_RECIPE else [recipe])]
+    recipes = {recipe}
+    if recipe == ORIGINAL_RECIPE:
+        recipes = {_recipe_of_paper(_method_file(name, files), data) for name in names}
+    overlays = [f"recipe_{name}" for name in sorted(recipes)]
     overlays += [f"method_{name}" for name in names if name not in files and name != DEFAULT_METHOD]
     _check_given(given, [*config_file, *(str(CONFIGS / f"{name}.json") for name in overlays), *files.values()])
     class_names = given.get("class_names", config["class_names"])
@@ -478,14 +475,26 @@ def _original_recipe(name: str, data: str) -> str:
     return f"{name}_{data}" if f"{name}_{data}" in _names("recipe") else name
 
 
+def _recipe_of_paper(method_file: Sequence[Path], data: str) -> str:
+    files = [CONFIGS / "train.json", *method_file]
+    return _original_recipe(read_configuration([str(file) for file in files])["original_recipe"], data)
+
+
+def _method_file(method: str, method_files: Mapping[str, str]) -> list[Path]:
+    """Find the overlay of a method, a file of one's own or of the bundle; none for that of ``train.json``."""
+    if method in method_files:
+        return [Path(method_files[method])]
+    return [] if method == DEFAULT_METHOD else [CONFIGS / f"method_{method}.json"]
+
+
 def _check_recipe(path: Path, recipe: str, data: str) -> None:
     """Refuse a user's overlay that names no recipe of its own where one is asked for, or sets what the recipe sets."""
-    overlay = json.loads(path.read_text(encoding="utf-8"))
+    overlay = read_configuration_file(path)
     if recipe == ORIGINAL_RECIPE:
         recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
         _require(f"original_recipe of {path}", str(recipe), _names("recipe"))
         recipe = _original_recipe(recipe, data)
-    content = json.loads((CONFIGS / f"recipe_{recipe}.json").read_text(encoding="utf-8"))
+    content = read_configuration_file(CONFIGS / f"recipe_{recipe}.json")
     # MONAI merges or removes by a first + or ~, and takes :: for #.
     keys = {key.lstrip("+~").replace("::", "#").partition("#")[0] for key in overlay}
     replaced = sorted(keys & content.keys() - {"_desc_"})

@@ -15,7 +15,6 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_numpy
@@ -23,7 +22,7 @@ from nibabel.affines import voxel_sizes
 
 from ..errors import BundleError
 from ..evaluation.case_report import CaseReport
-from ..evaluation.label_maps import case_file_name, case_name, label_map_path
+from ..evaluation.label_maps import case_file_name, case_name
 from ..evaluation.metrics import evaluate_case, foreground_names
 from ..evaluation.pictures import View, draw_views, select_views
 from ..evaluation.wording import plural
@@ -40,9 +39,9 @@ class CaseReportHandler:
     ``original_image`` and then, when its shape fits, under ``image``; without any the pictures show the outlines on
     black. A case is named by ``case``, or else by the file name of its image or label. The voxel size is that of the
     label. At the end of the run the report is written, its table is logged, and ``worst_<rank>_<case>.png`` are drawn
-    into the same folder, where they take the place of those of an earlier run; of its label maps in ``labels/`` those
-    of cases that are no longer evaluated are removed. Only the slices to be drawn of the worst cases so far are kept in
-    memory. With several processes each evaluates its own cases, and the first one writes the report of all.
+    into the same folder, where they take the place of those of an earlier run. Only the slices to be drawn of the
+    worst cases so far are kept in memory. With several processes each evaluates its own cases, and the first one
+    writes the report of all.
 
     Args:
         num_classes: number of classes with the background.
@@ -150,8 +149,6 @@ class CaseReportHandler:
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():
                     path.unlink(missing_ok=True)
-            for case in self._earlier_cases() - self.report.rows.keys():
-                label_map_path(self.output_dir / "labels", case).unlink(missing_ok=True)
         for case, file_name in pictures.items():
             if case in self._views:
                 title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
@@ -160,14 +157,6 @@ class CaseReportHandler:
             # At the end: whoever finds the table of the cases takes the evaluation for complete.
             self.report.write()
             self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
-
-    def _earlier_cases(self) -> set[str]:
-        """Name the cases of the evaluation whose tables this one replaces."""
-        table = self.output_dir / "metrics_cases.csv"
-        try:
-            return set(pd.read_csv(table, dtype=str, keep_default_na=False)["case"])
-        except (OSError, ValueError, KeyError):  # those of damaged tables are ValueErrors
-            return set()
 
     def _report_of_all_processes(self) -> CaseReport:
         if idist.get_world_size() == 1:

@@ -15,9 +15,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils.misc import str2bool
 
-from ..configuration import data_files
+from ..configuration import data_configurations, named_weights
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT
+from ..files import CONFIGS
 
 #: What a run writes down of itself.
 FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
@@ -114,14 +114,13 @@ def _trained_configuration(folder: Path) -> dict[str, Any] | None:
 
 def _warn_of_shipped_weights(weights: Path, configuration: Mapping[str, Any]) -> None:
     """Warn where weights of the bundle's own models/ are used otherwise than the configurations that name them."""
-    inference = str(CONFIGS / "inference.json")
     names = [name for name in _PREPROCESSING_KEYS if name != "crop"]
-    changes = {}
-    for overlay in (None, *data_files()):
-        files = [inference] if overlay is None else [inference, str(overlay)]
-        shipped = ConfigParser.load_config_files(files)
-        if _shipped_weights(shipped) == weights.resolve():
-            changes[Path(files[-1]).name] = _differences(shipped, configuration, names)
+    inference = ConfigParser.load_config_file(CONFIGS / "inference.json")
+    changes = {
+        file: _differences(shipped, configuration, names)
+        for file, shipped in {"inference.json": inference, **data_configurations()}.items()
+        if named_weights(shipped) == weights.resolve()
+    }
     if changes and all(changes.values()):
         name, changed = next(iter(changes.items()))
         _logger.warning(
@@ -130,16 +129,6 @@ def _warn_of_shipped_weights(weights: Path, configuration: Mapping[str, Any]) ->
             name,
             listed(changed),
         )
-
-
-def _shipped_weights(configuration: Mapping[str, Any]) -> Path | None:
-    """Find the weights that a configuration names by a path, or by one below the bundle's root."""
-    try:
-        path = ConfigParser({**configuration, "bundle_root": str(ROOT)}).get_parsed_content(_WEIGHTS)
-    # An overlay of somebody's own may name them in any way, or not at all.
-    except Exception:
-        return None
-    return Path(path).resolve() if isinstance(path, str) else None
 
 
 def _has_own_steps(trained: Mapping[str, Any]) -> bool:

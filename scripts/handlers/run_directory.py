@@ -20,7 +20,7 @@ from monai.utils.misc import str2bool
 
 from ..configuration import own_keys
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT, write_json
+from ..files import CONFIGS, ROOT, file_hash, write_json
 from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
 from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, changed_training, listed
@@ -28,6 +28,8 @@ from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, chan
 _LOCK_FILE = ".training.lock"
 #: The locks of this process, which are held until its end, by device and number of their files.
 _HELD: dict[tuple[int, int], BaseFileLock] = {}
+#: Of ``run.json``: name and hash of the file that the run began with.
+_FIRST_WEIGHTS = "first_weights"
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
     "in_channels",
@@ -218,10 +220,10 @@ class RunDirectory:
             begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
         now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
-        if not self.checkpoints() and "initial_weights" in self.facts:
+        if not self.checkpoints() and _FIRST_WEIGHTS in facts:
             # Without a checkpoint to go on from it begins anew, with the weights that it began with.
-            begun["initial_weights"] = facts.get("initial_weights")
-            now["initial_weights"] = self.facts["initial_weights"]
+            begun["initial_weights"] = facts[_FIRST_WEIGHTS]
+            now["initial_weights"] = self._first_weights()
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(now, default=str))
         # What an older version of the bundle did not write down cannot be compared.
@@ -235,6 +237,10 @@ class RunDirectory:
                 f"or train anew in another --output_dir.{longer}"
             )
 
+    def _first_weights(self) -> str | None:
+        path = self.facts.get("initial_weights")
+        return None if path is None or not Path(path).is_file() else f"{Path(path).name}, {file_hash(path)}"
+
     def _add_resume(self) -> None:
         """Write down who goes on with the run: its versions may be others than those that began it."""
         path = self.path / FACTS_FILE
@@ -245,6 +251,7 @@ class RunDirectory:
         geometry = self.geometry()
         facts = {
             **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
+            _FIRST_WEIGHTS: self._first_weights(),
             "volumes": geometry,
             "settings": self.settings,
             **_process_facts(),

@@ -104,6 +104,19 @@ def test_original_recipe_is_that_of_each_method(tmp_path):
     assert names(grid.config_files("mine")) == ["train", "data_hippocampus", "method_mine", "recipe_ua_mt"]
 
 
+def test_recipes_that_no_method_of_the_grid_takes_are_not_read(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs/recipe_mine.json").write_text('{"iterations": 3,}')
+    monkeypatch.setattr("scripts.grid.definition.CONFIGS", tmp_path / "configs")
+    given = {"recipe": "original", "overrides": {"iterations": 3}}
+    assert define_grid("hippocampus", ["bcp"], **given).recipe_of("bcp") == "bcp"
+    overlay = tmp_path / "mine.json"
+    overlay.write_text(json.dumps({"original_recipe": "mine"}))
+    for options in (given, {"recipe": "mine"}):
+        with pytest.raises(BundleError, match=r"^config_file .*recipe_mine\.json cannot be read"):
+            define_grid("hippocampus", [str(overlay)], **options)
+
+
 def test_original_recipe_is_that_of_the_data_where_the_paper_has_one(tmp_path):
     overlay = tmp_path / "method_mine.json"
     overlay.write_text(json.dumps({"original_recipe": "mc_net"}))

@@ -98,19 +98,6 @@ def test_handler_starts_anew_with_each_run_and_takes_away_old_pictures(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["worst_1_three.png", "worst_case_notes.png"]
 
 
-def test_label_maps_of_cases_that_are_no_longer_evaluated_go(tmp_path):
-    run(CaseReportHandler(2, tmp_path), [item("001"), item("002")])
-    (tmp_path / "labels").mkdir()
-    for name in ("001", "002", "of_somebody"):
-        (tmp_path / "labels" / f"{name}.nii.gz").write_bytes(b"map")
-    run(CaseReportHandler(2, tmp_path), [item("002")])
-    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["002.nii.gz", "of_somebody.nii.gz"]
-    # A table that cannot be read names no cases.
-    (tmp_path / "metrics_cases.csv").write_bytes(b"")
-    run(CaseReportHandler(2, tmp_path), [item("001")])
-    assert (tmp_path / "labels" / "002.nii.gz").is_file()
-
-
 def test_handler_keeps_the_slices_of_the_worst_cases_only(tmp_path):
     handler = CaseReportHandler(2, tmp_path, num_pictures=2)
     run(handler, [item("good"), item("bad", shift=3), item("fair", shift=1), item("poor", shift=2)])

@@ -137,14 +137,19 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
-    RunDirectory(str(tmp_path), facts={"initial_weights": "first.pt"}).begin()
-    RunDirectory(str(tmp_path), facts={"initial_weights": "first.pt"}, resume=True).claim()
-    with pytest.raises(BundleError, match=r"other settings \(initial_weights was first\.pt, is None\)"):
-        RunDirectory(str(tmp_path), facts={"initial_weights": None}, resume=True).claim()
+    first, same, other = (tmp_path / name for name in ("first.pt", "moved/first.pt", "other/first.pt"))
+    for path, content in ((first, b"1"), (same, b"1"), (other, b"2")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(first)}).begin()
+    RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(same)}, resume=True).claim()
+    for weights in (None, str(other)):
+        with pytest.raises(BundleError, match=r"other settings \(initial_weights was first\.pt, \w{64}, is "):
+            RunDirectory(str(tmp_path / "run"), facts={"initial_weights": weights}, resume=True).claim()
     # A checkpoint has the weights.
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/checkpoint_000010.pt").touch()
-    RunDirectory(str(tmp_path), facts={"initial_weights": None}, resume=True).claim()
+    (tmp_path / "run/checkpoints").mkdir()
+    (tmp_path / "run/checkpoints/checkpoint_000010.pt").touch()
+    RunDirectory(str(tmp_path / "run"), facts={"initial_weights": None}, resume=True).claim()
 
 
 def test_of_long_settings_the_parts_that_differ_are_told(tmp_path):
@@ -269,7 +274,8 @@ def test_what_differs_by_its_order_is_told():
 
 def test_an_overlay_of_ones_own_stands_in_no_ones_way(tmp_path, monkeypatch, caplog):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.setattr("scripts.handlers.run_comparison.CONFIGS", tmp_path / "configs")
+    for module in ("configuration", "inference_configuration", "handlers.run_comparison"):
+        monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
     hippocampus = ConfigParser.load_config_file(ROOT / "configs/data_hippocampus.json")
     for name, change in (("a", {"ckpt_path": None}), ("b", {"ckpt_path": "$@home"}), ("brain", {"spacing": [2, 2, 2]})):
         (tmp_path / f"configs/data_{name}.json").write_text(json.dumps({**hippocampus, **change}))
@@ -277,6 +283,9 @@ def test_an_overlay_of_ones_own_stands_in_no_ones_way(tmp_path, monkeypatch, cap
     check_preprocessing(str(ROOT / "models/hippocampus/model.pt"), configuration)
     check_preprocessing("/elsewhere/model.pt", configuration)
     assert caplog.messages == []
+    (tmp_path / "mine.json").write_text(json.dumps({"ckpt_path": str(tmp_path / "missing.pt")}))
+    with pytest.raises(BundleError, match=r"missing\.pt does not exist: train first.* --data .*hippocampus"):
+        checked_configuration([str(tmp_path / "configs/inference.json"), str(tmp_path / "mine.json")], {})
 
 
 def test_shipped_weights_on_other_volumes_are_warned_of(caplog):
