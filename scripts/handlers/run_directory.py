@@ -28,8 +28,8 @@ from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, chan
 _LOCK_FILE = ".training.lock"
 #: The locks of this process, which are held until its end, by device and number of their files.
 _HELD: dict[tuple[int, int], BaseFileLock] = {}
-#: Of ``run.json``: name and hash of the file that the run began with.
-_FIRST_WEIGHTS = "first_weights"
+#: What ``run.json`` calls the hash of the file of initial weights.
+_INITIAL_HASH = "initial_weights_sha256"
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
     "in_channels",
@@ -220,10 +220,9 @@ class RunDirectory:
             begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
         now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
-        if not self.checkpoints() and _FIRST_WEIGHTS in facts:
+        if not self.checkpoints() and _INITIAL_HASH in facts:
             # Without a checkpoint to go on from it begins anew, with the weights that it began with.
-            begun["initial_weights"] = facts[_FIRST_WEIGHTS]
-            now["initial_weights"] = self._first_weights()
+            begun[_INITIAL_HASH], now[_INITIAL_HASH] = facts[_INITIAL_HASH], self._initial_hash()
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(now, default=str))
         # What an older version of the bundle did not write down cannot be compared.
@@ -237,9 +236,9 @@ class RunDirectory:
                 f"or train anew in another --output_dir.{longer}"
             )
 
-    def _first_weights(self) -> str | None:
+    def _initial_hash(self) -> str | None:
         path = self.facts.get("initial_weights")
-        return None if path is None or not Path(path).is_file() else f"{Path(path).name}, {file_hash(path)}"
+        return None if path is None or not Path(path).is_file() else file_hash(path)
 
     def _add_resume(self) -> None:
         """Write down who goes on with the run: its versions may be others than those that began it."""
@@ -251,7 +250,7 @@ class RunDirectory:
         geometry = self.geometry()
         facts = {
             **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
-            _FIRST_WEIGHTS: self._first_weights(),
+            _INITIAL_HASH: self._initial_hash(),
             "volumes": geometry,
             "settings": self.settings,
             **_process_facts(),

@@ -137,14 +137,14 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
 
 
 def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
-    first, same, other = (tmp_path / name for name in ("first.pt", "moved/first.pt", "other/first.pt"))
+    first, same, other = (tmp_path / name for name in ("first.pt", "moved/renamed.pt", "other/first.pt"))
     for path, content in ((first, b"1"), (same, b"1"), (other, b"2")):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(first)}).begin()
     RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(same)}, resume=True).claim()
     for weights in (None, str(other)):
-        with pytest.raises(BundleError, match=r"other settings \(initial_weights was first\.pt, \w{64}, is "):
+        with pytest.raises(BundleError, match=r"other settings \(initial_weights_sha256 was \w{64}, is "):
             RunDirectory(str(tmp_path / "run"), facts={"initial_weights": weights}, resume=True).claim()
     # A checkpoint has the weights.
     (tmp_path / "run/checkpoints").mkdir()
