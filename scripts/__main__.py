@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from fire.decorators import SetParseFns
 from rich.console import Console
 from rich.markup import escape
 
+from . import arguments
 from .benchmark.benchmark import run_benchmark
 from .console import check_arguments
 from .data.boxes import write_boxes
@@ -32,10 +32,9 @@ from .evaluation.montage import draw_montage
 from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
-from .files import ROOT, check_home
-from .grid.definition import define_grid, full_name, method_names
+from .files import ROOT
+from .grid.definition import define_grid, method_names
 from .grid.execution import run_cell, run_grid
-from .inference_configuration import inference_configs
 from .nifti import check_geometry, read_nifti
 from .packaging.package import Package, write_package
 from .packaging.run import run_package
@@ -73,10 +72,10 @@ def phantom(
         overwrite: replace a data set that is there.
     """
     split = generate_phantom_dataset(
-        _text("output_dir", output_dir),
+        arguments.text("output_dir", output_dir),
         num_cases=num_cases,
         size=size,
-        modality=_text("modality", modality),  # type: ignore[arg-type]
+        modality=arguments.text("modality", modality),  # type: ignore[arg-type]
         num_classes=num_classes,
         num_labeled=num_labeled,
         seed=seed,
@@ -101,13 +100,13 @@ def check(
         lists: which lists of the split to check and to describe, such as labeled,unlabeled; by default all four.
         jobs: volumes that are read at the same time.
     """
-    folder = _text("dataset_dir", dataset_dir)
+    folder = arguments.text("dataset_dir", dataset_dir)
     report = check_dataset(
         folder,
-        str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file),
-        num_classes=_optional(_whole_number, "num_classes", num_classes, at_least=2),
-        lists=_optional(_texts, "lists", lists),
-        jobs=_whole_number("jobs", jobs, at_least=1),
+        str(Path(folder) / "split.json") if split_file is None else arguments.text("split_file", split_file),
+        num_classes=arguments.optional(arguments.whole_number, "num_classes", num_classes, at_least=2),
+        lists=arguments.optional(arguments.texts, "lists", lists),
+        jobs=arguments.whole_number("jobs", jobs, at_least=1),
     )
     for problem in report.problems:
         _console.print(escape(problem))
@@ -169,29 +168,29 @@ def prepare(
         table: folder: CSV file with the columns image, label, group instead of images/ and labels/.
         **others: none; any other option is refused.
     """
-    folder = Path(_text("output_dir", output_dir))
+    folder = Path(arguments.text("output_dir", output_dir))
     splits = SplitSettings(
-        fold=fold if fold is None or fold == "all" else _whole_number("fold", fold, at_least=0),
-        num_folds=_optional(_whole_number, "num_folds", num_folds, at_least=0),
-        num_labeled=_optional(_whole_number, "num_labeled", num_labeled, at_least=1),
-        labeled=() if labeled is None else _case_names("labeled", labeled),
-        num_validation=_whole_number("num_validation", num_validation, at_least=0),
-        seed=_whole_number("seed", seed, at_least=0),
+        fold=fold if fold is None or fold == "all" else arguments.whole_number("fold", fold, at_least=0),
+        num_folds=arguments.optional(arguments.whole_number, "num_folds", num_folds, at_least=0),
+        num_labeled=arguments.optional(arguments.whole_number, "num_labeled", num_labeled, at_least=1),
+        labeled=() if labeled is None else arguments.case_names("labeled", labeled),
+        num_validation=arguments.whole_number("num_validation", num_validation, at_least=0),
+        seed=arguments.whole_number("seed", seed, at_least=0),
     )
     # Only what was given: an option of another data set is refused.
     options = dict(others)
     for key, flag in (("crop_to_label", crop_to_label), ("test_images", test_images)):
         options |= {} if flag is None else {key: true_or_false(key, flag)}
     for key, text in (("form", form), ("tumor", tumor), ("task", task), ("table", table)):
-        options |= {} if text is None else {key: _text(key, text)}
-    options |= {} if channel is None else {"channel": _whole_number("channel", channel, at_least=0)}
-    jobs = _whole_number("jobs", jobs, at_least=1)
+        options |= {} if text is None else {key: arguments.text(key, text)}
+    options |= {} if channel is None else {"channel": arguments.whole_number("channel", channel, at_least=0)}
+    jobs = arguments.whole_number("jobs", jobs, at_least=1)
     prepared = prepare_dataset(
-        _text("name", name),
-        None if source is None else Path(_text("source", source)),
+        arguments.text("name", name),
+        None if source is None else Path(arguments.text("source", source)),
         folder,
         splits=splits,
-        spacing_mm=None if spacing is None else _spacing(spacing),
+        spacing_mm=arguments.optional(arguments.spacing_mm, "spacing", spacing),
         jobs=jobs,
         **options,
     )
@@ -228,8 +227,8 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
         overwrite: replace a boxes.json that is there.
     """
     path = write_boxes(
-        _text("dataset_dir", dataset_dir),
-        _text("split_file", split_file),
+        arguments.text("dataset_dir", dataset_dir),
+        arguments.text("split_file", split_file),
         overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(escape(str(path)))
@@ -248,10 +247,10 @@ def picture(
         num_slices: slices in each of the three planes.
         overwrite: replace a picture that is there.
     """
-    volumes = {"image": _text("image", image), "prediction": _text("prediction", prediction)}
+    volumes = {"image": arguments.text("image", image), "prediction": arguments.text("prediction", prediction)}
     if reference is not None:
-        volumes["reference"] = _text("reference", reference)
-    target = Path(_text("output", output))
+        volumes["reference"] = arguments.text("reference", reference)
+    target = Path(arguments.text("output", output))
     for name, path in volumes.items():
         if Path(path).resolve() == target.resolve():
             raise BundleError(f"output must be another file than {name}, got {output} for both.")
@@ -259,7 +258,7 @@ def picture(
         raise BundleError(f"output must end in .png, got {output}.")
     if target.exists() and not true_or_false("overwrite", overwrite):
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
-    count = _whole_number("num_slices", num_slices, at_least=1)
+    count = arguments.whole_number("num_slices", num_slices, at_least=1)
     loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
     for name in list(volumes)[1:]:
         check_geometry(loaded[name], f"{name} {volumes[name]}")
@@ -305,13 +304,13 @@ def predict(
         **overrides: values by key of the configuration, such as --ckpt_path FILE or --patch_size "[96,96,96]".
     """
     predict_volumes(
-        _text("input", input),
-        _text("output_dir", output_dir),
-        _inference_files(data, config_file),
+        arguments.text("input", input),
+        arguments.text("output_dir", output_dir),
+        arguments.inference_files(data, config_file),
         overrides=overrides,
-        model=_optional(_text, "model", model),
+        model=arguments.optional(arguments.text, "model", model),
         dicom_seg=true_or_false("dicom_seg", dicom_seg),
-        class_names=_optional(_texts, "class_names", class_names),
+        class_names=arguments.optional(arguments.texts, "class_names", class_names),
         overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(escape(output_dir))
@@ -355,28 +354,28 @@ def crossval(
         reference: method that the report compares the others with.
         **overrides: further keys of the configuration for all runs, such as --iterations 3000.
     """
-    chosen = _texts("methods", methods)
+    chosen = arguments.texts("methods", methods)
     grid = define_grid(
-        _text("data", data),
+        arguments.text("data", data),
         method_names() if chosen == ["all"] else chosen,
-        folds=_optional(_whole_numbers, "folds", folds),
-        seeds=_whole_numbers("seeds", seeds),
-        recipe=_text("recipe", recipe),
-        dataset_dir=_optional(_text, "dataset_dir", dataset_dir),
-        split_file=_optional(_text, "split_file", split_file),
-        num_labeled=_optional(_whole_number, "num_labeled", num_labeled, at_least=1),
+        folds=arguments.optional(arguments.whole_numbers, "folds", folds),
+        seeds=arguments.whole_numbers("seeds", seeds),
+        recipe=arguments.text("recipe", recipe),
+        dataset_dir=arguments.optional(arguments.text, "dataset_dir", dataset_dir),
+        split_file=arguments.optional(arguments.text, "split_file", split_file),
+        num_labeled=arguments.optional(arguments.whole_number, "num_labeled", num_labeled, at_least=1),
         overrides=overrides,
     )
-    folder = _text("output_dir", output_dir)
+    folder = arguments.text("output_dir", output_dir)
     everything = grid.joined(folder)
-    reference = _optional(_method, "reference", reference)
+    reference = arguments.optional(arguments.method_name, "reference", reference)
     if reference is not None and reference not in everything.methods:
         raise BundleError(f"reference must be one of {', '.join(everything.methods)}, got {reference!r}.")
     failed = run_grid(
         grid,
         folder,
-        jobs=_whole_number("jobs", jobs, at_least=1),
-        launcher=_optional(_text, "launcher", launcher),
+        jobs=arguments.whole_number("jobs", jobs, at_least=1),
+        launcher=arguments.optional(arguments.text, "launcher", launcher),
         relaunch=true_or_false("relaunch", relaunch),
         console=_console,
     )
@@ -398,7 +397,7 @@ def cell(cell_dir: str) -> None:
     Args:
         cell_dir: folder of the run, GRID/cells/METHOD/SPLIT_seedN.
     """
-    if not run_cell(_text("cell_dir", cell_dir)):
+    if not run_cell(arguments.text("cell_dir", cell_dir)):
         raise SystemExit(1)
 
 
@@ -409,7 +408,10 @@ def report(output_dir: str, reference: str | None = None) -> None:
         output_dir: folder of the grid; the report goes to its folder report.
         reference: method that the others are compared with; by default the dual network.
     """
-    path = write_report(_text("output_dir", output_dir), reference=_optional(_method, "reference", reference))
+    path = write_report(
+        arguments.text("output_dir", output_dir),
+        reference=arguments.optional(arguments.method_name, "reference", reference),
+    )
     _console.print(f"report: {escape(str(path))}")
 
 
@@ -438,14 +440,14 @@ def robustness(
         **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
     path = study_robustness(
-        _text("dataset_dir", dataset_dir),
-        _text("split_file", split_file),
-        _text("output_dir", output_dir),
-        _inference_files(data, config_file),
+        arguments.text("dataset_dir", dataset_dir),
+        arguments.text("split_file", split_file),
+        arguments.text("output_dir", output_dir),
+        arguments.inference_files(data, config_file),
         overrides=overrides,
-        changes=_optional(_texts, "changes", changes),
-        num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
-        seed=_whole_number("seed", seed, at_least=0),
+        changes=arguments.optional(arguments.texts, "changes", changes),
+        num_cases=arguments.optional(arguments.whole_number, "num_cases", num_cases, at_least=1),
+        seed=arguments.whole_number("seed", seed, at_least=0),
     )
     _console.print(escape(path.read_text(encoding="utf-8")))
 
@@ -471,12 +473,12 @@ def uncertainty(
         **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
     path = study_uncertainty(
-        _text("dataset_dir", dataset_dir),
-        _text("split_file", split_file),
-        _text("output_dir", output_dir),
-        _inference_files(data, config_file),
+        arguments.text("dataset_dir", dataset_dir),
+        arguments.text("split_file", split_file),
+        arguments.text("output_dir", output_dir),
+        arguments.inference_files(data, config_file),
         overrides=overrides,
-        num_cases=_optional(_whole_number, "num_cases", num_cases, at_least=1),
+        num_cases=arguments.optional(arguments.whole_number, "num_cases", num_cases, at_least=1),
     )
     _console.print(escape(path.read_text(encoding="utf-8")))
 
@@ -517,26 +519,26 @@ def benchmark(
         device: such as cpu or cuda:0; by default a GPU if there is one.
         overwrite: replace the report of an earlier call.
     """
-    folder = str(_PHANTOM_DIR) if dataset_dir is None else _text("dataset_dir", dataset_dir)
-    splits = str(Path(folder) / "split.json") if split_file is None else _text("split_file", split_file)
-    names, number = _texts("parts", parts), _whole_number("num_cases", num_cases, at_least=1)
+    folder = str(_PHANTOM_DIR) if dataset_dir is None else arguments.text("dataset_dir", dataset_dir)
+    splits = str(Path(folder) / "split.json") if split_file is None else arguments.text("split_file", split_file)
+    names, number = arguments.texts("parts", parts), arguments.whole_number("num_cases", num_cases, at_least=1)
     # Only what is segmented needs a test list: a training on a whole data set has none.
     is_segmented = "inference" in names
     cases = study_cases(folder, splits, num_cases=number, phantom_dir=_PHANTOM_DIR) if is_segmented else []
-    overlay = _optional(_text, "data", data)
+    overlay = arguments.optional(arguments.text, "data", data)
     line = run_benchmark(
-        _text("output_dir", output_dir),
+        arguments.text("output_dir", output_dir),
         cases,
-        inference_configs(overlay),
+        arguments.inference_files(overlay, None),
         training_overlays=[f"data_{overlay}"] if overlay and dataset_dir else [],
         training_data={"dataset_dir": folder, "split_file": splits} if dataset_dir else None,
         parts=names,
-        patch_size=_optional(_sizes, "patch_size", patch_size),
-        strides=_optional(_sizes, "strides", strides),
-        num_steps=_whole_number("num_steps", num_steps, at_least=1),
-        pool_sizes=_whole_numbers("pool_sizes", pool_sizes),
-        ckpt_path=_optional(_text, "ckpt_path", ckpt_path),
-        device=_optional(_text, "device", device),
+        patch_size=arguments.optional(arguments.three_sizes, "patch_size", patch_size),
+        strides=arguments.optional(arguments.three_sizes, "strides", strides),
+        num_steps=arguments.whole_number("num_steps", num_steps, at_least=1),
+        pool_sizes=arguments.whole_numbers("pool_sizes", pool_sizes),
+        ckpt_path=arguments.optional(arguments.text, "ckpt_path", ckpt_path),
+        device=arguments.optional(arguments.text, "device", device),
         overwrite=true_or_false("overwrite", overwrite),
         show=lambda text: _console.print(escape(text)),
     )
@@ -567,10 +569,10 @@ def package(
         overwrite: replace what an earlier call left.
     """
     bundle = task_package(
-        _text("task", task),
-        weights=_optional(_text, "weights", weights),
+        arguments.text("task", task),
+        weights=arguments.optional(arguments.text, "weights", weights),
         without_weights=true_or_false("without_weights", without_weights),
-        data=_optional(_text, "data", data),
+        data=arguments.optional(arguments.text, "data", data),
     )
     _write_package(bundle, output_dir, triton, large_files_url, overwrite)
 
@@ -605,13 +607,13 @@ def package_run(
         overwrite: replace what an earlier call left.
     """
     bundle = run_package(
-        _text("run_dir", run_dir),
-        _text("name", name),
-        modality=_text("modality", modality),
-        data_source=_free_text("data_source", data_source),
-        authors=_free_text("authors", authors),
-        weights=_optional(_text, "weights", weights),
-        version=_text("version", version),
+        arguments.text("run_dir", run_dir),
+        arguments.text("name", name),
+        modality=arguments.text("modality", modality),
+        data_source=arguments.free_text("data_source", data_source),
+        authors=arguments.free_text("authors", authors),
+        weights=arguments.optional(arguments.text, "weights", weights),
+        version=arguments.text("version", version),
     )
     _write_package(bundle, output_dir, triton, large_files_url, overwrite)
 
@@ -625,9 +627,12 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
         output: file of weights to write; method_supervised_vnet.json and method_supervised_resnet_vnet.json take it.
         overwrite: replace a file that is there.
     """
-    path = _text("output", output)
+    path = arguments.text("output", output)
     extract_network(
-        _text("ckpt_path", ckpt_path), _text("network", network), path, overwrite=true_or_false("overwrite", overwrite)
+        arguments.text("ckpt_path", ckpt_path),
+        arguments.text("network", network),
+        path,
+        overwrite=true_or_false("overwrite", overwrite),
     )
     _console.print(escape(path))
 
@@ -635,102 +640,20 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
 def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_url: Any, overwrite: Any) -> None:
     paths = write_package(
         bundle,
-        _text("output_dir", output_dir),
+        arguments.text("output_dir", output_dir),
         triton=true_or_false("triton", triton),
-        large_files_url=_optional(_text, "large_files_url", large_files_url),
+        large_files_url=arguments.optional(arguments.text, "large_files_url", large_files_url),
         overwrite=true_or_false("overwrite", overwrite),
     )
     for path in paths:
         _console.print(escape(str(path)))
 
 
-# Fire turns words into whatever Python they look like, so each argument is looked at before it is used.
-
-
-def _whole_number(name: str, value: Any, *, at_least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise BundleError(f"{name} must be a whole number of at least {at_least}, got {value!r}.")
-    return value
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise BundleError(f"{name} must be a string, got the number {value}: write a path with ./ in front of it.")
-    if not isinstance(value, str) or not value:
-        raise BundleError(f"{name} must be a string, got {value!r}.")
-    # Most texts are paths.
-    check_home(name, value)
-    return value
-
-
-def _free_text(name: str, value: Any) -> str:
-    # Words with commas between them have become a tuple, digits a number.
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    if not text:
-        raise BundleError(f"{name} must be a string, got {value!r}.")
-    return text
-
-
-def _texts(name: str, value: Any) -> list[str]:
-    words = value.split(",") if isinstance(value, str) else value
-    if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
-        raise BundleError(f"{name} must be strings with commas between them, got {value!r}.")
-    return [word.strip() for word in words]
-
-
-def _whole_numbers(name: str, value: Any) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    for number in values:
-        _whole_number(name, number, at_least=0)
-    if len(set(values)) != len(values):
-        raise BundleError(f"{name} must be different numbers, got {value!r}.")
-    return values
-
-
-def _case_names(name: str, value: Any) -> list[str]:
-    if isinstance(value, str) and os.path.isfile(value):
-        try:
-            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
-        return [line.strip() for line in lines if line.strip()]
-    return _texts(name, value)
-
-
-def _sizes(name: str, value: Any) -> list[int]:
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
-        raise BundleError(f"{name} must be three whole numbers, such as [96,96,96], got {value!r}.")
-    return [_whole_number(name, size, at_least=1) for size in value]
-
-
-def _spacing(value: Any) -> list[float]:
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
-    if len(numbers) != 3 or not all(type(number) in (int, float) and 0 < number < float("inf") for number in numbers):
-        raise BundleError(f"spacing must be one or three sizes above 0 mm, got {value!r}.")
-    return [float(number) for number in numbers]
-
-
-def _inference_files(data: Any, config_file: Any) -> list[str]:
-    if config_file is None:
-        return inference_configs(_optional(_text, "data", data))
-    if data is not None:
-        raise BundleError("data names a configuration file as config_file does: give one of the two.")
-    return _texts("config_file", config_file)
-
-
-def _method(name: str, value: Any) -> str:
-    return full_name(_text(name, value))
-
-
-def _optional(check: Callable[..., Any], name: str, value: Any, **limits: int) -> Any:
-    return None if value is None else check(name, value, **limits)
-
-
-def main(arguments: Any = None) -> None:
+def main(words: Any = None) -> None:
     """Run a command and report a mistake in one line.
 
     Args:
-        arguments: the words of the command line, by default those of this process.
+        words: the words of the command line, by default those of this process.
     """
     commands: dict[str, Callable[..., Any]] = {
         "phantom": phantom,
@@ -756,7 +679,7 @@ def main(arguments: Any = None) -> None:
     # Who stops this process must stop the training of a cell too, and leave no temporary folder behind.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if words is None else words)
     try:
         # Fire runs a command with the arguments that it knows, and complains of the others afterwards.
         if words and words[0] in commands:

@@ -77,8 +77,10 @@ ALLOWED = {
         "trainer",
         "weights",
     },
+    "arguments": {"errors", "files", "grid.definition", "inference_configuration"},
     "__main__": {
         "errors",
+        "arguments",
         "benchmark",
         "console",
         "data",
@@ -86,7 +88,6 @@ ALLOWED = {
         "export",
         "files",
         "grid",
-        "inference_configuration",
         "nifti",
         "packaging",
         "predict",
