@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .data.splits import composed
 from .errors import BundleError
 from .files import check_home
 from .grid.definition import full_name
@@ -87,8 +88,8 @@ def case_names(name: str, value: Any) -> list[str]:
             lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
-        return [line.strip() for line in lines if line.strip()]
-    return texts(name, value)
+        return [composed(line.strip()) for line in lines if line.strip()]
+    return [composed(case) for case in texts(name, value)]
 
 
 def three_sizes(name: str, value: Any) -> list[int]:

@@ -25,11 +25,12 @@ class FolderInUseError(BundleError):
     """Another process is at work in a folder."""
 
 
-def lock_folder(path: Path) -> BaseFileLock | None:
+def lock_folder(path: Path, *, wait_seconds: float = 0.0) -> BaseFileLock | None:
     """Keep other processes out of a folder, until the lock is released or this process ends.
 
     Args:
         path: the file to lock, in the folder; made when it is missing, as the folder is.
+        wait_seconds: how long to wait for another process.
 
     Returns:
         the lock; None, with a warning, where the file system has no locks.
@@ -40,7 +41,7 @@ def lock_folder(path: Path) -> BaseFileLock | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_seconds)
     except (Timeout, NotImplementedError) as error:
         # The same in both cases: a file system without locks, too, ends in a time-out.
         if _is_locked(path):
@@ -51,11 +52,12 @@ def lock_folder(path: Path) -> BaseFileLock | None:
 
 
 @contextmanager
-def locked_folder(path: Path) -> Iterator[None]:
+def locked_folder(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keep other processes out of a folder for the time of a block.
 
     Args:
         path: see :func:`lock_folder`.
+        wait_seconds: see there.
 
     Yields:
         nothing.
@@ -63,7 +65,7 @@ def locked_folder(path: Path) -> Iterator[None]:
     Raises:
         FolderInUseError: see there.
     """
-    lock = lock_folder(path)
+    lock = lock_folder(path, wait_seconds=wait_seconds)
     try:
         yield
     finally:

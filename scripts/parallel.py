@@ -114,6 +114,12 @@ def from_first_process(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def wait_for_processes() -> None:
+    """Wait until every process has come here."""
+    if num_processes() > 1:
+        torch.distributed.barrier()
+
+
 class SynchronizedBatchNorm3d(nn.BatchNorm3d):
     """Batch normalization by the mean and variance of the batches of all processes, on any device.
 

@@ -252,6 +252,7 @@ def _series_at(path: Path) -> list[DicomSeries]:
     if not path.is_dir():
         raise BundleError(f"input must be {_INPUTS}, got {path}.")
     if volumes_in(path):
+        check_capitals("input", path)
         return []
     try:
         return find_series(path, follow_links=True)

@@ -30,7 +30,9 @@ def read_tensors(path: str | Path) -> Any:
         its content, on the CPU.
 
     Raises:
-        DamagedFileError: when it cannot be read or a checksum is wrong, which ``torch.load`` alone does not notice.
+        DamagedFileError: when it is missing, cannot be read or a checksum is wrong, which ``torch.load`` alone does not
+            notice.
+        PermissionError: when it may not be read: nothing is known of its content then.
     """
     try:
         with ZipFile(path) as archive:
@@ -38,6 +40,8 @@ def read_tensors(path: str | Path) -> Any:
         if broken is not None:
             raise DamagedFileError(f"the checksum of {broken} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
     # A damaged file makes zip and unpickling fail in a dozen unrelated ways.
     except Exception as error:
         raise DamagedFileError(f"{path} is damaged ({one_line(error)})") from error

@@ -77,7 +77,7 @@ ALLOWED = {
         "trainer",
         "weights",
     },
-    "arguments": {"errors", "files", "grid.definition", "inference_configuration"},
+    "arguments": {"errors", "data.splits", "files", "grid.definition", "inference_configuration"},
     "__main__": {
         "errors",
         "arguments",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 
 import pytest
 from filelock import FileLock
@@ -26,6 +27,16 @@ def test_a_folder_is_locked_for_the_time_of_a_block(tmp_path):
     lock = lock_folder(file)
     assert lock is not None
     lock.release()
+
+
+def test_another_process_is_waited_for(tmp_path):
+    file = tmp_path / ".lock"
+    lock = lock_folder(file)
+    release = threading.Timer(0.3, lock.release)
+    release.start()
+    with locked_folder(file, wait_seconds=10):
+        assert not lock.is_locked
+    release.join()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -307,6 +307,9 @@ def test_capitals_are_told_of(weights, tmp_path):
     for place in (tmp_path / "scans", tmp_path / "scans" / "A.NII.GZ"):
         with assert_refused(r"^input .*: A\.NII\.GZ would be left out, .*: rename it\.$"):
             segment(place, tmp_path / "out", weights)
+    (tmp_path / "scans" / "b.nii.gz").write_bytes(b"")
+    with assert_refused(r"^input .*: A\.NII\.GZ would be left out, .*: rename it\.$"):
+        segment(tmp_path / "scans", tmp_path / "out", weights)
 
 
 def test_nothing_is_replaced_unasked(study, weights, tmp_path):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import SMALL
 from torch import nn
 
+from scripts.console import describe_mistake
 from scripts.errors import BundleError
 from scripts.networks.dual_network import DualNetwork
 from scripts.networks.single_network import SingleNetwork
@@ -97,6 +99,16 @@ def test_other_file(weights, content):
     weights.write_bytes(content)
     with pytest.raises(BundleError, match=r"model\.pt cannot be read as a file of weights"):
         check_weights(str(weights), make_network())
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(weights, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("scripts.weights.ZipFile", refuse)
+    with pytest.raises(PermissionError) as caught:
+        check_weights(str(weights), make_network())
+    assert describe_mistake(caught.value) == f"{weights}: Permission denied"
 
 
 def test_no_code_of_the_file_is_run(weights):

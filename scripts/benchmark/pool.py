@@ -158,9 +158,10 @@ def measure_starts(overlays: Sequence[str] = (), *, overrides: Mapping[str, Any]
         a row each: ``start``, ``seconds_to_first_step``, ``seconds_per_iteration``, ``waiting_share``.
     """
     rows = []
-    with TemporaryDirectory() as folder:
+    given = overrides or {}
+    with TemporaryDirectory() as folder, _phantoms_unless(overlays or "dataset_dir" in given) as options:
         for start in ("first", "from the cache on disk"):
-            waiting = measure_waiting(overlays, overrides={**(overrides or {}), "cache_dir": folder})
+            waiting = measure_waiting(overlays, overrides={**options, **given, "cache_dir": folder})
             rows.append({"start": start, **asdict(waiting), "waiting_share": waiting.waiting_share})
     return pd.DataFrame(rows).drop(columns="seconds_per_step")
 

@@ -23,6 +23,9 @@ from ..nifti import volume_name, write_volume
 
 CASE_KEY = "case"
 _SUFFIX = ".nii.gz"
+_MAX_BYTES = 150
+#: What a training writes first into its folder.
+_RUN_FILE = "run.json"
 
 
 def case_name(item: Mapping[Any, Any]) -> str:
@@ -58,7 +61,9 @@ def case_file_name(case: str) -> str:
     Returns:
         The name itself where every file system takes it, otherwise a like one that no other case gets.
     """
-    safe = re.sub(r"[^\w.+-]+", "_", case)[:100].strip(".")
+    # File systems count bytes, of which a letter can have four.
+    start = re.sub(r"[^\w.+-]+", "_", case)[:100].encode()[:_MAX_BYTES]
+    safe = start.decode(errors="ignore").strip(".")
     return safe if safe and safe == case else f"{safe or 'case'}_{hashlib.sha256(case.encode()).hexdigest()[:8]}"
 
 
@@ -88,18 +93,18 @@ def check_labels_dir(
         labels_dir: folder where label maps will be written; None where none will be.
         cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.cases.load_cases`;
             called unless labels_dir is None.
-        own_dir: folder of the run or of its evaluation; label maps in it are the run's own, and need no permission.
+        own_dir: folder of a run or of its evaluation; label maps in it are the run's own, and need no permission.
         overwrite: replace label maps that are there.
 
     Raises:
-        BundleError: when a map of one of these cases would replace an image or a label, or, outside own_dir and without
-            overwrite, anything else.
+        BundleError: when a map of one of these cases would replace an image or a label, or, without overwrite, anything
+            else but what the run has written.
     """
     if labels_dir is None:
         return
     items = [item for entries in cases().values() for item in entries]
     files = {os.path.realpath(item[key]) for item in items for key in ("image", "label", "unlabeled") if key in item}
-    may_replace = str2bool(overwrite) or Path(labels_dir).resolve().is_relative_to(Path(own_dir).resolve())
+    may_replace = str2bool(overwrite) or _is_of_run(Path(labels_dir).resolve(), Path(own_dir).resolve())
     for item in items:
         path = label_map_path(labels_dir, str(item.get(CASE_KEY, "")))
         if os.path.realpath(path) in files:
@@ -109,6 +114,12 @@ def check_labels_dir(
                 f"labels_dir {labels_dir} already holds {path.name}: replace it by --overwrite true, or choose another "
                 "--labels_dir."
             )
+
+
+def _is_of_run(labels_dir: Path, own_dir: Path) -> bool:
+    """Tell the folder of a run from one that only has been named like it."""
+    in_run = any((folder / _RUN_FILE).is_file() for folder in (own_dir, own_dir.parent))
+    return in_run and labels_dir.is_relative_to(own_dir)
 
 
 class SaveLabelMapd(MapTransform):

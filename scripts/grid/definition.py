@@ -20,6 +20,7 @@ from ..configuration import check_overrides, read_configuration, read_configurat
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, write_json
+from ..locks import locked_folder
 from ..settings import check_settings
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _BOTH_DATA_RECIPE = "paper"
 #: What the tables of the papers call a method of the bundle.
 SHORT_NAMES = {"supervised": "supervised_vnet"}
 GRID_FILE = "grid.json"
+_LOCK_FILE = ".grid.lock"
 CELL_FILE = "cell.json"
 #: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
 OWN_KEYS = (
@@ -268,8 +270,10 @@ class Grid:
         Raises:
             BundleError: see :meth:`joined`.
         """
-        content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
-        write_json(Path(output_dir) / GRID_FILE, content)
+        # Two calls at the same time must not forget each other's methods.
+        with locked_folder(Path(output_dir) / _LOCK_FILE, wait_seconds=10):
+            content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
+            write_json(Path(output_dir) / GRID_FILE, content)
 
     def _merge(self, new: Grid, path: Path) -> Grid:
         for name in ("data", "recipe", "dataset_dir", "overrides"):

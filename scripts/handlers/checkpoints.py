@@ -23,7 +23,7 @@ from torch import nn
 
 from ..errors import BundleError
 from ..files import replacing
-from ..parallel import is_main_process, process_rank
+from ..parallel import from_first_process, is_main_process, process_rank, wait_for_processes
 from ..weights import DamagedFileError, read_tensors, write_tensors
 from .run_directory import RunDirectory
 
@@ -97,6 +97,7 @@ class Checkpoints:
         self.best_iteration = 0
         self.iteration = 0
         self._started = False
+        self._begun = False
         self._logger = logging.getLogger(__name__)
 
     def attach(self, engine: Any) -> None:
@@ -121,8 +122,11 @@ class Checkpoints:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
     def _count(self, engine: Any) -> None:
-        # Before any other handler of the iteration writes.
-        self.run_directory.begin()
+        # Before any other handler of the iteration writes, in this process or in another.
+        if not self._begun:
+            self.run_directory.begin()
+            wait_for_processes()
+            self._begun = True
         engine.data_loader.write_unreadable()
         self.iteration = engine.state.iteration
 
@@ -151,6 +155,8 @@ class Checkpoints:
             self._save(engine)
         if is_main_process():
             write_tensors(self.run_directory.path / "model_final.pt", _weights_on_cpu(self.network))
+            if self.best_metric is not None:
+                self._logger.info("best validation: %.4f at iteration %d", self.best_metric, self.best_iteration)
             self._logger.info(
                 "finished at iteration %d: %s", engine.state.iteration, self.run_directory.path / "model_final.pt"
             )
@@ -169,6 +175,7 @@ class Checkpoints:
 
     def _restore(self, engine: Any) -> None:
         content = self._newest_readable()
+        self._check_agreement(content["iteration"])
         try:
             self.method.load_state_dict(content["method"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -193,6 +200,16 @@ class Checkpoints:
             # The checkpoint is of the main process: the others must draw another dropout, and not that of their start.
             manual_seed((torch.initial_seed() + self.iteration + process_rank()) % 2**32)
         self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
+
+    def _check_agreement(self, iteration: int) -> None:
+        """Refuse processes that would go on from different checkpoints: nothing would make them equal again."""
+        device = next(self.network.parameters()).device
+        first = int(from_first_process(torch.tensor(iteration, device=device)))
+        if first != iteration:
+            raise BundleError(
+                f"output_dir {self.run_directory.path}: process {process_rank()} reads the checkpoint of iteration "
+                f"{iteration}, the first one that of {first}: resume when all see the same files."
+            )
 
     def _newest_readable(self) -> dict[str, Any]:
         for path in self.run_directory.checkpoints():

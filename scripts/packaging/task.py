@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from ..configuration import named_weights
 from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
 from ..handlers.run_comparison import check_preprocessing
@@ -86,11 +87,10 @@ def _weights_of(data: str, weights: str | Path | None, *, without_weights: bool)
             raise BundleError("weights and without_weights must not both be given.")
         return None
     if weights is None:
-        overlay = ConfigParser.load_config_file(CONFIGS / f"data_{data}.json")
-        source = Path(ConfigParser({**overlay, "bundle_root": str(ROOT)}).get_parsed_content("ckpt_path"))
+        source = named_weights(ConfigParser.load_config_file(CONFIGS / f"data_{data}.json"))
     else:
         source = Path(weights)
-    if not source.is_file():
+    if source is None or not source.is_file():
         raise BundleError(
             f"weights {source} do not exist: name a file by --weights, or package without by --without_weights true."
         )

@@ -12,8 +12,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from monai.metrics import calibration_binning
 from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
@@ -73,11 +71,16 @@ def calibration_bins(probabilities: npt.NDArray, label: npt.NDArray[np.integer],
     Returns:
         fifteen bins of equal width; those without a voxel hold 0.
     """
-    confidence = torch.from_numpy(probabilities.max(axis=0)[region].astype(np.float32))
-    right = torch.from_numpy((probabilities.argmax(axis=0) == label)[region].astype(np.float32))
-    bins = calibration_binning(confidence[None, None], right[None, None], num_bins=_NUM_BINS)
-    confidence_of, accuracy_of, voxels = (np.nan_to_num(values[0, 0].double().numpy()) for values in bins)
-    return Bins(confidence_of, accuracy_of, voxels)
+    confidence = probabilities.max(axis=0)[region].astype(np.float64)
+    right = (probabilities.argmax(axis=0) == label)[region]
+    # In float64: monai.metrics.calibration_binning adds voxels one by one in float32, which loses the small addends of
+    # a million voxels and all beyond 2**24.
+    bins = np.minimum((confidence * _NUM_BINS).astype(np.intp), _NUM_BINS - 1)
+    voxels, sum_of_confidence, num_right = (
+        np.bincount(bins, weights, minlength=_NUM_BINS).astype(np.float64) for weights in (None, confidence, right)
+    )
+    counted = np.maximum(voxels, 1)
+    return Bins(sum_of_confidence / counted, num_right / counted, voxels)
 
 
 def pool_bins(parts: Sequence[Bins]) -> Bins:

@@ -67,6 +67,20 @@ def test_the_second_start_finds_the_volumes_of_the_first(monkeypatch):
     assert starts["waiting_share"].tolist() == [0.25, 0.25]
 
 
+def test_both_starts_are_of_the_same_phantoms(monkeypatch):
+    folders = []
+
+    def measure(overlays, overrides):
+        assert Path(overrides["dataset_dir"], "images").is_dir()
+        folders.append(overrides["dataset_dir"])
+        return WaitingMeasurement(seconds_to_first_step=3, seconds_per_iteration=4, seconds_per_step=3)
+
+    monkeypatch.setattr(pool, "measure_waiting", measure)
+    measure_starts()
+    first, second = folders
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("measure", "message"),
     [

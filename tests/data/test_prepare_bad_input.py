@@ -12,11 +12,13 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import assert_refused
 from dicom_series import write_series
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless
 
 from scripts.__main__ import main
+from scripts.data.prepare.archive import unpack
 from scripts.data.prepare.folds import shipped_splits
 
 SHAPE = (12, 11, 6)
@@ -224,6 +226,21 @@ def test_a_task_whose_list_leads_out(source, bad_lines, tmp_path):
     entries = [{"image": name, "label": name.replace("images", "labels")} for name in names]
     (source / "dataset.json").write_text(json.dumps({"training": entries}))
     assert "leads out of" in bad_lines(name="decathlon")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
+def test_an_archive_with_a_wrong_bit(suffix, tmp_path):
+    (tmp_path / "scan.raw").write_bytes(np.random.default_rng(0).integers(0, 99, 30_000, dtype=np.uint8).tobytes())
+    archive = tmp_path / f"scans.tar.{suffix}"
+    with tarfile.open(archive, f"w:{suffix}") as tar:
+        tar.add(tmp_path / "scan.raw", "scan.raw")
+    assert (unpack(archive, tmp_path / "good") / "scan.raw").read_bytes() == (tmp_path / "scan.raw").read_bytes()
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with assert_refused(rf"^{archive} cannot be unpacked, the download may be incomplete: "):
+        unpack(archive, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize("kind", ["link", "outside", "absolute", "truncated"])

@@ -45,7 +45,14 @@ def test_a_safe_name_stays(case):
 
 @pytest.mark.parametrize(
     ("case", "pattern"),
-    [("../up: x", r"_up_x_\w{8}"), ("", r"case_\w{8}"), ("..", r"case_\w{8}"), (300 * "a", r"a{100}_\w{8}")],
+    [
+        ("../up: x", r"_up_x_\w{8}"),
+        ("", r"case_\w{8}"),
+        ("..", r"case_\w{8}"),
+        (300 * "a", r"a{100}_\w{8}"),
+        # Three bytes each, of which a name of a file holds 255.
+        (78 * "肝", r"肝{50}_\w{8}"),
+    ],
 )
 def test_any_other_name_becomes_one_of_its_own(case, pattern):
     assert re.fullmatch(pattern, case_file_name(case))
@@ -74,9 +81,15 @@ def test_label_maps_of_others_are_replaced_by_permission_alone(tmp_path):
         with assert_refused(r"labels_dir .* already holds a\.nii\.gz: replace it by --overwrite true, or"):
             check_labels_dir(str(folder), cases, own_dir=str(tmp_path / own_dir), overwrite="false")
     check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "run"), overwrite="true")
-    # Those of the run itself stay from one that was stopped.
+    # A folder that is only named as that of an evaluation may hold maps that somebody has corrected.
     (tmp_path / "link").symlink_to(folder)
-    for own_dir in (tmp_path, folder, tmp_path / "link"):
+    own_dirs = (tmp_path, folder, tmp_path / "link")
+    for own_dir in own_dirs:
+        with assert_refused(r"already holds a\.nii\.gz: replace it by --overwrite true, or"):
+            check_labels_dir(str(folder), cases, own_dir=str(own_dir))
+    # Those of the run itself stay from one that was stopped.
+    (tmp_path / "run.json").touch()
+    for own_dir in own_dirs:
         check_labels_dir(str(folder), cases, own_dir=str(own_dir))
 
 

@@ -133,6 +133,22 @@ def test_all_methods_are_shown_on_the_same_slice(folder, monkeypatch):
     assert different[0] < different[1]
 
 
+def test_labels_that_are_stored_with_a_scale_are_those_of_whole_numbers(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(gallery_module, "_draw_outlines", lambda axes, view: drawn.append(view))
+    gallery(read_grid(folder), "a", folder / "report")
+    stored_whole, drawn[:] = list(drawn), []
+    for path in (folder / "data").glob("*_label.nii.gz"):
+        volume = nib.load(path)
+        values = volume.get_fdata() * (1 - 2.3e-10)
+        nib.save(nib.Nifti1Image(values, volume.affine), path)
+    _, remarks = gallery(read_grid(folder), "a", folder / "report")
+    assert remarks == []
+    for view, expected in zip(drawn, stored_whole, strict=True):
+        np.testing.assert_array_equal(view.prediction, expected.prediction)
+        np.testing.assert_array_equal(view.reference, expected.reference)
+
+
 def test_outlines_stand_out_from_bright_and_dark_surroundings():
     for brightness in (0.0, 0.85, 1.0):
         figure = Figure(figsize=(1, 1), dpi=400)

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
+from scripts.grid import definition
 from scripts.grid.definition import Cell, Grid, define_grid, method_names
 
 
@@ -299,6 +302,26 @@ def test_grid_file_is_read_back_and_grows(tmp_path):
     merged = Grid.read(tmp_path)
     assert merged.methods == ("luseg", "dual_network")
     assert merged.seeds == (0, 1)
+
+
+def test_calls_at_the_same_time_do_not_forget_each_other(tmp_path, monkeypatch):
+    define_grid("hippocampus", ["luseg"]).write(tmp_path)
+    waited = []
+    monkeypatch.setattr(definition, "locked_folder", partial(locked_folder_of_a_test, waited))
+    define_grid("hippocampus", ["mcf"]).write(tmp_path)
+    # While it was waited for the lock, another call has written.
+    assert waited == [tmp_path / ".grid.lock"]
+    assert Grid.read(tmp_path).methods == ("luseg", "bcp", "mcf")
+
+
+@contextlib.contextmanager
+def locked_folder_of_a_test(waited, path, *, wait_seconds):
+    """A lock that another call had until now."""
+    assert wait_seconds > 0
+    if not waited:
+        waited.append(path)
+        define_grid("hippocampus", ["bcp"]).write(path.parent)
+    yield
 
 
 @pytest.mark.parametrize(

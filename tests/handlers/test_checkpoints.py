@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import assert_refused
 from ignite.engine import Engine, Events
 
 from scripts.errors import BundleError
@@ -24,14 +25,14 @@ NAN = float("nan")
 class Training:
     """A trainer that adds 1 to its only weight at each iteration, and an evaluator with metrics from a list."""
 
-    def __init__(self, folder, metrics, *, resume=False, **options):
+    def __init__(self, folder, metrics, *, resume=False, overwrite=False, **options):
         self.network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.network.weight)
         optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
         self.evaluator = Engine(self._measure)
         self.checkpoints = Checkpoints(
-            RunDirectory(str(folder), resume=resume),
+            RunDirectory(str(folder), resume=resume, overwrite=overwrite),
             self.network,
             self.network,
             optimizer,
@@ -107,6 +108,26 @@ def test_the_newest_checkpoints_are_kept(tmp_path, options, kept):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         f"checkpoint_{iteration:08d}.pt" for iteration in kept
     ]
+
+
+def test_processes_that_see_other_checkpoints_are_not_resumed(tmp_path, monkeypatch):
+    Training(tmp_path, [0.2, 0.5], interval=1)
+    (tmp_path / "model_final.pt").unlink()
+    monkeypatch.setattr("scripts.handlers.checkpoints.from_first_process", lambda tensor: torch.full_like(tensor, 1))
+    with assert_refused("process 0 reads the checkpoint of iteration 2, the first one that of 1: resume when all see"):
+        Training(tmp_path, [None, None, 0.3], resume=True, interval=1)
+
+
+def test_all_processes_write_after_the_first_has_cleared_the_folder(tmp_path, monkeypatch):
+    Training(tmp_path, [0.2])
+    (tmp_path / "unreadable_cases.txt").write_text("of the run before\n")
+    seen = []
+    monkeypatch.setattr(
+        "scripts.handlers.checkpoints.wait_for_processes",
+        lambda: seen.append((tmp_path / "unreadable_cases.txt").exists()),
+    )
+    Training(tmp_path, [0.2, 0.5], overwrite=True)
+    assert seen == [False]
 
 
 def test_weights_are_saved_for_machines_without_the_device(tmp_path):

@@ -75,6 +75,19 @@ def test_bins_of_several_cases_are_those_of_all_their_voxels():
         np.testing.assert_allclose(pooled, whole, atol=1e-6)
 
 
+def test_no_voxel_of_a_large_volume_is_lost():
+    # So many voxels and so small addends that sums in float32 lose them.
+    num_voxels = 3_000_000
+    confidence = np.linspace(0.98, 1, num_voxels)
+    label = (np.arange(num_voxels) % 200 == 0).astype(int)
+    volume = (num_voxels, 1, 1)
+    probabilities = np.stack([confidence, 1 - confidence]).reshape(2, *volume)
+    bins = calibration_bins(probabilities, label.reshape(volume), np.ones(volume, dtype=bool))
+    assert bins.voxels.sum() == num_voxels
+    assert bins.accuracy[-1] == pytest.approx(0.995, abs=1e-9)
+    assert expected_calibration_error(bins) == pytest.approx(0.005, abs=1e-9)
+
+
 def test_perfect_calibration_has_no_error_and_no_voxel_has_none():
     probabilities = np.full((2, 4, 1, 1), 0.5)
     probabilities[0] += 0.25

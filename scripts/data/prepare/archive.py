@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from ...errors import BundleError
 from ..splits import is_inside
+
+_CHUNK_BYTES = 2**20
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -42,8 +46,11 @@ def unpack(archive: Path, folder: Path) -> Path:
                 if not is_inside(target, temporary):
                     raise BundleError(f"{archive}: {member.name} leads out of the folder to unpack into.")
                 _write(tar, member, target)
+            # The checksum of a compressed file stands behind all that tar reads.
+            while tar.fileobj is not None and tar.fileobj.read(_CHUNK_BYTES):
+                pass
         os.replace(temporary, folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         # The system names the file where the disk is full; a broken archive does not.
         if isinstance(error, OSError) and error.filename is not None:
             raise

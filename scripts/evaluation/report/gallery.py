@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...errors import BundleError
-from ...nifti import read_nifti
+from ...nifti import read_nifti, rounded
 from ..canvas import new_figure, save_figure
 from ..label_maps import label_map_path
 from ..pictures import View, class_color, class_handles, draw_panel, outline, select_views
@@ -151,7 +151,7 @@ def _panels(grid: GridResults, cells: Mapping[str, CellResult], case: str) -> li
     volume = read_nifti(files["image"])
     image, affine = np.asanyarray(volume.dataobj), volume.affine
     paths = {"reference": files["label"], **{method: _label_files(cell)[case] for method, cell in cells.items()}}
-    maps = {name: np.asanyarray(read_nifti(path).dataobj) for name, path in paths.items()}
+    maps = {name: rounded(np.asanyarray(read_nifti(path).dataobj)) for name, path in paths.items()}
     for name, labels in maps.items():
         if labels.shape != image.shape:
             raise BundleError(f"the label map of {name} has shape {labels.shape}, its image {image.shape}.")
