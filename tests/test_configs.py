@@ -10,12 +10,15 @@ import re
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_net_in_out
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose
 from test_boundaries import MODULES, imports_of
 
 from scripts.handlers.run_comparison import _PREPROCESSING_KEYS
@@ -240,6 +243,34 @@ def test_images_are_prepared_in_inference_as_in_training():
         inference["preprocessing"]["transforms"],
     ):
         assert [step for step in steps if step in shared] == shared
+
+
+def test_unlabeled_images_are_prepared_as_labeled_ones_and_labels_stay_whole(tmp_path):
+    image = np.random.default_rng(0).normal(400, 90, (20, 24, 22)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[4:15, 5:18, 6:17] = 1
+    label[8:12, 8:14, 8:14] = 2
+    # Turned axes, and voxels that are not those of the configuration.
+    affine = np.array([[0, -1.5, 0, 3], [1.0, 0, 0, 5], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    parser = ConfigParser(read("train"))
+    for key, value in {
+        "spacing": [1.3, 1.7, 0.9],
+        "num_classes": 3,
+        "window#_disabled_": False,
+        "device": "cpu",
+    }.items():
+        parser[key] = value
+    prepare = Compose(parser.get_parsed_content("train#deterministic_transforms"))
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "label")}
+    labeled, unlabeled = prepare({**paths, "case": "a"}), prepare({"unlabeled": paths["image"], "case": "a"})
+    torch.testing.assert_close(unlabeled["unlabeled"].as_tensor(), labeled["image"].as_tensor())
+    torch.testing.assert_close(unlabeled["unlabeled"].affine, labeled["image"].affine)
+    assert labeled["image"].mean().item() == pytest.approx(0, abs=1e-4)
+    assert labeled["image"].pixdim.tolist() == pytest.approx([1.3, 1.7, 0.9])
+    assert labeled["label"].shape == labeled["image"].shape
+    assert labeled["label"].unique().tolist() == [0, 1, 2]
 
 
 def test_run_and_training_do_the_same():

@@ -93,7 +93,8 @@ def check_labels_dir(
         labels_dir: folder where label maps will be written; None where none will be.
         cases: gives the cases of each list with the paths of their files, see :func:`scripts.data.cases.load_cases`;
             called unless labels_dir is None.
-        own_dir: folder of a run or of its evaluation; label maps in it are the run's own, and need no permission.
+        own_dir: folder of a run or of its evaluation: where the run has written its ``run.json``, label maps are its
+            own, and need no permission.
         overwrite: replace label maps that are there.
 
     Raises:

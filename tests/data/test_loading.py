@@ -36,6 +36,12 @@ def test_volumes_are_channel_first(case):
     assert result["case"] == "a"
 
 
+def test_labels_that_are_stored_with_a_scale_are_whole_numbers(case):
+    label = nib.load(case["label"]).get_fdata()
+    replace(case["label"], label.astype(np.float32) * np.float32(0.9999999))
+    assert load(case)["label"].unique().tolist() == [0, 1]
+
+
 def test_unlabeled_case(case):
     assert load({"unlabeled": case["image"]})["unlabeled"].shape == (1, 6, 7, 8)
 

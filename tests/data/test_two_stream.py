@@ -117,6 +117,13 @@ def test_seeds_differ():
     assert any(not torch.equal(a["unlabeled"], b["unlabeled"]) for a, b in zip(one, other, strict=True))
 
 
+def test_seeds_draw_other_crops_of_the_same_case():
+    one, other = (
+        take(TwoStreamLoader(make_dataset(1, "image", "label"), labeled_batch_size=1, seed=seed), 20) for seed in (3, 4)
+    )
+    assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(one, other, strict=True))
+
+
 def test_crops_of_one_case_differ_between_epochs():
     batches = take(TwoStreamLoader(make_dataset(1, "image", "label"), labeled_batch_size=1), 20)
     # 4 * 4 * 4 places, mirrored or not.

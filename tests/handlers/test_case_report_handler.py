@@ -78,6 +78,28 @@ def test_handler_writes_report_and_pictures(tmp_path, caplog):
     assert messages[2].startswith("2 cases\nclass ")
 
 
+def test_distances_are_along_the_axes_of_the_voxels(tmp_path):
+    # The first axis of the array, along which the prediction is moved, is the second of the world: 3 mm a voxel.
+    affine = torch.tensor([[0.0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    run(CaseReportHandler(2, tmp_path, num_pictures=0), [item("one", shift=2, affine=affine)])
+    cases = pd.read_csv(tmp_path / "metrics_cases.csv")
+    assert cases["hd95_mm"][0] == 3 * cases["hd95_voxel"][0] == 6.0
+
+
+def test_pictures_show_the_prediction_over_the_reference(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "scripts.handlers.case_report.select_views",
+        lambda image, reference, prediction, **options: seen.append((reference, prediction)) or [],
+    )
+    monkeypatch.setattr("scripts.handlers.case_report.draw_views", lambda *arguments, **options: None)
+    given, made = item("one", shift=1)
+    run(CaseReportHandler(2, tmp_path, num_pictures=1), [(given, made)])
+    ((reference, prediction),) = seen
+    np.testing.assert_array_equal(np.squeeze(reference), made["label"][0])
+    np.testing.assert_array_equal(np.squeeze(prediction), made["pred"][0])
+
+
 def test_the_table_of_cases_is_the_last_thing_that_is_written(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left on device")
