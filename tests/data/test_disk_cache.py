@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -116,6 +117,16 @@ def test_a_damaged_file_is_named_and_replaced(how, cache, caplog):
     assert f"{path} is damaged" in caplog.text
     cache.save("0", item)
     assert_same(cache.load("0"), item)
+
+
+def test_a_file_of_somebody_else_is_passed_over(cache, caplog, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    cache.save("0", {"a": torch.ones(2)})
+    monkeypatch.setattr("scripts.data.disk_cache.read_tensors", refuse)
+    assert cache.load("0") is None
+    assert f"Permission denied: '{cache.folder / '0.pt'}'; the case is prepared anew" in caplog.text
 
 
 def test_two_runs_share_a_folder(cache):

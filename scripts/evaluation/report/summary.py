@@ -189,7 +189,7 @@ def _parameters(grid: GridResults, method: str) -> float:
         if cell.method == method and path.is_file():
             try:
                 state = read_tensors(path)
-            except DamagedFileError:
+            except (DamagedFileError, PermissionError):
                 continue
             # No optimizer moves the running statistics of a normalization.
             statistics = ("running_mean", "running_var", "num_batches_tracked")
