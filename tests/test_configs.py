@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, SMALL
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_net_in_out
+from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
 from test_boundaries import MODULES, imports_of
@@ -271,6 +272,35 @@ def test_unlabeled_images_are_prepared_as_labeled_ones_and_labels_stay_whole(tmp
     assert labeled["image"].pixdim.tolist() == pytest.approx([1.3, 1.7, 0.9])
     assert labeled["label"].shape == labeled["image"].shape
     assert labeled["label"].unique().tolist() == [0, 1, 2]
+
+
+def test_the_share_of_crops_with_foreground_is_that_of_the_configuration():
+    label = MetaTensor(torch.zeros(1, 96, 96, 96))
+    label[0, 0, 0, 0] = 1
+    found = []
+    for share in (0.0, 0.99):
+        parser = ConfigParser(read("train"))
+        parser["foreground_share"] = share
+        region = parser.get_parsed_content("train#region").set_random_state(0)
+        crops = [region({"image": label.clone(), "label": label.clone()})["label"] for _ in range(20)]
+        found.append(sum(bool(crop.any()) for crop in crops))
+    assert found[0] == 0
+    assert found[1] > 15
+
+
+@pytest.mark.parametrize("largest", [True, "true", False])
+def test_validation_and_evaluation_keep_the_largest_component_as_configured(largest):
+    parser = ConfigParser(read("train"))
+    parser["largest_component"] = largest
+    steps = parser["validate"]["postprocessing"]["transforms"]
+    places = [number for number, step in enumerate(steps) if "Component" in step["_target_"]]
+    keep = [parser.get_parsed_content(f"validate#postprocessing#transforms#{number}") for number in places]
+    prediction = torch.zeros(1, 9, 9, 9)
+    prediction[0, :4, :4, :4] = 1
+    prediction[0, 7:, 7:, 7:] = 1
+    kept = Compose([step for step in keep if step is not None])({"pred": prediction})["pred"]
+    assert kept[0, 8, 8, 8] == (0 if largest else 1)
+    assert kept[0, 0, 0, 0] == 1
 
 
 def test_run_and_training_do_the_same():
