@@ -23,7 +23,8 @@ from ..nifti import volume_name, write_volume
 
 CASE_KEY = "case"
 _SUFFIX = ".nii.gz"
-_MAX_BYTES = 150
+#: Of the 255 that a name may have, some are for the postfix, the suffix and a temporary file.
+_MAX_BYTES = 210
 #: What a training writes first into its folder.
 _RUN_FILE = "run.json"
 

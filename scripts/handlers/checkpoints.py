@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,8 +116,11 @@ class Checkpoints:
             return
         self._started = True
         self.run_directory.enter()
-        if self.run_directory.resume and self.run_directory.checkpoints():
-            self._restore(engine)
+        if self.run_directory.resume:
+            content = self._newest_readable() if self.run_directory.checkpoints() else None
+            self._check_agreement(content["iteration"] if content else 0)
+            if content:
+                self._restore(engine, content)
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
@@ -173,9 +176,7 @@ class Checkpoints:
         if is_main_process():
             write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
-    def _restore(self, engine: Any) -> None:
-        content = self._newest_readable()
-        self._check_agreement(content["iteration"])
+    def _restore(self, engine: Any, content: Mapping[str, Any]) -> None:
         try:
             self.method.load_state_dict(content["method"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -202,13 +203,13 @@ class Checkpoints:
         self._logger.info("resumed at iteration %d of %s", self.iteration, self.run_directory.path)
 
     def _check_agreement(self, iteration: int) -> None:
-        """Refuse processes that would go on from different checkpoints: nothing would make them equal again."""
+        """Refuse processes that would go on from different iterations: nothing would make them equal again."""
         device = next(self.network.parameters()).device
         first = int(from_first_process(torch.tensor(iteration, device=device)))
         if first != iteration:
             raise BundleError(
-                f"output_dir {self.run_directory.path}: process {process_rank()} reads the checkpoint of iteration "
-                f"{iteration}, the first one that of {first}: resume when all see the same files."
+                f"output_dir {self.run_directory.path}: process {process_rank()} would go on from iteration "
+                f"{iteration}, the first one from {first}: resume when all see the same files."
             )
 
     def _newest_readable(self) -> dict[str, Any]:

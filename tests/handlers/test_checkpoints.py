@@ -114,8 +114,13 @@ def test_processes_that_see_other_checkpoints_are_not_resumed(tmp_path, monkeypa
     Training(tmp_path, [0.2, 0.5], interval=1)
     (tmp_path / "model_final.pt").unlink()
     monkeypatch.setattr("scripts.handlers.checkpoints.from_first_process", lambda tensor: torch.full_like(tensor, 1))
-    with assert_refused("process 0 reads the checkpoint of iteration 2, the first one that of 1: resume when all see"):
+    with assert_refused("process 0 would go on from iteration 2, the first one from 1: resume when all see the same"):
         Training(tmp_path, [None, None, 0.3], resume=True, interval=1)
+    # One that sees no checkpoint is asked, too.
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with assert_refused("process 0 would go on from iteration 0, the first one from 1: resume when all see the same"):
+        Training(tmp_path, [0.3], resume=True, interval=1)
 
 
 def test_all_processes_write_after_the_first_has_cleared_the_folder(tmp_path, monkeypatch):

@@ -54,7 +54,9 @@ def unpack(archive: Path, folder: Path) -> Path:
         # The system names the file where the disk is full; a broken archive does not.
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise BundleError(f"{archive} cannot be unpacked, the download may be incomplete: {error}") from error
+        raise BundleError(
+            f"{archive} cannot be unpacked, the download may be incomplete, or bytes follow its end: {error}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
