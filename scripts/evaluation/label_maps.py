@@ -106,7 +106,7 @@ def check_labels_dir(
         return
     items = [item for entries in cases().values() for item in entries]
     files = {os.path.realpath(item[key]) for item in items for key in ("image", "label", "unlabeled") if key in item}
-    may_replace = str2bool(overwrite) or _is_of_run(Path(labels_dir).resolve(), Path(own_dir).resolve())
+    may_replace = str2bool(overwrite) or _is_of_run(Path(labels_dir), Path(own_dir))
     for item in items:
         path = label_map_path(labels_dir, str(item.get(CASE_KEY, "")))
         if os.path.realpath(path) in files:
@@ -120,8 +120,9 @@ def check_labels_dir(
 
 def _is_of_run(labels_dir: Path, own_dir: Path) -> bool:
     """Tell the folder of a run from one that only has been named like it."""
-    in_run = any((folder / _RUN_FILE).is_file() for folder in (own_dir, own_dir.parent))
-    return in_run and labels_dir.is_relative_to(own_dir)
+    # The folder of an evaluation may be a link to another disk: that of the run is where the link stands.
+    in_run = any((folder / _RUN_FILE).is_file() for folder in (own_dir, own_dir.absolute().parent))
+    return in_run and labels_dir.resolve().is_relative_to(own_dir.resolve())
 
 
 class SaveLabelMapd(MapTransform):

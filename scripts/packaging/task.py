@@ -92,7 +92,8 @@ def _weights_of(data: str, weights: str | Path | None, *, without_weights: bool)
         source = Path(weights)
     if source is None or not source.is_file():
         raise BundleError(
-            f"weights {source} do not exist: name a file by --weights, or package without by --without_weights true."
+            f"weights {source or f'of data_{data}.json'} do not exist: name a file by --weights, or package without by "
+            "--without_weights true."
         )
     return source
 

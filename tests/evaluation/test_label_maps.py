@@ -91,6 +91,12 @@ def test_label_maps_of_others_are_replaced_by_permission_alone(tmp_path):
     (tmp_path / "run.json").touch()
     for own_dir in own_dirs:
         check_labels_dir(str(folder), cases, own_dir=str(own_dir))
+    # Also on another disk.
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "run.json").touch()
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "training" / "evaluation").symlink_to(tmp_path)
+    check_labels_dir(str(folder), cases, own_dir=str(tmp_path / "training" / "evaluation"))
 
 
 def test_without_label_maps_no_case_is_looked_up(tmp_path):
