@@ -121,6 +121,11 @@ def test_positions_that_a_scanner_rounds_are_even_enough(stored, tmp_path):
     np.testing.assert_allclose(read_series(tmp_path).affine[2, 2], 0.625, atol=0.02)
 
 
+def test_a_shift_of_less_than_half_a_pixel_is_straight_enough(stored, tmp_path):
+    write_series(tmp_path, stored, edit=move(3, by=(0.7, 0, 0)))
+    assert read_series(tmp_path).voxels.shape[2] == 5
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +294,8 @@ def compressed(dataset, index):
         (move(1, by=(0, 0, 1)), "slices at 30.00 mm and 34.00 mm .* are 4.00 mm apart where 3.00 mm are usual"),
         (move(1, by=(0, 0, 3)), "IM003.dcm and IM004.dcm are at the same position .36.00 mm.; each position may be"),
         (move(1, by=(0, 5, 0)), "shifted sideways by up to 5.0 mm"),
+        # Half of the smaller side of a pixel is 0.75 mm.
+        (move(3, by=(0.8, 0, 0)), "shifted sideways by up to 0.8 mm"),
         (tilt, "shifted sideways by up to 2.6 mm, as a gantry tilt of 12.0 degrees does; they must lie straight"),
         (change(Rows=14, Columns=9, PixelData=bytes(252)), "Rows must be the same in all files, got 7 in .* and 14 in"),
         (change(PixelSpacing=[1, 2.5]), r"PixelSpacing must be the same in all files, got \[1.5, 2.5\] in IM001"),

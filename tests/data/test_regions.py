@@ -143,6 +143,23 @@ def test_a_share_of_the_crops_holds_foreground_wherever_it_is(place, patch, regi
     assert 0.5 < np.mean([bool(crop.any()) for crop in found]) < 0.76
 
 
+def test_foreground_is_as_likely_at_every_place_of_a_crop():
+    label, patch = torch.zeros(1, 60, 50, 40), (8, 5, 2)
+    label[0, 30, 25, 20] = 1
+    steps = [
+        RandRegiond(["image", "label"], patch_size=patch, region_size=patch, foreground_share=0.999),
+        CropRegiond(["image", "label"], patch_size=patch),
+    ]
+    found = crops_of(MetaTensor(label), steps, keys=("image", "label"), number=2400)
+    places = np.array([crop[0].nonzero()[0].tolist() for crop in found if crop.any()])
+    assert len(places) > 2380
+    for axis, size in enumerate(patch):
+        counts = np.bincount(places[:, axis], minlength=size)
+        assert len(counts) == size
+        # Five standard deviations.
+        assert np.abs(counts - len(places) / size).max() < 5 * np.sqrt(len(places) / size)
+
+
 def test_each_foreground_class_is_as_likely():
     label = torch.zeros(1, 60, 60, 60)
     label[0, 5:25, 5:25, 5:25] = 1

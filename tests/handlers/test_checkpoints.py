@@ -25,7 +25,7 @@ NAN = float("nan")
 class Training:
     """A trainer that adds 1 to its only weight at each iteration, and an evaluator with metrics from a list."""
 
-    def __init__(self, folder, metrics, *, resume=False, overwrite=False, **options):
+    def __init__(self, folder, metrics, *, resume=False, overwrite=False, gradient_scale=None, **options):
         self.network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.network.weight)
         optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
@@ -43,7 +43,9 @@ class Training:
         self.metrics = metrics
         self.draws = []
         self.trainer = Engine(self._iteration)
-        self.trainer.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.trainer.grad_scaler = torch.amp.GradScaler(
+            "cpu", init_scale=gradient_scale or 1.0, enabled=gradient_scale is not None
+        )
         self.trainer.data_loader = SimpleNamespace(start_at=lambda iteration: None, write_unreadable=lambda: None)
         self.evaluator.state.key_metric_name = "dice"
         self.checkpoints.attach(self.trainer)
@@ -92,6 +94,13 @@ def test_a_resumed_run_beats_the_best_before_it_or_keeps_it(tmp_path, later, bes
     assert training.trainer.state.iteration == 4
     assert weight_of(tmp_path / "model.pt") == best
     assert training.checkpoints.best_iteration == best
+
+
+def test_a_resumed_run_goes_on_with_its_scale_of_gradients(tmp_path):
+    Training(tmp_path, [0.2, 0.5], interval=1, gradient_scale=8.0)
+    (tmp_path / "model_final.pt").unlink()
+    training = Training(tmp_path, [None, None, 0.3], resume=True, interval=1, gradient_scale=1024.0)
+    assert training.trainer.grad_scaler.get_scale() == 8.0
 
 
 @pytest.mark.parametrize(
