@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from conftest import needs_bfloat16
+from monai.inferers import SimpleInferer
 
-from scripts.evaluator import prepare_reference_batch
+from scripts.evaluator import SegmentationEvaluator, prepare_reference_batch
 
 
 def test_image_and_reference_are_where_the_network_is():
@@ -21,3 +24,28 @@ def test_a_case_may_have_no_reference():
     image, reference = prepare_reference_batch({"image": torch.ones(1, 1, 2, 2, 2)}, torch.device("cpu"))
     assert image.sum() == 8
     assert reference is None
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_the_network_computes_in_the_precision_and_transforms_after_it_do_not(precision):
+    seen = []
+
+    class Network(torch.nn.Conv3d):
+        def forward(self, image):
+            seen.append(super().forward(image).dtype)
+            return image
+
+    def transform(item):
+        seen.append((torch.eye(4) @ torch.eye(4)).dtype)
+        return item
+
+    evaluator = SegmentationEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.zeros(1, 1, 4, 4, 4)}],
+        network=Network(1, 1, kernel_size=1),
+        inferer=SimpleInferer(),
+        postprocessing=transform,
+        precision=precision,
+    )
+    evaluator.run()
+    assert seen == [getattr(torch, precision), torch.float32]

@@ -229,6 +229,22 @@ def test_expressions_become_values(run_dir, tmp_path):
     assert "32 x 32 x 32" in package.readme
 
 
+def test_the_values_of_a_run_go_along(run_dir, tmp_path):
+    values = {
+        "strides": [8, 16, 4],
+        "seed": 7,
+        "iterations": 11,
+        "val_interval": 5,
+        "checkpoint_interval": 3,
+        "foreground_share": 0.25,
+        "normalization": "batch",
+        "largest_component": True,
+        "evaluated_checkpoint": "model.pt",
+    }
+    package = make_package(changed(run_dir, tmp_path, lambda config: config.update(values)))
+    assert {name: package.configs["train"][name] for name in values} == values
+
+
 def test_a_run_without_unlabeled_cases_does_not_boast_of_them(bundle, run_dir, tmp_path):
     assert "Semi-supervised" not in (bundle / "docs/README.md").read_text()
     assert "trained by SupervisedNetwork on 2 labeled cases" in read(bundle, "metadata")["description"]
