@@ -121,6 +121,7 @@ VARIANTS = {
     "per class, infonce": {"reliability#scope": "per_class", "contrastive#form": "infonce"},
     "literal contrast of both": {"contrastive#form": "literal", "contrastive_network": "both"},
     "winner": {"roles": "winner", "contrastive_network": "loser", "pseudo_label_source": "winner"},
+    "separate passes": {"passes": "separate"},
 }
 CASES = [*METHODS, *VARIANTS]
 

@@ -28,6 +28,7 @@ Roles = Literal["fixed", "winner", "symmetric"]
 Source = Literal["cross", "self", "winner", "union"]
 Region = Literal["all", "unlabeled"]
 Learner = Literal["student", "loser", "both"]
+Passes = Literal["joint", "separate"]
 
 
 #: Pseudo-labels, (B, 1, X, Y, Z), and the mask of those that count.
@@ -85,6 +86,9 @@ class DualNetworkMethod(Method):
         contrastive_weight: w_c.
         roles: who is Teacher in L_une: the V-Net ("fixed"), the network with the lower supervised loss of this
             iteration ("winner"), or each in turn ("symmetric", the mean of both directions).
+        passes: whether labeled and unlabeled crops go through a network in one "joint" batch or in "separate" ones, so
+            that batch normalization takes the statistics of each kind of crops for itself (ours). What it remembers for
+            the deployed networks is of both.
 
     Raises:
         ValueError: when an option is none of its allowed values or two of them contradict each other.
@@ -115,6 +119,7 @@ class DualNetworkMethod(Method):
         contrastive_network: Learner = "student",
         contrastive_weight: Weight | float = 0.1,
         roles: Roles = "fixed",
+        passes: Passes = "joint",
     ) -> None:
         super().__init__(network)
         for name, value, allowed in (
@@ -124,6 +129,7 @@ class DualNetworkMethod(Method):
             ("consistency_region", consistency_region, Region),
             ("uncertainty_region", uncertainty_region, Region),
             ("contrastive_network", contrastive_network, Learner),
+            ("passes", passes, Passes),
         ):
             if value not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}.")
@@ -150,6 +156,7 @@ class DualNetworkMethod(Method):
         if self.contrastive_weight and contrastive is None:
             raise ValueError("contrastive must be given unless contrastive_weight is 0.")
         self.roles: Roles = roles
+        self.passes: Passes = passes
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:
         """Compute all terms of one batch, see :meth:`scripts.methods.base.Method.forward`."""
@@ -210,7 +217,7 @@ class DualNetworkMethod(Method):
         return self.roles == "winner" or self.pseudo_label_source == "winner" or self.contrastive_network == "loser"
 
     def _view(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> _View:
-        features = subnetwork.features(images)
+        features = self._features(subnetwork, images, num_labeled)
         logits = subnetwork.head(features).contiguous().float()
         labeled, unlabeled = split_crops(logits, num_labeled)
         labeled_features, unlabeled_features = split_crops(features, num_labeled)
@@ -219,6 +226,13 @@ class DualNetworkMethod(Method):
             with torch.no_grad():
                 teaching = subnetwork.head_without_dropout(unlabeled_features)
         return _View(labeled_features, unlabeled_features, logits, labeled, unlabeled, teaching)
+
+    def _features(self, subnetwork: SegmentationNetwork, images: torch.Tensor, num_labeled: int) -> torch.Tensor:
+        if self.passes == "joint" or not 0 < num_labeled < len(images):
+            return subnetwork.features(images)
+        # Labeled crops last, so that their statistics weigh a little more in what batch normalization remembers.
+        unlabeled = subnetwork.features(images[num_labeled:])
+        return torch.cat([subnetwork.features(images[:num_labeled]), unlabeled])
 
     def _student_wins(self, terms: Mapping[str, torch.Tensor]) -> bool:
         return self._knows_winner and bool(terms["loss_supervised_resnet_vnet"] < terms["loss_supervised_vnet"])

@@ -523,6 +523,48 @@ def test_released_variant_does_not_depend_on_pseudo_label_settings(options):
         torch.testing.assert_close(a, b)
 
 
+# --- one batch or two -------------------------------------------------------------------------------------------------
+
+
+class NormalizedPair(TinyPair):
+    """A pair with batch normalization."""
+
+    def __init__(self):
+        super().__init__()
+        for network in self.children():
+            network.convolution = nn.Sequential(network.convolution, nn.BatchNorm3d(4))
+
+
+def test_separate_passes_without_batch_normalization_compute_the_same():
+    network, batch = TinyPair(), make_batch(num_unlabeled=3)
+    joint, separate = (make_method(network, passes=passes)(batch, 7) for passes in ("joint", "separate"))
+    assert network.vnet.batch_sizes == network.resnet_vnet.batch_sizes == [5, 3, 2]
+    for name, value in joint.items():
+        assert float(separate[name]) == pytest.approx(float(value), rel=1e-5), name
+    for a, b in zip(gradients_of(separate["loss"], network), gradients_of(joint["loss"], network), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("passes", ["joint", "separate"])
+def test_separate_passes_normalize_labeled_crops_as_if_they_were_alone(passes):
+    network, batch = NormalizedPair(), make_batch()
+    batch["unlabeled"] = 3 * batch["unlabeled"] + 1
+    method = make_method(network, passes=passes)
+    alone = method({key: batch[key] for key in ("image", "label")}, 0)
+    together = method(batch, 0)
+    for name in ("loss_supervised_vnet", "loss_supervised_resnet_vnet"):
+        assert (together[name].item() == pytest.approx(alone[name].item(), rel=1e-5)) is (passes == "separate")
+
+
+def test_batch_normalization_remembers_both_of_separate_passes():
+    network, batch = NormalizedPair(), make_batch()
+    norm = network.vnet.convolution[1]
+    convolution = network.vnet.convolution[0]
+    means = [convolution(batch[key]).mean(dim=(0, 2, 3, 4)) for key in ("unlabeled", "image")]
+    make_method(network, passes="separate")(batch, 0)
+    torch.testing.assert_close(norm.running_mean, 0.9 * 0.1 * means[0] + 0.1 * means[1])
+
+
 # --- degenerate batches -----------------------------------------------------------------------------------------------
 
 VARIANTS = {
@@ -532,6 +574,7 @@ VARIANTS = {
         "reliability": {"scope": "per_class"},
         "uncertainty_region": "unlabeled",
         "contrastive_network": "both",
+        "passes": "separate",
     },
     "infonce": {"form": "infonce", "roles": "winner"},
     "literal": {"pseudo_label_source": "self", "form": "literal", "rectification_weight": 0.0},
@@ -712,6 +755,7 @@ def test_equal_networks(variant):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"passes": "both"}, "passes must be one of joint, separate, got 'both'"),
         ({"roles": "swapped"}, "roles must be one of fixed, winner, symmetric, got 'swapped'"),
         (
             {"pseudo_label_source": "teacher"},
