@@ -94,6 +94,29 @@ def write_json(path: str | os.PathLike[str], content: Any, *, default: Callable[
     return write_text(path, json.dumps(content, indent=4, default=default) + "\n")
 
 
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object, as those of runs, grids and studies do.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the object.
+
+    Raises:
+        BundleError: when it is no JSON or holds something else; names the file.
+        OSError: when there is no such file or it cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    # Of JSON and of UTF-8.
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged: it cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} is damaged: it must hold a JSON object, got a {type(content).__name__}.")
+    return content
+
+
 def check_home(name: str, value: str) -> None:
     """Refuse a path to a home that no shell has replaced.
 

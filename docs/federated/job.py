@@ -31,7 +31,9 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     sites = {}
-    for name, own in (("hospital_1", {}), ("hospital_2", {"labeled_batch_size": 0})):
+    # The first one evaluates the weights of the server before it trains: no part of its run.
+    evaluates = {"evaluation_dir": str(output / "hospital_1_evaluation")}
+    for name, own in (("hospital_1", evaluates), ("hospital_2", {"labeled_batch_size": 0})):
         overrides = {
             "dataset_dir": str(Path(arguments.dataset_dir).resolve()),
             "split_file": str(HERE / f"{name}.json"),
@@ -45,7 +47,7 @@ def main() -> None:
         (output / f"{name}.json").write_text(json.dumps(overrides, indent=4) + "\n")
         overrides_file = shlex.quote(str(output / f"{name}.json"))
         words = f"--bundle {shlex.quote(str(BUNDLE))} --files data_hippocampus --overrides {overrides_file}"
-        sites[name] = {"train_args": words if own else f"{words} --evaluates"}
+        sites[name] = {"train_args": f"{words} --evaluates" if own is evaluates else words}
 
     recipe = FedAvgRecipe(
         name="dual_network",

@@ -10,7 +10,6 @@ bright as an organ, so intensity alone does not find it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ..errors import BundleError
-from ..files import write_json
+from ..files import read_json_object, write_json
 from ..nifti import make_nifti, write_nifti
 from .splits import IMAGE_PATTERN, LABEL_PATTERN
 
@@ -188,10 +187,10 @@ def _is_unfinished(output_path: Path) -> bool:
 
 def _is_phantom_split(split_path: Path) -> bool:
     try:
-        content = json.loads(split_path.read_text(encoding="utf-8"))
+        content = read_json_object(split_path)
         cases = [case for value in content.values() if isinstance(value, list) for case in value]
         return all(is_phantom_case(case) for case in cases)
-    except (ValueError, AttributeError, TypeError):
+    except (BundleError, TypeError):
         return False
 
 

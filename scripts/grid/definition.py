@@ -19,7 +19,7 @@ from typing import Any
 from ..configuration import check_overrides, read_configuration, read_configuration_file
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
-from ..files import CONFIGS, write_json
+from ..files import CONFIGS, read_json_object, write_json
 from ..locks import locked_folder
 from ..settings import check_settings
 
@@ -85,10 +85,9 @@ class Cell:
             content of ``cell.json``; empty without a readable one.
         """
         try:
-            content = json.loads((self.path / CELL_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json_object(self.path / CELL_FILE)
+        except (OSError, BundleError):
             return {}
-        return content if isinstance(content, dict) else {}
 
     def write_state(self, **state: Any) -> None:
         """Write ``cell.json``; the seconds that earlier attempts took stay where none are given.
@@ -316,7 +315,7 @@ class Grid:
         """
         path = Path(output_dir) / GRID_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json_object(path)
             if content.pop("version") != 1:
                 raise BundleError(f"{path} is of another version of this bundle.")
             lists = {name: tuple(content[name]) for name in ("methods", "seeds", "class_names")}
@@ -325,7 +324,7 @@ class Grid:
             raise BundleError(f"{output_dir} holds no grid: {GRID_FILE} is missing.") from None
         except BundleError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise BundleError(f"{path} is damaged: {error}.") from error
 
 
@@ -510,14 +509,12 @@ def _check_recipe(path: Path, recipe: str, data: str) -> None:
 
 
 def _check_overlay(path: Path) -> None:
-    if not path.is_file():
-        raise BundleError(f"methods: {path} not found.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"methods: {path} cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"methods: {path} must hold a JSON object, got a {type(content).__name__}.")
+        read_json_object(path)
+    except FileNotFoundError:
+        raise BundleError(f"methods: {path} not found.") from None
+    except (BundleError, OSError) as error:
+        raise BundleError(f"methods: {error}") from error
 
 
 def full_name(method: str) -> str:

@@ -26,7 +26,7 @@ from ..evaluation.label_maps import case_file_name, case_name
 from ..evaluation.metrics import evaluate_case, foreground_names
 from ..evaluation.pictures import View, draw_views, select_views
 from ..evaluation.wording import plural
-from ..files import file_hash, write_json
+from ..files import write_json
 
 _ORIGINAL_IMAGE_KEY = "original_image"
 
@@ -48,9 +48,9 @@ class CaseReportHandler:
         output_dir: folder of the report and the pictures.
         class_names: names of the foreground classes in the order of their labels; None names them by numbers.
         num_pictures: how many of the worst cases to draw; 0 draws none.
-        weights: file of the weights that are evaluated; its hash goes to ``metrics_weights.json``.
-        split: gives name and hash of the split, for that file.
-        settings: what the figures depend on beside the weights, such as the windows, for that file.
+        split: gives name and hash of the split, for ``metrics_weights.json``, which tells what the figures are of where
+            a :class:`~scripts.handlers.checkpoint_loader.RecordedCheckpointLoader` has read the weights.
+        settings: what the figures depend on beside weights and split, such as the windows, for that file.
 
     Raises:
         BundleError: when the names do not fit the classes, or ``num_pictures`` is negative.
@@ -62,7 +62,6 @@ class CaseReportHandler:
         output_dir: str | os.PathLike[str],
         class_names: Sequence[str] | None = None,
         num_pictures: int = 3,
-        weights: str | None = None,
         split: Callable[[], Mapping[str, Any]] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -72,7 +71,6 @@ class CaseReportHandler:
         self.output_dir = Path(output_dir)
         self.class_names = foreground_names(num_classes, class_names)
         self.num_pictures = num_pictures
-        self.weights = weights
         self.split = split
         self.settings = dict(settings or {})
         self.logger = logging.getLogger("scripts.evaluation")
@@ -138,13 +136,7 @@ class CaseReportHandler:
         worst = self.report.worst(self.num_pictures)
         pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
         if idist.get_rank() == 0:
-            if self.weights is not None:
-                facts = {
-                    "sha256": file_hash(self.weights),
-                    "split": self.split() if self.split else None,
-                    "settings": self.settings,
-                }
-                write_json(self.output_dir / "metrics_weights.json", facts)
+            self._write_facts(getattr(engine.state, "weights_sha256", None))
             for path in self.output_dir.glob("worst_*.png"):
                 # The pictures of an earlier run would pass for those of this one.
                 if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():
@@ -157,6 +149,15 @@ class CaseReportHandler:
             # At the end: whoever finds the table of the cases takes the evaluation for complete.
             self.report.write()
             self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
+
+    def _write_facts(self, weights_sha256: str | None) -> None:
+        path = self.output_dir / "metrics_weights.json"
+        if weights_sha256 is None:
+            # Those of an earlier run would pass for those of this one.
+            path.unlink(missing_ok=True)
+            return
+        split = self.split() if self.split else None
+        write_json(path, {"sha256": weights_sha256, "split": split, "settings": self.settings})
 
     def _report_of_all_processes(self) -> CaseReport:
         if idist.get_world_size() == 1:

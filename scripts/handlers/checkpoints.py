@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import random
@@ -22,7 +21,7 @@ from monai.engines import Evaluator
 from torch import nn
 
 from ..errors import BundleError
-from ..files import replacing
+from ..files import read_json_object, replacing
 from ..parallel import from_first_process, is_main_process, process_rank, wait_for_processes
 from ..weights import DamagedFileError, read_tensors, write_tensors
 from .run_directory import RunDirectory
@@ -247,7 +246,7 @@ class PublishedWeights:
     def __init__(self, path: str, network: nn.Module, *, spacing: Sequence[float] | None, inference_file: str) -> None:
         self.path = Path(path)
         self.network = network
-        expected = json.loads(Path(inference_file).read_text(encoding="utf-8")).get("spacing")
+        expected = read_json_object(inference_file).get("spacing")
         if spacing != expected:
             raise BundleError(
                 f"spacing is {spacing} in this training, but {expected} in {inference_file}, which would go on with "

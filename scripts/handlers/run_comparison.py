@@ -17,7 +17,7 @@ from monai.utils.misc import str2bool
 
 from ..configuration import data_configurations, named_weights
 from ..errors import BundleError
-from ..files import CONFIGS
+from ..files import CONFIGS, read_json_object
 
 #: What a run writes down of itself.
 FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
@@ -107,9 +107,9 @@ def _trained_configuration(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"{file} is damaged: move it away, and nothing is compared with it.") from error
+        return read_json_object(file)
+    except BundleError as error:
+        raise BundleError(f"{error} Move it away, and nothing is compared with it.") from error
 
 
 def _warn_of_shipped_weights(weights: Path, configuration: Mapping[str, Any]) -> None:
@@ -170,8 +170,8 @@ def compare_split(weights: str, split: Mapping[str, Any]) -> None:
         split: that of the evaluation, see :func:`scripts.data.splits.describe_split`.
     """
     try:
-        trained = json.loads((Path(weights).parent / FACTS_FILE).read_text(encoding="utf-8"))["split"]
-    except (OSError, ValueError, KeyError, TypeError):
+        trained = read_json_object(Path(weights).parent / FACTS_FILE)["split"]
+    except (OSError, BundleError, KeyError):
         return
     if trained and trained != split:
         _logger.warning(

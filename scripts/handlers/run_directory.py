@@ -20,7 +20,7 @@ from monai.utils.misc import str2bool
 
 from ..configuration import own_keys
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT, file_hash, write_json
+from ..files import CONFIGS, ROOT, file_hash, read_json_object, write_json
 from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
 from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, changed_training, listed
@@ -208,9 +208,9 @@ class RunDirectory:
 
     def _refuse_other_settings(self) -> None:
         try:
-            facts = json.loads((self.path / FACTS_FILE).read_text(encoding="utf-8"))
+            facts = read_json_object(self.path / FACTS_FILE)
             begun = dict(facts["settings"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (BundleError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.path / FACTS_FILE} is damaged: the run cannot be resumed.") from error
         if facts.get("split"):
             # Its validation cases choose the best weights.
@@ -243,7 +243,7 @@ class RunDirectory:
     def _add_resume(self) -> None:
         """Write down who goes on with the run: its versions may be others than those that began it."""
         path = self.path / FACTS_FILE
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json_object(path)
         write_json(path, {**facts, "resumed": [*facts.get("resumed", []), _process_facts()]}, default=str)
 
     def _write_facts(self) -> None:
@@ -293,7 +293,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
     """
     overlay = {key: configuration[key] for key in _INFERENCE_KEYS if key in configuration}
     network = configuration["network_def"]
-    shipped = json.loads((CONFIGS / "inference.json").read_text(encoding="utf-8"))
+    shipped = read_json_object(CONFIGS / "inference.json")
     default = shipped["network_def"]
     # A window may refer to a key of the user's own file.
     overlay |= own_keys({**overlay, "network_def": network}, configuration, shipped)
@@ -310,7 +310,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
 
 def _package_versions() -> dict[str, str | None]:
     """Find the versions of the packages that the bundle requires; None for one that is not installed."""
-    metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
+    metadata = read_json_object(CONFIGS / "metadata.json")
     versions: dict[str, str | None] = {}
     for name in ("torch", "monai", "numpy", *metadata["required_packages_version"]):
         try:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..configuration import own_keys
 from ..errors import BundleError, root_cause
-from ..files import CONFIGS, file_hash
+from ..files import CONFIGS, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
@@ -175,16 +175,11 @@ box: it segments the whole volume, for which the network was not trained, and th
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError:
         raise BundleError(
             f"run_dir {path.parent} holds no run started by python -m monai.bundle run: {path.name} is missing."
         ) from None
-    except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} is damaged: it must hold a dictionary.")
-    return content
 
 
 def _train_config(folder: Path, trained: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..data.loading import LoadCased
 from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
-from ..files import write_json
+from ..files import read_json_object, write_json
 from ..inference_configuration import checked_configuration
 from ..nifti import read_nifti
 from ..predict import predict_volumes
@@ -116,9 +116,9 @@ def claim_study(
     begun = folder.is_dir() and any(path != file for path in folder.iterdir())
     if begun and file.is_file():
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BundleError(f"{file} is damaged: choose another --output_dir.") from error
+            known = read_json_object(file)
+        except BundleError as error:
+            raise BundleError(f"{error} Choose another --output_dir.") from error
         other = [name for name, value in content.items() if known.get(name) != value]
         if other:
             raise BundleError(f"output_dir {folder} holds a study of other {', '.join(other)}: choose another.")

@@ -30,6 +30,7 @@ def make_site(bundle, phantom_dir, tmp_path, monkeypatch):
             "dataset_dir": str(phantom_dir),
             "split_file": str(tmp_path / f"{name}.json"),
             "output_dir": str(tmp_path / name),
+            **({"evaluation_dir": str(tmp_path / f"{name}_evaluation")} if evaluates else {}),
             **overrides,
         }
         client = MonaiAlgo(
@@ -65,6 +66,10 @@ def test_two_rounds_of_two_sites_one_without_labels(make_site, tmp_path):
     # Nobody has drawn a label there, so there is nothing to evaluate with either.
     two = make_site("two", evaluates=False, unlabeled=(3,), labeled_batch_size=0)
     shared = average([one, two])
+    # As the documented client does, before there is any file of weights; it has those of the server, not of this file.
+    assert 0 <= one.evaluate(data=shared).metrics["mean_dice"] <= 1
+    assert (tmp_path / "one_evaluation/metrics_cases.csv").is_file()
+    assert not (tmp_path / "one_evaluation/metrics_weights.json").exists()
     for round_number in (1, 2):
         for client in (one, two):
             client.train(data=shared)

@@ -21,6 +21,7 @@ from scripts.evaluation.metrics import METRIC_NAMES
 from scripts.files import file_hash
 from scripts.handlers import case_report
 from scripts.handlers.case_report import CaseReportHandler
+from scripts.handlers.checkpoint_loader import RecordedCheckpointLoader
 
 
 def row(name, dice):
@@ -46,13 +47,15 @@ def item(name, *, shift=0, label=1, size=12, affine=None):
     )
 
 
-def run(handler, items):
+def run(handler, items, loader=None):
     def step(engine, number):
         given, made = items[number]
         engine.state.batch = [given]
         return [made]
 
     engine = Engine(step)
+    if loader is not None:
+        loader.attach(engine)
     handler.attach(engine)
     engine.run(range(len(items)), max_epochs=1)
     return engine
@@ -137,13 +140,17 @@ def test_case_names_are_safe_in_file_names(tmp_path):
 
 
 def test_what_was_evaluated_is_written_down(tmp_path):
-    weights = tmp_path / "model.pt"
-    weights.write_bytes(b"weights")
+    weights, network = tmp_path / "model.pt", torch.nn.Linear(1, 1)
+    torch.save(network.state_dict(), weights)
     settings = {"patch_size": [8, 8, 8], "largest_component": True}
     split = {"name": "fold 0"}
-    run(CaseReportHandler(2, tmp_path, weights=str(weights), split=lambda: split, settings=settings), [item("one")])
+    handler = CaseReportHandler(2, tmp_path, split=lambda: split, settings=settings)
+    run(handler, [item("one")], loader=RecordedCheckpointLoader(str(weights), {"model": network}))
     record = json.loads((tmp_path / "metrics_weights.json").read_text())
     assert record == {"sha256": file_hash(weights), "split": split, "settings": settings}
+    # Nobody knows which weights are in the network now.
+    run(CaseReportHandler(2, tmp_path), [item("one")])
+    assert not (tmp_path / "metrics_weights.json").exists()
 
 
 def test_no_pictures(tmp_path):

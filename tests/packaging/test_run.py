@@ -351,7 +351,7 @@ def test_options_are_refused(options, message, run_dir):
         ),
         (lambda run: (run / "run_config.json").unlink(), "started by python -m monai.bundle run: run_config.json is"),
         (lambda run: (run / "run.json").write_text("{"), "run.json is damaged"),
-        (lambda run: (run / "run.json").write_text("[]"), "run.json is damaged: it must hold a dictionary"),
+        (lambda run: (run / "run.json").write_text("[]"), "run.json is damaged: it must hold a JSON object"),
         (lambda run: (run / "run.json").write_text('{"settings": null}'), "run.json is damaged: .* the settings"),
         (
             lambda run: shutil.copyfile(ROOT / "models/hippocampus/model.pt", run / "model_final.pt"),

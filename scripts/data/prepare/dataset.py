@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BundleError
-from ...files import write_json
+from ...files import read_json_object, write_json
 from ...nifti import read_nifti
 from ..splits import LIST_NAMES, is_inside, leads_out, starts_formula, write_split
 from .archive import unpack
@@ -207,10 +207,7 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
     """Refuse to mix cases that were prepared in different ways in one folder."""
     path = output_dir / _SETTINGS_FILE
     if path.is_file():
-        try:
-            present = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BundleError(f"{path} is not JSON ({error}).") from error
+        present = read_json_object(path)
         # A folder may be moved and its files be read from elsewhere; an archive is the same file wherever it lies.
         if "archive" not in present or "archive" not in settings:
             present, settings = ({**each, "archive": None} for each in (present, settings))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ...errors import BundleError
+from ...files import read_json_object
 from ..case_report import CaseReport
 from ..curves import read_table
 from ..metrics import METRIC_NAMES
@@ -304,7 +304,6 @@ def _read_cases(path: Path, class_names: list[str]) -> CaseReport:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None where there is no such file or no object in it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_json_object(path)
+    except (FileNotFoundError, BundleError):
         return None
-    return content if isinstance(content, dict) else None
