@@ -613,7 +613,7 @@ def package_run(
         data_source=arguments.free_text("data_source", data_source),
         authors=arguments.free_text("authors", authors),
         weights=arguments.optional(arguments.text, "weights", weights),
-        version=arguments.text("version", version),
+        version=arguments.free_text("version", version),
     )
     _write_package(bundle, output_dir, triton, large_files_url, overwrite)
 

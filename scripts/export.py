@@ -31,6 +31,8 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
         raise BundleError(f"ckpt_path {ckpt_path} does not exist: train first, or name a file of weights.")
     if Path(output).resolve() == Path(ckpt_path).resolve():
         raise BundleError(f"output must be another file than ckpt_path, got {output} for both.")
+    if Path(output).is_dir():
+        raise BundleError(f"output must be a file of weights, but {output} is a folder.")
     if Path(output).exists() and not overwrite:
         raise BundleError(f"output {output} exists: replace it by --overwrite true, or choose another file.")
     state = read_tensors(ckpt_path)

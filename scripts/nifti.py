@@ -169,8 +169,12 @@ def check_geometry(volume: Any, name: str) -> None:
         name: what to call it in the message.
 
     Raises:
-        BundleError: for an affine that cannot be inverted, or that MONAI would replace.
+        BundleError: for sizes in another unit than mm, which MONAI does not read, or an affine that cannot be inverted
+            or that MONAI would replace.
     """
+    unit = volume.header.get_xyzt_units()[0] if hasattr(volume.header, "get_xyzt_units") else "mm"
+    if unit not in ("mm", "unknown"):
+        raise BundleError(f"{name} must have sizes in mm, its header has the unit {unit}: write it anew in mm.")
     affine = np.asarray(volume.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
         raise BundleError(f"{name} must have an affine that can be inverted, got {affine.tolist()}.")

@@ -105,7 +105,7 @@ def predict_volumes(
                 logging_file=logging_file,
                 workflow_type="infer",
                 # A volume may take minutes, so its windows have a progress bar with the time left.
-                **{"bundle_root": str(CONFIGS.parent), "inferer#progress": sys.stderr.isatty(), **given},
+                **{"bundle_root": str(CONFIGS.parent), "progress": sys.stderr.isatty(), **given},
                 dataset_dir=str(folder),
                 output_dir=str(output),
                 overwrite=overwrite,

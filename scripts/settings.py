@@ -125,6 +125,7 @@ _CHECKS: dict[str, Check] = {
     "largest_component": _TRUE_OR_FALSE,
     "whole_volume": _TRUE_OR_FALSE,
     "skip_empty_windows": _TRUE_OR_FALSE,
+    "progress": _TRUE_OR_FALSE,
     "skip_existing": _TRUE_OR_FALSE,
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),

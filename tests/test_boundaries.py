@@ -60,7 +60,7 @@ ALLOWED = {
         "predict",
     },
     "export": {"errors", "weights"},
-    "packaging": {"errors", "configuration", "files", "handlers.run_comparison", "weights"},
+    "packaging": {"errors", "configuration", "evaluation.case_report", "files", "handlers.run_comparison", "weights"},
     "benchmark": {
         "errors",
         "configuration",

@@ -104,6 +104,7 @@ METHODS = {
     "method_dual_network_released": TinyPair,
     "method_dual_network_improved": TinyPair,
     "method_luseg": TinyPair,
+    "method_luseg_released": TinyPair,
     "method_cps": TinyPair,
     "method_mcf": TinyPair,
     "method_supervised_dual": TinyPair,

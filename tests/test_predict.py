@@ -293,6 +293,19 @@ def test_a_linked_folder_is_segmented(study, weights, tmp_path):
     assert names_in(tmp_path / "out") == ["patient_seg.nii.gz"]
 
 
+def test_an_inferer_of_ones_own_needs_no_windows(weights, tmp_path):
+    overlay = tmp_path / "whole.json"
+    overlay.write_text(json.dumps({"inferer": {"_target_": "SimpleInferer"}}))
+    image = tmp_path / "volume.nii.gz"
+    voxels = np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.25, 1.25, 1.25, 1])), image)
+    for name, files, options in (("own", [str(overlay)], {}), ("shipped", [], {"whole_volume": True})):
+        overrides = {**SMALL, "ckpt_path": str(weights), **options}
+        predict_volumes(image, tmp_path / name, [*inference_configs(None), *files], overrides=overrides)
+    own, shipped = (labels_of(tmp_path / name / "volume_seg.nii.gz")[0] for name in ("own", "shipped"))
+    np.testing.assert_array_equal(own, shipped)
+
+
 def test_files_in_another_order_are_refused(phantom_dir, tmp_path):
     (tmp_path / "inference.json").write_text(json.dumps({"network_def#in_channels": 1}))
     own, first = str(tmp_path / "inference.json"), inference_configs()[0]

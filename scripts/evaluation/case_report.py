@@ -36,6 +36,24 @@ _NOTE = (
 )
 
 
+def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table of :class:`CaseReport`, or one with its columns.
+
+    Args:
+        path: the CSV file.
+
+    Returns:
+        the table; names are texts as they are, whether NA or 1, and metrics that are not there NaN.
+    """
+    metrics = [name + ending for name in METRIC_NAMES for ending in ("", "_mean", "_std")]
+    return pd.read_csv(
+        path,
+        dtype={"case": str, "class": str, "status": str},
+        keep_default_na=False,
+        na_values={name: ["", "nan"] for name in metrics},
+    )
+
+
 class CaseReport:
     """Collects the metrics of all cases of an evaluation, writes them and sums them up.
 

@@ -19,7 +19,7 @@ from typing import Any
 from ..configuration import check_overrides, read_configuration, read_configuration_file
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
-from ..files import CONFIGS, read_json_object, write_json
+from ..files import CONFIGS, file_hash, read_json_object, write_json
 from ..locks import locked_folder
 from ..settings import check_settings
 
@@ -150,6 +150,7 @@ class Grid:
         class_names: names of the foreground classes.
         method_files: path of the overlay of each method that is not one of the bundle's.
         cases: image and label of each test case, for the pictures of the report.
+        file_hashes: SHA-256 of the file behind each split, and behind each method that is not one of the bundle's.
     """
 
     data: str
@@ -162,6 +163,7 @@ class Grid:
     class_names: tuple[str, ...] = ()
     method_files: Mapping[str, str] = field(default_factory=dict)
     cases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    file_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self, output_dir: str | Path) -> Iterator[Cell]:
         """List the cells: all methods for one split and seed before the next, so that a table fills evenly.
@@ -288,6 +290,14 @@ class Grid:
         for name, known, given in sources:
             if known != given:
                 raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
+        done = {name for cell in self.cells(path.parent) if cell.evaluated for name in (cell.method, cell.split)}
+        # A file that was mended before anything came of it is no other one.
+        for name in done & self.file_hashes.keys() & new.file_hashes.keys():
+            if self.file_hashes[name] != new.file_hashes[name]:
+                file = {**new.splits, **new.method_files}[name]
+                raise BundleError(
+                    f"{path}: {file} was changed since cells with it were evaluated: choose another --output_dir."
+                )
         return dataclasses.replace(
             self,
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
@@ -295,6 +305,7 @@ class Grid:
             splits={**self.splits, **new.splits},
             method_files={**self.method_files, **new.method_files},
             cases={**self.cases, **new.cases},
+            file_hashes={**self.file_hashes, **new.file_hashes},
         )
 
     def _source(self, method: str) -> str:
@@ -393,6 +404,7 @@ def define_grid(
         class_names=tuple(class_names),
         method_files=files,
         cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
+        file_hashes={name: file_hash(path) for name, path in {**splits, **files}.items()},
     )
     if recipe == ORIGINAL_RECIPE:
         _warn_of_other_data(grid)

@@ -172,7 +172,8 @@ def run_grid(
     """
     if launcher is not None and not any("{command}" in word for word in _words(launcher)):
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
-    for name, place in (("output_dir", output_dir), ("dataset_dir", grid.dataset_dir)):
+    splits = (("split_file", path) for path in grid.splits.values())
+    for name, place in (("output_dir", output_dir), ("dataset_dir", grid.dataset_dir), *splits):
         check_path(name, str(place))
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]

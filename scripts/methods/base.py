@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +35,10 @@ class Method(nn.Module):
     Args:
         network: the deployed network: one tensor in, class probabilities out.
     """
+
+    #: Options that came later, and what they were before: :meth:`describe` tells them where they are something else, so
+    #: that runs of a version without them go on.
+    added_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -107,7 +111,8 @@ class Method(nn.Module):
         def options(module: nn.Module) -> dict[str, Any]:
             return {key: value for key, value in vars(module).items() if key[0] != "_" and key != "training"}
 
-        parts = [f"{name}={value}" for name, value in options(self).items()]
+        added = self.added_options.items()
+        parts = [f"{name}={value}" for name, value in options(self).items() if (name, value) not in added]
         parts += [
             f"{name}={type(module).__name__}{options(module)}"
             for name, module in self.named_children()

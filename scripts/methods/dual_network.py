@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from monai.utils.misc import str2bool
@@ -95,6 +95,7 @@ class DualNetworkMethod(Method):
     """
 
     network: DualNetwork
+    added_options: ClassVar[Mapping[str, Any]] = {"passes": "joint"}
 
     def __init__(
         self,
@@ -285,14 +286,16 @@ class DualNetworkMethod(Method):
         for learner in learners:
             view = views[learner]
             class_map = classes[learner]
+            mask = reliable[learner]
             # What both learn is also what the prototypes are made of; an uncertain voxel has the class it is seen in.
             if self.pseudo_label_source in ("winner", "union"):
-                class_map = torch.where(reliable[learner], targets[learner][0], class_map)
+                labels, mask = targets[learner]
+                class_map = torch.where(mask, labels, class_map)
             terms.append(
                 self.contrastive(
                     view.unlabeled_features,
                     class_map,
-                    reliable[learner],
+                    mask,
                     labeled_features=None if label is None else view.labeled_features,
                     label=label,
                 )

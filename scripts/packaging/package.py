@@ -210,7 +210,11 @@ def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> Non
     packaged = _packaged_files(present)
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
-        if path.is_dir() or "__pycache__" in relative.parts:
+        if "__pycache__" in relative.parts or (path.is_dir() and not path.is_symlink() and any(path.iterdir())):
+            continue
+        if path.is_dir():
+            if path.is_symlink() or not (built / relative).is_dir():
+                raise BundleError(f"{present} holds {relative}, a folder which no package has: move it away.")
             continue
         if (f"{present.name}/{relative.as_posix()}", zlib.crc32(path.read_bytes())) in packaged:
             continue

@@ -18,12 +18,13 @@ from torch import nn
 
 from ..configuration import own_keys
 from ..errors import BundleError, root_cause
+from ..evaluation.case_report import read_metrics
 from ..files import CONFIGS, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 _logger = logging.getLogger(__name__)
-#: Plain values that a bundle takes from a run; expressions are evaluated.
+#: Plain values that a bundle takes from a run, for training and inference; expressions are evaluated.
 _VALUES = (
     "in_channels",
     "num_classes",
@@ -31,14 +32,20 @@ _VALUES = (
     "spacing",
     "patch_size",
     "strides",
-    "seed",
-    "iterations",
-    "val_interval",
-    "checkpoint_interval",
     "uses_boxes",
-    "foreground_share",
     "normalization",
     "largest_component",
+)
+#: The same for its training alone.
+_TRAINING_VALUES = (
+    "seed",
+    "deterministic",
+    "iterations",
+    "precision",
+    "val_interval",
+    "val_overlap",
+    "checkpoint_interval",
+    "foreground_share",
     "evaluated_checkpoint",
 )
 #: Objects that a bundle takes from a run. Everything else, above all data and folders, is that of train.json.
@@ -192,13 +199,13 @@ def _train_config(folder: Path, trained: Mapping[str, Any], settings: Mapping[st
                 f"the run in {folder} has another {key} than train.json of this version of the bundle, "
                 "which its inference would not repeat: such a run cannot be packaged."
             )
-    train |= {key: trained[key] for key in (*_VALUES, *_OBJECTS) if key in trained}
+    train |= {key: trained[key] for key in (*_VALUES, *_TRAINING_VALUES, *_OBJECTS) if key in trained}
     train["train"] |= {key: trained["train"][key] for key in _TRAIN_PARTS if key in trained["train"]}
     train |= own_keys(train, trained, ())
     # Those of a run in several processes are for each of them.
     train |= {key: settings[key] for key in ("labeled_batch_size", "unlabeled_batch_size") if key in settings}
     parser = ConfigParser(deepcopy({**trained, **train}))
-    train |= {key: _build(folder, parser, key) for key in _VALUES}
+    train |= {key: _build(folder, parser, key) for key in (*_VALUES, *_TRAINING_VALUES)}
     return train | {
         "_desc_": "Trains as the run did of which this bundle was made.",
         "dataset_dir": "$@bundle_root + '/data'",
@@ -268,7 +275,7 @@ def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str,
     if reasons:
         _logger.warning("the evaluation in %s is left out of the package: %s.", evaluation, "; ".join(reasons))
         return {}
-    *classes, mean = pd.read_csv(evaluation / "metrics_summary.csv").to_dict("records")
+    *classes, mean = read_metrics(evaluation / "metrics_summary.csv").to_dict("records")
     figures = {"mean_dice": mean["dice_mean"], "jaccard": mean["jaccard_mean"]}
     if len(classes) > 1:
         figures |= {f"dice_{row['class']}": row["dice_mean"] for row in classes}

@@ -20,7 +20,7 @@ from nibabel.processing import resample_from_to
 
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
-from ..evaluation.metrics import METRIC_NAMES
+from ..evaluation.case_report import read_metrics
 from ..evaluation.wording import mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
@@ -144,6 +144,9 @@ def study_robustness(
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     study = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
+    in_channels = study.parser.get_parsed_content("in_channels")
+    if in_channels != 1:
+        raise BundleError(f"in_channels must be 1, as the changes are of volumes with one channel, got {in_channels}.")
     # Before the hours of the networks.
     check_references(study)
     output, num_classes = study.folder, study.parser.get_parsed_content("num_classes")
@@ -156,9 +159,7 @@ def study_robustness(
             _logger.info("%s: %s", name, CHANGES[name][0])
             _segment_changed(study, name, seed)
             write_text(path, _measure(cases, output / name, num_classes).to_csv(index=False))
-        table = pd.read_csv(
-            path, dtype={"case": str}, keep_default_na=False, na_values={name: [""] for name in METRIC_NAMES}
-        )
+        table = read_metrics(path)
         if set(table.get("case", ())) != {case.name for case in cases}:
             raise BundleError(f"output_dir {output}: {path.name} is of other cases; choose another --output_dir.")
         tables.append(table.assign(change=name))

@@ -361,8 +361,35 @@ def test_two_geometries_in_one_header(source, bad_lines):
     assert "bad.nii.gz must have one geometry: its affine has voxels of" in bad_lines()
 
 
+def test_sizes_in_meters(source, bad_lines):
+    image, label = volumes(9)
+    volume = nib.Nifti1Image(image, np.diag([0.001, 0.001, 0.001, 1]))
+    volume.header.set_xyzt_units("meter")
+    nib.save(volume, source / "images/bad.nii.gz")
+    save(source / "labels/bad.nii.gz", label)
+    assert "bad.nii.gz must have sizes in mm, its header has the unit meter" in bad_lines()
+
+
+@pytest.mark.parametrize("unit", ['space units: "um" "um" "um"', 'units: "m" "m" "m"'])
+def test_sizes_of_nrrd_in_another_unit(unit, source, bad_lines):
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 5 4 3\nencoding: raw\n"
+    space = (
+        "spacings: 1 1 1\n"
+        if unit.startswith("units")
+        else ("space: LPS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n")
+    )
+    (source / "images/bad.nrrd").write_bytes(f"{header}{space}{unit}\n\n".encode() + bytes(range(60)))
+    assert "bad.nrrd must have sizes in mm, its header has the units" in bad_lines()
+
+
+def test_colors(source, bad_lines):
+    colors = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(source / "images/bad.nii.gz", colors)
+    assert "bad.nii.gz must hold one number a voxel, got colors" in bad_lines()
+
+
 def test_complex_numbers(source, bad_lines):
     image, label = volumes(9)
     save(source / "images/bad.nii.gz", image.astype(np.complex64))
     save(source / "labels/bad.nii.gz", label)
-    assert "bad.nii.gz must hold numbers, got complex64" in bad_lines()
+    assert "bad.nii.gz must hold one number a voxel, got complex64" in bad_lines()

@@ -607,6 +607,25 @@ def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):
     assert np.array_equal(voxels_of(tmp_path / "prepared/labels/b.nii.gz"), voxels_of(label))
 
 
+@pytest.mark.parametrize("name", ["decathlon", "left_atrium"])
+def test_another_source_of_a_published_data_set_is_told_of(name, tmp_path, prepare):
+    folder = tmp_path / "source"
+    if name == "decathlon":
+        make_pairs(folder, "ab")
+        entries = [{"image": f"images/{case}.nii.gz", "label": f"labels/{case}.nii.gz"} for case in "ab"]
+        (folder / "dataset.json").write_text(json.dumps({"training": entries}))
+    else:
+        for seed in range(2):
+            make_nrrd(folder / f"ID{seed}", seed)
+    status, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
+    assert status == 0
+    assert not any("is not what" in line for line in lines)
+    file = next(path for path in sorted(folder.rglob("*")) if path.suffix in (".gz", ".nrrd"))
+    os.utime(file, (0, 0))
+    _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
+    assert any("of 1 cases, such as " in line and "is not what they were prepared of" in line for line in lines)
+
+
 def test_another_source_with_files_of_the_same_names_is_told_of(tmp_path, prepare):
     make_pairs(tmp_path / "source", "ab")
     prepare("folder", "--num_folds", 2)

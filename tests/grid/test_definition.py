@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, assert_refused
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
@@ -290,6 +291,36 @@ def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"has .*a/method_mine.json as luseg, got the bundle's own method"):
         define_grid("hippocampus", ["luseg"]).write(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["method_mine.json", "split.json"])
+def test_a_file_that_was_changed_after_its_evaluation_is_refused(file, tmp_path):
+    overlay, split = tmp_path / "method_mine.json", tmp_path / "split.json"
+    overlay.write_text("{}")
+    shutil.copyfile(ROOT / "configs/splits/hippocampus_16.json", split)
+
+    def call():
+        grid = define_grid("hippocampus", [str(overlay), "luseg"], split_file=str(split))
+        grid.write(tmp_path / "grid")
+        return list(grid.cells(tmp_path / "grid"))
+
+    mine, luseg = call()
+    # Nothing has come of it yet.
+    changed = tmp_path / file
+    changed.write_text(changed.read_text() + " ")
+    call()
+    done = (mine if file == "method_mine.json" else luseg).path / "evaluation/metrics_cases.csv"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    call()
+    changed.write_text(changed.read_text() + "\n")
+    with assert_refused(f"grid.json: {re.escape(str(changed))} was changed since cells with it were evaluated"):
+        call()
+    # A grid of an older version knows no hashes.
+    content = json.loads((tmp_path / "grid/grid.json").read_text())
+    del content["file_hashes"]
+    (tmp_path / "grid/grid.json").write_text(json.dumps(content))
+    call()
 
 
 def test_grid_file_is_read_back_and_grows(tmp_path):

@@ -556,6 +556,37 @@ def test_separate_passes_normalize_labeled_crops_as_if_they_were_alone(passes):
         assert (together[name].item() == pytest.approx(alone[name].item(), rel=1e-5)) is (passes == "separate")
 
 
+def test_an_option_that_came_later_keeps_no_older_run_from_going_on():
+    # As runs of before it have written it down.
+    assert "passes" not in make_method(TinyPair()).describe()
+    assert "passes=separate" in make_method(TinyPair(), passes="separate").describe()
+
+
+@pytest.mark.parametrize("source", ["winner", "union"])
+def test_prototypes_are_made_where_the_shared_pseudo_label_counts(source):
+    network, contrastive = TinyPair(), Recording(make_contrastive())
+    options = {"reliability_combination": "or"} if source == "union" else {}
+    reliability = ReliabilityFilter(keep_percent=50.0)
+    method = only(
+        "contrastive",
+        network,
+        contrastive=contrastive,
+        reliability=reliability,
+        contrastive_network="loser",
+        pseudo_label_source=source,
+        **options,
+    )
+    batch = let_win(make_batch(), network.vnet)
+    method(batch, 0)
+    _, class_map, mask, _ = contrastive.arguments[0]
+    with torch.no_grad():
+        teaching = network.vnet(torch.cat([batch["image"], batch["unlabeled"]]))[2:]
+    if source == "winner":
+        assert torch.equal(mask, reliability(teaching))
+        assert torch.equal(class_map[mask], teaching.argmax(dim=1, keepdim=True)[mask])
+    assert 0 < mask.float().mean() < 1
+
+
 def test_batch_normalization_remembers_both_of_separate_passes():
     network, batch = NormalizedPair(), make_batch()
     norm = network.vnet.convolution[1]
@@ -908,6 +939,10 @@ SHIPPED = {
             "contrastive_network": "loser",
         },
         {"rectification": (0.5, 0.5), "pseudo_label": (1.0, 1.0), "contrastive": (0.1 * math.exp(-5), 0.1)},
+    ),
+    "method_luseg_released.json": (
+        {"rectification.threshold": 0.6, "contrastive": None, "passes": "joint"},
+        {"rectification": (0.5, 0.5)},
     ),
     "method_dual_network_improved.json": (
         {

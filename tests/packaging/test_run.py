@@ -113,7 +113,7 @@ def test_it_trains_as_the_run_did(bundle, run_dir, data_dir, tmp_path):
     # Where the bundle looks for data by itself.
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     shutil.copytree(data_dir, copy / "data")
-    words = ("--config_file", "configs/train.json", "--output_dir", tmp_path / "again", "--precision", "float32")
+    words = ("--config_file", "configs/train.json", "--output_dir", tmp_path / "again")
     monai_bundle(copy, "run", "training", *words)
     first, again = (
         torch.load(folder / "model_final.pt", weights_only=True) for folder in (run_dir, tmp_path / "again")
@@ -240,6 +240,9 @@ def test_the_values_of_a_run_go_along(run_dir, tmp_path):
         "normalization": "batch",
         "largest_component": True,
         "evaluated_checkpoint": "model.pt",
+        "precision": "auto",
+        "val_overlap": 0.25,
+        "deterministic": False,
     }
     package = make_package(changed(run_dir, tmp_path, lambda config: config.update(values)))
     assert {name: package.configs["train"][name] for name in values} == values
@@ -257,6 +260,14 @@ def test_a_run_without_unlabeled_cases_does_not_boast_of_them(bundle, run_dir, t
     assert re.search(r"on 2 labeled and \d unlabeled cases", readme)
     assert "Segmentation, CT, Semi-supervised" in readme
     assert "from other weights, which are not in it" in readme
+
+
+def test_figures_of_a_class_that_is_called_like_no_value(run_dir, tmp_path):
+    copy = changed(run_dir, tmp_path, lambda config: config.update({"class_names": ["NA", "nan"]}))
+    table = copy / "evaluation/metrics_summary.csv"
+    table.write_text(table.read_text().replace("kidney", "NA").replace("tumor", "nan"))
+    figures = make_package(copy).configs["metadata"]["eval_metrics"]
+    assert figures.keys() >= {"dice_NA", "dice_nan"}
 
 
 def test_boxes_are_told_of(run_dir, tmp_path):

@@ -202,6 +202,17 @@ def test_a_mistake_claims_no_folder(overrides, message, phantom_dir, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_volumes_of_several_channels_are_refused(weights, phantom_dir, tmp_path):
+    with assert_refused("in_channels must be 1, as the changes are of volumes with one channel, got 2"):
+        study_robustness(
+            str(phantom_dir),
+            str(phantom_dir / "split.json"),
+            str(tmp_path / "study"),
+            inference_configs(),
+            overrides={**QUICK, "ckpt_path": str(weights), "in_channels": 2},
+        )
+
+
 def test_references_are_checked_before_the_networks_and_a_refused_study_is_begun_anew(weights, phantom_dir, tmp_path):
     data = shutil.copytree(phantom_dir, tmp_path / "data")
     label = study_cases(str(data), str(data / "split.json"))[-1].label

@@ -128,7 +128,8 @@ def find_listed(
             problems.append(f"{image}: must be a NIfTI file.")
             continue
         read = partial(_read, source, image, label, channel=channel, convert=convert)
-        cases.append(SourceCase(name, read, has_label=bool(label)))
+        files = tuple(source / file for file in (image, label) if file)
+        cases.append(SourceCase(name, read, has_label=bool(label), files=files))
     return Source(cases, problems)
 
 

@@ -218,6 +218,8 @@ def _choose_labeled(
     if labeled:
         return set(labeled)
     usable = sorted(case.name for case in trained if case.classes)
+    if not usable:
+        raise BundleError(f"no training case has a label with foreground; {held_out}.")
     if num_labeled is None:
         num_labeled = len(usable)
     if not 1 <= num_labeled <= len(usable):

@@ -60,6 +60,7 @@ def find_left_atrium(source: Path, *, crop_to_label: bool = False, form: Form | 
             name=f"la_{path.parent.name}",
             read=partial(read, path, source=source),
             has_label=forms == ["h5"] or (path.parent / _LABEL_NAME).exists(),
+            files=(path, path.parent / _LABEL_NAME) if forms == ["nrrd"] else (path,),
         )
         for path in files[forms[0]]
     ]

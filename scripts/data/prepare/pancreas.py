@@ -77,7 +77,9 @@ def _find_nih(source: Path) -> Source:
     lonely = sorted(files.keys() - folders.keys() - _WITHDRAWN)
     notes = [f"{len(lonely)} label files have no DICOM folder, such as that of {lonely[0]}."] if lonely else []
     cases = [
-        SourceCase(name, partial(_read_nih, folders[name], labels[name], source=source))
+        SourceCase(
+            name, partial(_read_nih, folders[name], labels[name], source=source), files=(folders[name], labels[name])
+        )
         for name in sorted(folders.keys() & labels.keys())
     ]
     return Source(cases, problems, notes, protocol="pancreas", withdrawn=_WITHDRAWN, num_folds=4, num_labeled=12)

@@ -26,8 +26,11 @@ _SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 #: Space of an NRRD file, and what its axes must be multiplied by to point to the right, the front and the top.
 _NRRD_SPACES = {
     "left-posterior-superior": (-1.0, -1.0, 1.0),
+    "lps": (-1.0, -1.0, 1.0),
     "right-anterior-superior": (1.0, 1.0, 1.0),
+    "ras": (1.0, 1.0, 1.0),
     "left-anterior-superior": (-1.0, 1.0, 1.0),
+    "las": (-1.0, 1.0, 1.0),
 }
 
 
@@ -55,7 +58,7 @@ class SourceCase:
         read: reads its volumes; raises an error that names what is wrong.
         has_label: whether there will be a label.
         group: cases of one group, such as a patient, stay on one side of a split; by default each is its own.
-        files: files of the source that may be mended later, or folders of them; empty for a published data set.
+        files: files of the source that may be mended later, or folders of them.
     """
 
     name: str
@@ -273,6 +276,9 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         # It may lie anywhere.
         raise BundleError(f"{path} must hold its voxels itself, got a header that names another file for them.")
     voxels, header = nrrd.read(str(path))
+    units = {str(unit).strip('" ').lower() for unit in (*header.get("space units", ()), *header.get("units", ()))}
+    if not units <= {"mm", ""}:
+        raise BundleError(f"{path} must have sizes in mm, its header has the units {', '.join(sorted(units))}.")
     affine = np.eye(4)
     if "space directions" in header:
         space = str(header.get("space", "")).lower()
@@ -297,10 +303,11 @@ def _only_channel(voxels: npt.NDArray[Any], path: Path, *, channel: int | None =
         if not 0 <= channel < voxels.shape[-1]:
             raise BundleError(f"channel must be from 0 to {voxels.shape[-1] - 1} in {path}, got {channel}.")
         voxels = voxels[..., channel]
-    if voxels.ndim != 3 or not voxels.size or voxels.dtype.fields is not None:
-        raise BundleError(f"{path} must be a 3D volume of one channel, got shape {voxels.shape}.")
     if voxels.dtype.kind not in "biuf":
-        raise BundleError(f"{path} must hold numbers, got {voxels.dtype}.")
+        kind = "colors" if voxels.dtype.fields else voxels.dtype
+        raise BundleError(f"{path} must hold one number a voxel, got {kind}.")
+    if voxels.ndim != 3 or not voxels.size:
+        raise BundleError(f"{path} must be a 3D volume of one channel, got shape {voxels.shape}.")
     return voxels
 
 

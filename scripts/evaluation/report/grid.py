@@ -16,7 +16,7 @@ import pandas as pd
 
 from ...errors import BundleError
 from ...files import read_json_object
-from ..case_report import CaseReport
+from ..case_report import CaseReport, read_metrics
 from ..curves import read_table
 from ..metrics import METRIC_NAMES
 
@@ -48,6 +48,7 @@ _ORDER = (
     "dual_network_literal",
     "dual_network_released",
     "luseg",
+    "luseg_released",
     "dual_network_improved",
     "dual_copy_paste",
     "dual_mean_teacher",
@@ -286,13 +287,7 @@ def _read_cell(folder: Path, method: str, split: str, seed: int, class_names: li
 
 
 def _read_cases(path: Path, class_names: list[str]) -> CaseReport:
-    # Names are taken as they are: a case may be called NA, a class 1.
-    table = pd.read_csv(
-        path,
-        dtype={"case": str, "class": str, "status": str},
-        keep_default_na=False,
-        na_values={metric: ["", "nan"] for metric in METRIC_NAMES},
-    )
+    table = read_metrics(path)
     if list(table) != _COLUMNS or table.empty:
         raise BundleError(f"it must have rows and the columns {_COLUMNS}, got {len(table)} rows of {list(table)}.")
     report = CaseReport(path.parent, class_names)
