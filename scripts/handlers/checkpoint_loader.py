@@ -24,4 +24,4 @@ class RecordedCheckpointLoader(CheckpointLoader):
             engine: the evaluator.
         """
         super().__call__(engine)
-        engine.state.weights_sha256 = file_hash(self.load_path)
+        engine.state.weights_sha256 = file_hash(self.load_path)  # type: ignore[attr-defined]
