@@ -28,8 +28,9 @@ from .files import replacing
 _logger = logging.getLogger(__name__)
 #: How the names of NIfTI files end.
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
-#: The code of NIfTI for millimeters.
+#: The code of NIfTI for millimeters, and those for other units.
 _MILLIMETER = 2
+_OTHER_UNITS = {1: "meter", 3: "micron"}
 #: By how much two affines may differ, as the headers of files round them.
 _AFFINE_TOLERANCE = 1e-3
 #: By how much a label may miss a whole number, as the scaling of a file rounds it.
@@ -172,8 +173,9 @@ def check_geometry(volume: Any, name: str) -> None:
         BundleError: for sizes in another unit than mm, which MONAI does not read, or an affine that cannot be inverted
             or that MONAI would replace.
     """
-    unit = volume.header.get_xyzt_units()[0] if hasattr(volume.header, "get_xyzt_units") else "mm"
-    if unit not in ("mm", "unknown"):
+    # The lower bits are for space; a code without a meaning is read as mm, as no code is.
+    unit = _OTHER_UNITS.get(int(volume.header["xyzt_units"]) % 8) if "xyzt_units" in volume.header else None
+    if unit is not None:
         raise BundleError(f"{name} must have sizes in mm, its header has the unit {unit}: write it anew in mm.")
     affine = np.asarray(volume.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:

@@ -45,7 +45,7 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         the table; names are texts as they are, whether NA or 1, and metrics that are not there NaN.
     """
-    metrics = [name + ending for name in METRIC_NAMES for ending in ("", "_mean", "_std")]
+    metrics = [name + ending for name in METRIC_NAMES for ending in ("", "_mean", "_sd")]
     return pd.read_csv(
         path,
         dtype={"case": str, "class": str, "status": str},

@@ -78,6 +78,11 @@ class Cell:
         """Whether the cell is done: trained and evaluated."""
         return (self.path / "evaluation" / "metrics_cases.csv").is_file()
 
+    @property
+    def trained(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.path / "model_final.pt").is_file()
+
     def state(self) -> dict[str, Any]:
         """Read what the last attempt at this cell left.
 
@@ -290,14 +295,16 @@ class Grid:
         for name, known, given in sources:
             if known != given:
                 raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
-        done = {name for cell in self.cells(path.parent) if cell.evaluated for name in (cell.method, cell.split)}
+        trained = {name for cell in self.cells(path.parent) if cell.trained for name in (cell.method, cell.split)}
         # A file that was mended before anything came of it is no other one.
-        for name in done & self.file_hashes.keys() & new.file_hashes.keys():
+        for name in trained & self.file_hashes.keys() & new.file_hashes.keys():
             if self.file_hashes[name] != new.file_hashes[name]:
                 file = {**new.splits, **new.method_files}[name]
                 raise BundleError(
-                    f"{path}: {file} was changed since cells with it were evaluated: choose another --output_dir."
+                    f"{path}: {file} was changed since cells with it were trained: choose another --output_dir."
                 )
+        # Of what an older version trained, nobody knows by which file.
+        hashes = {name: value for name, value in new.file_hashes.items() if name not in trained}
         return dataclasses.replace(
             self,
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
@@ -305,8 +312,22 @@ class Grid:
             splits={**self.splits, **new.splits},
             method_files={**self.method_files, **new.method_files},
             cases={**self.cases, **new.cases},
-            file_hashes={**self.file_hashes, **new.file_hashes},
+            file_hashes={**self.file_hashes, **hashes},
         )
+
+    def changed_file(self, cell: Cell) -> str | None:
+        """Find a file of a cell that is not what it was when this grid was written.
+
+        Args:
+            cell: one of :meth:`cells`.
+
+        Returns:
+            the path of its split or overlay, None where both are as they were.
+        """
+        for name, path in ((cell.split, self.splits[cell.split]), (cell.method, self.method_files.get(cell.method))):
+            if path is not None and self.file_hashes.get(name) not in (None, file_hash(path)):
+                return path
+        return None
 
     def _source(self, method: str) -> str:
         return self.method_files.get(method, "the bundle's own method")

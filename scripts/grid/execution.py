@@ -70,7 +70,8 @@ def _train_and_evaluate(grid: Grid, cell: Cell) -> bool:
     # What remains to be said where this process is stopped, as by a queue's time limit.
     outcome: dict[str, Any] = {"status": "failed", "error": "stopped before its end"}
     try:
-        problem = _train(grid, cell)
+        changed = grid.changed_file(cell)
+        problem = f"{changed} was changed since crossval was called: call it again" if changed else _train(grid, cell)
         trained = time.monotonic()
         problem = problem or _run_bundle(cell, grid.arguments(cell, evaluate=True))
         outcome = {"status": "failed" if problem else "done", "error": problem}

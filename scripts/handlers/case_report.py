@@ -153,8 +153,10 @@ class CaseReportHandler:
     def _write_facts(self, weights_sha256: str | None) -> None:
         path = self.output_dir / "metrics_weights.json"
         if weights_sha256 is None:
-            # Those of an earlier run would pass for those of this one.
-            path.unlink(missing_ok=True)
+            # That of an earlier run would pass for that of this one.
+            if path.exists():
+                self.logger.warning("%s is removed: nothing tells which weights this evaluation is of", path)
+                path.unlink()
             return
         split = self.split() if self.split else None
         write_json(path, {"sha256": weights_sha256, "split": split, "settings": self.settings})

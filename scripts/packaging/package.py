@@ -210,11 +210,9 @@ def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> Non
     packaged = _packaged_files(present)
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
-        if "__pycache__" in relative.parts or (path.is_dir() and not path.is_symlink() and any(path.iterdir())):
-            continue
-        if path.is_dir():
-            if path.is_symlink() or not (built / relative).is_dir():
-                raise BundleError(f"{present} holds {relative}, a folder which no package has: move it away.")
+        if path.is_symlink() or (path.is_dir() and not any(path.iterdir()) and not (built / relative).is_dir()):
+            raise BundleError(f"{present} holds {relative}, a link or folder which no package has: move it away.")
+        if path.is_dir() or "__pycache__" in relative.parts:
             continue
         if (f"{present.name}/{relative.as_posix()}", zlib.crc32(path.read_bytes())) in packaged:
             continue
@@ -232,6 +230,8 @@ def _refuse_other_triton_files(present: Path, built: Path) -> None:
     """Refuse to replace a Triton model whose user has changed its settings, or added versions of it."""
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
+        if path.is_symlink():
+            raise BundleError(f"{present} holds {relative}, a link which no package has: move it away.")
         is_same = (built / relative).exists() and (path.suffix == ".pt" or filecmp.cmp(path, built / relative, False))
         if path.is_file() and not is_same:
             raise BundleError(f"{present} holds {relative}, which is not that of the new package: move it away.")

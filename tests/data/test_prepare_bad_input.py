@@ -379,7 +379,16 @@ def test_sizes_of_nrrd_in_another_unit(unit, source, bad_lines):
         else ("space: LPS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n")
     )
     (source / "images/bad.nrrd").write_bytes(f"{header}{space}{unit}\n\n".encode() + bytes(range(60)))
-    assert "bad.nrrd must have sizes in mm, its header has the units" in bad_lines()
+    assert "bad.nrrd must have sizes in mm, its header has the unit" in bad_lines()
+
+
+def test_a_unit_that_means_nothing_is_passed_over(source, tmp_path):
+    volume = nib.load(source / "images/good a.nii.gz")
+    voxels = np.asarray(volume.dataobj)
+    volume.header["xyzt_units"] = 4
+    nib.save(nib.Nifti1Image(voxels, None, volume.header), source / "images/good a.nii.gz")
+    main(["prepare", "folder", "--source", str(source), "--output_dir", str(tmp_path / "out"), "--num_folds", "0"])
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out/images/good a.nii.gz").dataobj), voxels)
 
 
 def test_colors(source, bad_lines):

@@ -590,9 +590,11 @@ def test_a_prepared_file_that_was_damaged_since_costs_a_line(tmp_path, prepare):
 
 def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):
     make_pairs(tmp_path / "source", "abc")
-    slices = tmp_path / "source" / "images" / "d"
+    # A series may lie some folders below its patient.
+    slices = tmp_path / "source" / "images" / "d" / "study" / "series"
     write_series(slices, volumes(3)[0])
     prepare("folder", "--num_folds", 2)
+    (slices.parent / ".DS_Store").touch()
     _, lines = prepare("folder", "--num_folds", 2)
     assert not any("is not what" in line for line in lines)
     made = (tmp_path / "prepared/images/a.nii.gz").stat().st_mtime
@@ -622,6 +624,13 @@ def test_another_source_of_a_published_data_set_is_told_of(name, tmp_path, prepa
     assert not any("is not what" in line for line in lines)
     file = next(path for path in sorted(folder.rglob("*")) if path.suffix in (".gz", ".nrrd"))
     os.utime(file, (0, 0))
+    record = tmp_path / "prepared/prepared_from.jsonl"
+    written = record.read_text()
+    # An older version knew no files of these data sets.
+    record.write_text("".join(json.dumps({**json.loads(line), "files": []}) + "\n" for line in written.splitlines()))
+    _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
+    assert not any("is not what" in line for line in lines)
+    record.write_text(written)
     _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
     assert any("of 1 cases, such as " in line and "is not what they were prepared of" in line for line in lines)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from scripts.errors import BundleError
-from scripts.evaluation.case_report import CaseReport
+from scripts.evaluation.case_report import CaseReport, read_metrics
 
 NAN = float("nan")
 
@@ -79,6 +79,19 @@ def test_summary_by_hand(report):
     assert summary.loc["mean over classes", "dice_mean"] == pytest.approx(3.7 / 9)
     assert summary.loc["mean over classes", "dice_sd"] == pytest.approx(np.std([1.4 / 3, 0.2, 1.7 / 3], ddof=1))
     assert summary.loc["mean over classes", "asd_voxel_mean"] == pytest.approx(10 / 3)
+
+
+def test_tables_are_read_back_with_names_as_they_are(tmp_path):
+    report = CaseReport(tmp_path, ["NA"])
+    report.add("1", [row("NA", 0.8, status="missed")])
+    cases, summary, _ = report.write()
+    table = read_metrics(cases)
+    assert table[["case", "class"]].to_numpy().tolist() == [["1", "NA"]]
+    assert table["dice"].item() == 0.8
+    assert table["hd95_mm"].isna().all()
+    # One case has no deviation.
+    assert read_metrics(summary)[["dice_sd", "hd95_mm_mean", "hd95_mm_sd"]].isna().all(axis=None)
+    assert set(read_metrics(summary)["class"]) == {"NA", "mean over classes"}
 
 
 def test_readable_summary_has_percent_and_a_dash_for_a_class_never_found(report):

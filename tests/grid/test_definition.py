@@ -309,18 +309,33 @@ def test_a_file_that_was_changed_after_its_evaluation_is_refused(file, tmp_path)
     changed = tmp_path / file
     changed.write_text(changed.read_text() + " ")
     call()
-    done = (mine if file == "method_mine.json" else luseg).path / "evaluation/metrics_cases.csv"
+    done = (mine if file == "method_mine.json" else luseg).path / "model_final.pt"
     done.parent.mkdir(parents=True)
     done.touch()
     call()
     changed.write_text(changed.read_text() + "\n")
-    with assert_refused(f"grid.json: {re.escape(str(changed))} was changed since cells with it were evaluated"):
+    with assert_refused(f"grid.json: {re.escape(str(changed))} was changed since cells with it were trained"):
         call()
     # A grid of an older version knows no hashes.
     content = json.loads((tmp_path / "grid/grid.json").read_text())
     del content["file_hashes"]
     (tmp_path / "grid/grid.json").write_text(json.dumps(content))
     call()
+    changed.write_text(changed.read_text() + "\n")
+    call()
+    name = "mine" if file == "method_mine.json" else "fixed"
+    assert name not in Grid.read(tmp_path / "grid").file_hashes
+
+
+def test_a_file_that_is_changed_while_a_grid_runs_is_found(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text("{}")
+    grid = define_grid("hippocampus", [str(overlay), "luseg"])
+    mine, luseg = grid.cells(tmp_path)
+    assert grid.changed_file(mine) is None
+    overlay.write_text("{ }")
+    assert grid.changed_file(mine) == str(overlay)
+    assert grid.changed_file(luseg) is None
 
 
 def test_grid_file_is_read_back_and_grows(tmp_path):

@@ -373,6 +373,22 @@ def test_what_was_edited_in_a_package_is_not_replaced(file, tmp_path):
         package("hippocampus", tmp_path, without_weights=True, overwrite=True)
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere", "file"])
+def test_links_and_folders_of_the_user_in_a_package_are_not_replaced(target, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").write_text("mine")
+    folder, _ = package("hippocampus", tmp_path / "models", without_weights=True)
+    (folder / "data").symlink_to(tmp_path / target)
+    with assert_refused(f"{folder} holds data, a link or folder which no package has: move it away."):
+        package("hippocampus", tmp_path / "models", without_weights=True, overwrite=True)
+    (folder / "data").unlink()
+    (folder / "output").mkdir()
+    with assert_refused(f"{folder} holds output, a link or folder which no package has: move it away."):
+        package("hippocampus", tmp_path / "models", without_weights=True, overwrite=True)
+    (folder / "output").rmdir()
+    package("hippocampus", tmp_path / "models", without_weights=True, overwrite=True)
+
+
 def test_weights_of_a_run_with_another_preprocessing_are_refused(weights, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

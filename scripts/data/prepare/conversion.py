@@ -128,7 +128,8 @@ def _is_newer(case: SourceCase, output_dir: Path) -> bool:
 
 
 def _differs(case: SourceCase, recorded: list[list[Any]] | None) -> bool:
-    if recorded is None:
+    # An older version wrote down no files of published data sets.
+    if not recorded:
         return False
     states = _states(case)
     # An older version wrote down no dates.
@@ -146,9 +147,14 @@ def _states(case: SourceCase) -> list[list[Any]]:
 
 def _files_of(case: SourceCase) -> list[Path]:
     # Hidden files are those of file browsers.
-    files = [file for path in case.files for file in (path.glob("[!.]*") if path.is_dir() else [path])]
+    files = [file for path in case.files for file in (_files_in(path) if path.is_dir() else [path])]
     # Of a broken link nothing can be said.
     return [file for file in files if file.exists()]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    # A series of DICOM may lie some folders below that of its patient.
+    return [file for file in folder.rglob("[!.]*") if not file.is_dir()]
 
 
 def _convert(case: SourceCase, output_dir: Path, spacing_mm: Sequence[float] | None) -> str:

@@ -32,6 +32,8 @@ _NRRD_SPACES = {
     "left-anterior-superior": (-1.0, 1.0, 1.0),
     "las": (-1.0, 1.0, 1.0),
 }
+#: What NRRD files call them, or nothing.
+_MILLIMETERS = {"mm", "millimeter", "millimeters", ""}
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,10 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         # It may lie anywhere.
         raise BundleError(f"{path} must hold its voxels itself, got a header that names another file for them.")
     voxels, header = nrrd.read(str(path))
-    units = {str(unit).strip('" ').lower() for unit in (*header.get("space units", ()), *header.get("units", ()))}
-    if not units <= {"mm", ""}:
-        raise BundleError(f"{path} must have sizes in mm, its header has the units {', '.join(sorted(units))}.")
+    given = header.get("space units", ()) if "space directions" in header else header.get("units", ())
+    units = {str(unit).strip('" ').lower() for unit in given} - _MILLIMETERS
+    if units:
+        raise BundleError(f"{path} must have sizes in mm, its header has the unit {', '.join(sorted(units))}.")
     affine = np.eye(4)
     if "space directions" in header:
         space = str(header.get("space", "")).lower()
