@@ -322,10 +322,11 @@ class Grid:
             cell: one of :meth:`cells`.
 
         Returns:
-            the path of its split or overlay, None where both are as they were.
+            the path of its split or overlay; None where both are as they were, or gone, of which the training tells.
         """
         for name, path in ((cell.split, self.splits[cell.split]), (cell.method, self.method_files.get(cell.method))):
-            if path is not None and self.file_hashes.get(name) not in (None, file_hash(path)):
+            known = self.file_hashes.get(name)
+            if path is not None and known is not None and Path(path).is_file() and file_hash(path) != known:
                 return path
         return None
 

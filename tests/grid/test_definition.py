@@ -336,6 +336,9 @@ def test_a_file_that_is_changed_while_a_grid_runs_is_found(tmp_path):
     overlay.write_text("{ }")
     assert grid.changed_file(mine) == str(overlay)
     assert grid.changed_file(luseg) is None
+    # The training names a file that is gone.
+    overlay.unlink()
+    assert grid.changed_file(mine) is None
 
 
 def test_grid_file_is_read_back_and_grows(tmp_path):
