@@ -176,6 +176,21 @@ def test_the_network_of_bcp_has_no_dropout_on_the_pancreas(recipe, dropout):
     assert {layer.p for layer in layers} == {dropout}
 
 
+def test_contrast_recipe_is_the_short_one_with_curves_of_gray_values_and_not_of_labels():
+    short, contrast = (ConfigParser.load_config_file(CONFIGS / f"recipe_{name}.json") for name in ("short", "contrast"))
+    first, curve, *others = contrast.pop("augmentation")
+    assert [first, *others] == short.pop("augmentation")
+    assert {**contrast, "_desc_": ""} == {**short, "_desc_": ""}
+    transform = ConfigParser({"curve": curve | {"prob": 1.0}}).get_parsed_content("curve")
+    transform.set_random_state(0)
+    cube = torch.rand(1, 8, 8, 8)
+    data = {"image": cube, "label": (cube > 0.5).float()}
+    mapped = transform(data)
+    assert not mapped["image"].equal(cube)
+    assert mapped["label"] is data["label"]
+    assert not transform({"unlabeled": cube})["unlabeled"].equal(cube)
+
+
 def test_elastic_recipe_is_the_short_one_with_deformations_of_image_and_label_alike():
     short, elastic = (ConfigParser.load_config_file(CONFIGS / f"recipe_{name}.json") for name in ("short", "elastic"))
     *others, deformation = elastic.pop("augmentation")
