@@ -70,7 +70,7 @@ class RandContrastCurved(RandomizableTransform, MapTransform):
         return result
 
     def _mapped(self, image: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:
-        low, high = percentile(image, _ENDS)
+        low, high = (float(percentile(image, end)) for end in _ENDS)
         if low == high:
             return image
         heights = heights.to(image)
