@@ -66,6 +66,7 @@ ALLOWED = {
         "configuration",
         "console",
         "data",
+        "evaluation.wording",
         "export",
         "files",
         "handlers.run_comparison",

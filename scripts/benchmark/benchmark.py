@@ -14,6 +14,7 @@ import torch
 from ..configuration import read_configuration
 from ..console import mistakes_in_one_line
 from ..errors import BundleError
+from ..evaluation.wording import markdown_table
 from ..files import CONFIGS, write_json, write_text
 from ..handlers.run_comparison import check_preprocessing
 from ..studies.cases import Case
@@ -182,4 +183,4 @@ def _markdown(table: pd.DataFrame) -> str:
         ]
         for row in table.to_dict("records")
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *cells))
+    return markdown_table(names, cells)

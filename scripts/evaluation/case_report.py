@@ -15,7 +15,7 @@ import pandas as pd
 from ..errors import BundleError
 from ..files import write_text
 from .metrics import METRIC_NAMES, foreground_names
-from .wording import markdown_text, mean_and_deviation, plural
+from .wording import markdown_table, markdown_text, mean_and_deviation, plural
 
 STATUSES = ("found", "missed", "false_positive", "absent")
 MEAN_OVER_CLASSES = "mean over classes"
@@ -187,9 +187,8 @@ class CaseReport:
 
     def _markdown(self) -> str:
         heading, rows = self._readable_summary()
-        alignment = [":--"] + ["--:"] * (len(heading) - 1)
-        lines = [[markdown_text(cell) for cell in line] for line in (heading, alignment, *rows)]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        heading, *rows = ([markdown_text(cell) for cell in line] for line in (heading, *rows))
+        table = markdown_table(heading, rows)
         return f"# Metrics of {len(self)} {plural('case', len(self))}\n\n{table}\n\n{_NOTE}\n"
 
     def _readable_summary(self) -> tuple[list[str], list[list[str]]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 
 def mean_and_deviation(mean: float, deviation: float, *, percent: bool) -> str:
@@ -37,6 +38,20 @@ def plural(noun: str, count: int) -> str:
         the singular for 1, else the plural.
     """
     return noun if count == 1 else f"{noun}s"
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown, the first column to the left and the others, which hold numbers, to the right.
+
+    Args:
+        heading: the names of the columns.
+        rows: their cells, already escaped where that is needed.
+
+    Returns:
+        a line for the heading, one for the alignment and one for each row, without a line break at the end.
+    """
+    alignment = [":--", *["--:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, alignment, *rows))
 
 
 def markdown_text(text: str) -> str:

@@ -21,7 +21,7 @@ from nibabel.processing import resample_from_to
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
 from ..evaluation.case_report import read_metrics
-from ..evaluation.wording import mean_and_deviation, plural
+from ..evaluation.wording import markdown_table, mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
 from .cases import Case, Study, check_references, claim_study, measure_on_reference, segment, segmented, study_cases
@@ -190,18 +190,13 @@ def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFr
 def _summarize(table: pd.DataFrame, num_cases: int) -> str:
     per_case = table.groupby(["change", "case"], sort=False)[["dice", "hd95_mm"]].mean()
     plain = per_case.loc["none"]
-    lines = [
-        f"Mean and standard deviation over {num_cases} test {plural('case', num_cases)}, each the mean of its classes; "
-        "95HD over the cases where a class was found.",
-        "",
-        "| Change | Dice [%] | difference | worst case | 95HD [mm] | missed |",
-        "|---|---|---|---|---|---|",
-    ]
+    heading = ("Change", "Dice [%]", "difference", "worst case", "95HD [mm]", "missed")
+    rows = []
     for name in dict.fromkeys(table["change"]):
         cases = per_case.loc[name]
         missed = int((table.loc[table["change"] == name, "status"] == "missed").sum())
         difference = 100 * (cases["dice"] - plain["dice"]).mean()
-        cells = (
+        row = (
             CHANGES[name][0],
             mean_and_deviation(cases["dice"].mean(), cases["dice"].std(), percent=True),
             "" if name == "none" else f"{difference:+.2f}",
@@ -209,8 +204,11 @@ def _summarize(table: pd.DataFrame, num_cases: int) -> str:
             mean_and_deviation(cases["hd95_mm"].mean(), cases["hd95_mm"].std(), percent=False),
             str(missed),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(row)
+    return (
+        f"Mean and standard deviation over {num_cases} test {plural('case', num_cases)}, each the mean of its classes; "
+        f"95HD over the cases where a class was found.\n\n{markdown_table(heading, rows)}\n"
+    )
 
 
 def _draw(table: pd.DataFrame, path: Path) -> Path:

@@ -17,6 +17,7 @@ from scipy import ndimage, stats
 
 from ..errors import BundleError
 from ..evaluation.canvas import new_figure, save_figure
+from ..evaluation.wording import markdown_table
 from ..files import write_text
 from ..nifti import read_nifti
 from .cases import (
@@ -193,25 +194,24 @@ def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) 
     known = table.dropna(subset="mean_disagreement")
     correlation = stats.spearmanr(known["mean_disagreement"], known["dice"])
     below = known["dice"] < known["dice"].median()
-    lines = [
-        f"{len(table)} test cases, Dice {100 * table['dice'].mean():.2f} %.",
-        "",
-        "| Question | Whole volume | Near the foreground |",
-        "|---|---|---|",
-        *(
-            f"| AUROC of the {name} for wrong voxels, mean over cases | {table[f'auroc_{name}_all'].mean():.3f} "
-            f"| {table[f'auroc_{name}_near'].mean():.3f} |"
-            for name in ("disagreement", "entropy")
-        ),
-        f"| expected calibration error of the mean probabilities | {expected_calibration_error(bins['all']):.4f} "
-        f"| {expected_calibration_error(bins['near']):.4f} |",
-        "",
+    regions = ("all", "near")
+    rows = [
+        [
+            f"AUROC of the {name} for wrong voxels, mean over cases",
+            *(f"{table[f'auroc_{name}_{region}'].mean():.3f}" for region in regions),
+        ]
+        for name in ("disagreement", "entropy")
+    ]
+    errors = (f"{expected_calibration_error(bins[region]):.4f}" for region in regions)
+    rows.append(["expected calibration error of the mean probabilities", *errors])
+    return (
+        f"{len(table)} test cases, Dice {100 * table['dice'].mean():.2f} %.\n\n"
+        f"{markdown_table(('Question', 'Whole volume', 'Near the foreground'), rows)}\n\n"
         f"Near: within {margin_mm:g} mm of the foreground of prediction or reference. Per case, the mean disagreement "
         f"near the foreground against Dice: Spearman correlation {correlation.statistic:.2f} (p = "
         f"{correlation.pvalue:.3g}), AUROC for the half of the cases with the lower Dice "
-        f"{area_under_curve(known['mean_disagreement'], below):.3f}.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"{area_under_curve(known['mean_disagreement'], below):.3f}.\n"
+    )
 
 
 def _draw(table: pd.DataFrame, bins: Mapping[str, Bins], path: Path) -> Path:

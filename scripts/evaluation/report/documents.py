@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..wording import markdown_text
+from ..wording import markdown_table, markdown_text
 from .figures import Picture
 from .tables import Mark, Table
 
@@ -47,13 +47,13 @@ def markdown(
     blocks = [f"# {markdown_text(title)}"]
     blocks.append("\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in facts))
     for table in tables:
-        lines = [[markdown_text(text) for text in table.heading], [":--"] + ["--:"] * (len(table.heading) - 1)]
+        lines = []
         for row, line in enumerate(_marked(table, markdown_text, _MARKDOWN)):
             if row in table.groups:
                 lines.append([f"*{markdown_text(table.groups[row])}*", *[""] * (len(line) - 1)])
             lines.append(line)
         blocks.append(f"## {markdown_text(table.title)}")
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        blocks.append(markdown_table([markdown_text(text) for text in table.heading], lines))
         blocks.append(markdown_text(table.note))
     blocks.append("## Figures")
     blocks += [f"![{markdown_text(picture.caption)}]({picture.path.name})" for picture in pictures]
