@@ -156,6 +156,7 @@ SHIPPED = {
     **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
     "left_atrium_dev_16": [16, 48, 0, 16],
     "left_atrium_dev_4": [4, 60, 0, 16],
+    "left_atrium_dev_64": [16, 0, 0, 64],
     **{f"left_atrium_fold{fold}_16": [16, 64, 0, 20] for fold in range(5)},
     **{f"left_atrium_fold{fold}_8": [8, 72, 0, 20] for fold in range(5)},
     **{f"pancreas_fold{fold}_12": [12, 50, 0, 20] for fold in (0, 1)},
@@ -256,6 +257,12 @@ def test_development_split_holds_no_test_case_of_its_fold():
     development, fold = (read_split(SPLITS_DIR / f"left_atrium_{name}.json") for name in ("dev_16", "fold0_16"))
     assert development.all_cases() == fold.labeled + fold.unlabeled
     assert not set(development.all_cases()) & set(fold.test)
+
+
+def test_development_split_with_a_large_test_has_the_same_labeled_cases():
+    large, small = (read_split(SPLITS_DIR / f"left_atrium_dev_{number}.json") for number in (64, 16))
+    assert large.labeled == small.labeled
+    assert large.test == small.unlabeled + small.test
 
 
 def test_load_cases_gives_the_files(dataset, tmp_path):
