@@ -227,7 +227,7 @@ def describe_mistake(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return str(cause)
-        if isinstance(cause, torch.OutOfMemoryError):
+        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(cause):
             return (
                 "the memory of the device is not enough: take a smaller patch_size or batch size, in inference another "
                 "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: go on by "

@@ -72,6 +72,7 @@ ALLOWED = {
         "handlers.run_comparison",
         "inferer",
         "methods.dual_network",
+        "networks.dual_network",
         "nifti",
         "precision",
         "studies",

@@ -428,9 +428,17 @@ def test_a_bundle_error_is_one_line(capsys):
     assert report(BundleError("ckpt_path x.pt does not exist."), capsys) == "error: ckpt_path x.pt does not exist.\n"
 
 
-def test_a_device_without_memory_is_one_line(capsys):
+@pytest.mark.parametrize(
+    "cause",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("Unable to allocate 2.00 GiB for an array"),
+    ],
+)
+def test_a_device_without_memory_is_one_line(cause, capsys):
     wrapped = RuntimeError("evaluator failed")
-    wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    wrapped.__cause__ = cause
     line = report(wrapped, capsys)
     assert line.startswith("error: the memory of the device is not enough: ")
     assert "--skip_existing true" in line

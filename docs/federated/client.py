@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import nvflare.client as flare
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from scripts.configuration import check_overrides
 
 
 def main() -> None:
@@ -28,12 +31,14 @@ def main() -> None:
     flare.init()
     site = flare.get_site_name()
     files = ["configs/train.json", *(f"configs/{name}.json" for name in arguments.files.split(",") if name)]
+    evaluation = [*files, "configs/evaluate.json"] if arguments.evaluates else None
+    check_overrides(overrides, [str(Path(arguments.bundle) / name) for name in evaluation or files], arguments=())
     client = MonaiAlgo(
         bundle_root=arguments.bundle,
         local_epochs=1,
         send_weight_diff=False,
         config_train_filename=files,
-        config_evaluate_filename=[*files, "configs/evaluate.json"] if arguments.evaluates else None,
+        config_evaluate_filename=evaluation,
         train_kwargs=overrides,
         eval_kwargs=overrides,
     )

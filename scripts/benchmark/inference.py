@@ -18,6 +18,7 @@ from ..configuration import read_configuration
 from ..errors import BundleError
 from ..export import extract_network
 from ..inferer import window_overlap
+from ..networks.dual_network import DualNetwork
 from ..nifti import read_nifti, volume_name
 from ..studies.cases import Case, label_array, measure_on_reference
 from ..weights import check_weights
@@ -100,6 +101,8 @@ def measure_inference(
         )
     parser = read_configuration(config_file, overrides)
     modes = inference_modes(parser.get_parsed_content("patch_size"), strides)
+    if not isinstance(parser.get_parsed_content("network"), DualNetwork):
+        modes = [mode for mode in modes if mode.network is None]
     num_classes = parser.get_parsed_content("num_classes")
     rows: list[dict[str, Any]] = []
     baseline: list[nib.Nifti1Image] = []
@@ -130,6 +133,7 @@ def _weights(network: str | None, ckpt_path: str | None, folder: Path) -> dict[s
             "architecture": network,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
+            "normalization": "@normalization",
         }
     }
     if ckpt_path is not None:

@@ -364,6 +364,11 @@ def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
     color = dataset.get("PhotometricInterpretation", "MONOCHROME2")
     if dataset.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
         raise _refusal(series, f"{name} is a color image ({color}), only one gray value a pixel can be read")
+    # Hounsfield units are the same however they are shown; values without a unit are stored the other way round.
+    if color == "MONOCHROME1" and dataset.get("Modality") != "CT":
+        raise _refusal(
+            series, f"{name} is MONOCHROME1, its lowest values are the brightest: convert it to MONOCHROME2 first"
+        )
     # Tags may be there and empty.
     missing = [tag for tag in _GEOMETRY_TAGS if dataset.get(tag) in (None, "")]
     if missing:

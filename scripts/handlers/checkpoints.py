@@ -97,6 +97,7 @@ class Checkpoints:
         self.iteration = 0
         self._started = False
         self._begun = False
+        self._max_epochs: int | None = None
         self._logger = logging.getLogger(__name__)
 
     def attach(self, engine: Any) -> None:
@@ -105,6 +106,7 @@ class Checkpoints:
         Args:
             engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
         """
+        self._max_epochs = engine.state.max_epochs
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -176,6 +178,12 @@ class Checkpoints:
             write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
     def _restore(self, engine: Any, content: Mapping[str, Any]) -> None:
+        if engine.state.max_epochs != self._max_epochs:
+            # A client of federated learning counts from its own start, and has already loaded the server's weights.
+            raise BundleError(
+                "resume must be false where another program sets the epochs of the training, but "
+                f"{self.run_directory.path} has checkpoints: take a new output_dir."
+            )
         try:
             self.method.load_state_dict(content["method"])
             self.optimizer.load_state_dict(content["optimizer"])

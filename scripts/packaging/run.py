@@ -137,7 +137,8 @@ def run_package(
         "task": f"Segmentation of {', '.join(train['class_names'])} in 3D {modality}",
         "description": f"{type(network).__name__} trained by {settings['method'].partition('(')[0]} on {cases}",
         "authors": authors,
-        "copyright": f"Weights: {authors}. Code: {metadata['copyright']}",
+        # A package that was trained in a package tells of the rights of the code alone, not of the weights before.
+        "copyright": f"Weights: {authors}. Code: {metadata['copyright'].rpartition('Code: ')[2]}",
         "data_source": data_source,
         "image_classes": f"3D {modality} image, {train['in_channels']} channel(s), preprocessed as in inference.json",
         "eval_metrics": _figures(folder, source, train),

@@ -312,6 +312,10 @@ def compressed(dataset, index):
             change(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0),
             r"IM003.dcm is a color image \(RGB\), only one gray value a pixel can be read",
         ),
+        (
+            change(PhotometricInterpretation="MONOCHROME1", Modality="MR"),
+            "IM003.dcm is MONOCHROME1, its lowest values are",
+        ),
         (change(PhotometricInterpretation="PALETTE COLOR"), r"is a color image \(PALETTE COLOR\)"),
         (change(NumberOfFrames=2), "IM003.dcm is a multi-frame image, only files of one slice each"),
         (

@@ -294,6 +294,15 @@ def test_every_method_can_be_packaged(overlay, run_dir, tmp_path):
     network.load_state_dict(torch.load(weights, weights_only=True))
 
 
+def test_rights_of_weights_before_are_not_those_of_the_code(run_dir, tmp_path, monkeypatch):
+    """As in a package that was trained in a package."""
+    configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    metadata = json.loads((configs / "metadata.json").read_text())
+    (configs / "metadata.json").write_text(json.dumps({**metadata, "copyright": "Weights: Lab 1. Code: (c) 2026 us"}))
+    monkeypatch.setattr("scripts.packaging.run.CONFIGS", configs)
+    assert make_package(run_dir).configs["metadata"]["copyright"] == "Weights: The lab. Code: (c) 2026 us"
+
+
 def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     evaluated = make_package(run_dir).configs["metadata"]["eval_metrics"]
     assert not any("is left out" in message for message in caplog.messages)
@@ -462,6 +471,7 @@ def test_the_command_line(run_dir, tmp_path, capsys):
     assert triton == str(tmp_path / "triton" / NAME)
     metadata = json.loads(Path(folder, "configs/metadata.json").read_text())
     assert (metadata["authors"], metadata["data_source"]) == ("Doe, Roe", "2018")
+    assert metadata["copyright"].startswith("Weights: Doe, Roe. Code: Copyright (c)")
     with pytest.raises(SystemExit):
         main(words)
     assert capsys.readouterr().err.startswith(f"error: {folder} exists: replace it by --overwrite true")
