@@ -97,7 +97,6 @@ class Checkpoints:
         self.iteration = 0
         self._started = False
         self._begun = False
-        self._max_epochs: int | None = None
         self._logger = logging.getLogger(__name__)
 
     def attach(self, engine: Any) -> None:
@@ -106,7 +105,6 @@ class Checkpoints:
         Args:
             engine: a :class:`scripts.trainer.SemiSupervisedTrainer`.
         """
-        self._max_epochs = engine.state.max_epochs
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -178,7 +176,8 @@ class Checkpoints:
             write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
     def _restore(self, engine: Any, content: Mapping[str, Any]) -> None:
-        if engine.state.max_epochs != self._max_epochs:
+        iterations = engine.state.max_epochs * engine.state.epoch_length
+        if self.run_directory.settings.get("iterations", iterations) != iterations:
             # A client of federated learning counts from its own start, and has already loaded the server's weights.
             raise BundleError(
                 "resume must be false where another program sets the epochs of the training, but "
