@@ -230,8 +230,8 @@ def describe_mistake(error: BaseException) -> str | None:
         if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(cause):
             return (
                 "the memory of the device is not enough: take a smaller patch_size or batch size, in inference another "
-                "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: go on by "
-                "--resume true, or --skip_existing true."
+                "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: a training goes on "
+                "by --resume true, a prediction by --skip_existing true, a study by the same command."
             )
         if isinstance(cause, ModuleNotFoundError) and str(cause).startswith("Cannot locate class"):
             return f"the configuration names what is not there: {one_line(cause)}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import nvflare.client as flare
@@ -14,7 +15,15 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
-from scripts.configuration import check_overrides
+
+def check_keys(bundle: str, files: list[str], overrides: dict) -> None:
+    """Refuse keys that no configuration has, and a resume, which would replace the weights of the server."""
+    sys.path.insert(0, bundle)
+    from scripts.configuration import check_overrides
+
+    check_overrides(overrides, [str(Path(bundle) / name) for name in files], arguments=())
+    if overrides.get("resume"):
+        raise SystemExit("resume must be false for a site: it joins with a new output_dir and the server's weights.")
 
 
 def main() -> None:
@@ -32,7 +41,7 @@ def main() -> None:
     site = flare.get_site_name()
     files = ["configs/train.json", *(f"configs/{name}.json" for name in arguments.files.split(",") if name)]
     evaluation = [*files, "configs/evaluate.json"] if arguments.evaluates else None
-    check_overrides(overrides, [str(Path(arguments.bundle) / name) for name in evaluation or files], arguments=())
+    check_keys(arguments.bundle, evaluation or files, overrides)
     client = MonaiAlgo(
         bundle_root=arguments.bundle,
         local_epochs=1,

@@ -101,14 +101,16 @@ def measure_inference(
         )
     parser = read_configuration(config_file, overrides)
     modes = inference_modes(parser.get_parsed_content("patch_size"), strides)
-    if not isinstance(parser.get_parsed_content("network"), DualNetwork):
+    network = parser.get_parsed_content("network_def")
+    if not isinstance(network, DualNetwork):
         modes = [mode for mode in modes if mode.network is None]
+    normalization = parser.get("network_def").get("normalization", "batch")
     num_classes = parser.get_parsed_content("num_classes")
     rows: list[dict[str, Any]] = []
     baseline: list[nib.Nifti1Image] = []
     for mode in modes:
         folder = output_dir / mode.name.replace(" ", "_").replace(",", "").replace("%", "percent")
-        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, ckpt_path, folder)}
+        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, normalization, ckpt_path, folder)}
         images = [str(case.image) for case in cases]
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row: dict[str, Any] = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
@@ -123,7 +125,7 @@ def measure_inference(
     return table
 
 
-def _weights(network: str | None, ckpt_path: str | None, folder: Path) -> dict[str, Any]:
+def _weights(network: str | None, normalization: str, ckpt_path: str | None, folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"load_pretrain": False} if ckpt_path is None else {"ckpt_path": ckpt_path}
     if network is None:
         return settings
@@ -133,7 +135,7 @@ def _weights(network: str | None, ckpt_path: str | None, folder: Path) -> dict[s
             "architecture": network,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
-            "normalization": "@normalization",
+            "normalization": normalization,
         }
     }
     if ckpt_path is not None:

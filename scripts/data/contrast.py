@@ -21,14 +21,14 @@ class RandContrastCurved(RandomizableTransform, MapTransform):
     """Map the gray values of an image by a random curve, so that dark tissue can come out bright and the other way.
 
     The curve is linear between points with equal distances over the gray values and random heights; it need not rise.
-    Mean and standard deviation of the image stay. So networks learn to find an organ by its shape and borders where a
-    scan of another protocol or time after the contrast agent has other gray values.
+    Mean and standard deviation of each channel stay. So networks learn to find an organ by its shape and borders where
+    a scan of another protocol or time after the contrast agent has other gray values.
     ``monai.transforms.RandIntensityRemap`` is alike, but has no dictionary form, smooths its curve over numbers of
     distinct gray values, which normalized images have too many of, and draws it from a generator that no seed of a
     training reaches.
 
     Args:
-        keys: keys of the images, (C, X, Y, Z); all of a dictionary get the same heights.
+        keys: keys of the images, (C, X, Y, Z); all of a dictionary and all channels get the same heights.
         prob: probability of a curve.
         num_points: points of the curve, at least 2.
         allow_missing_keys: whether a dictionary may lack some of the keys.
@@ -66,7 +66,7 @@ class RandContrastCurved(RandomizableTransform, MapTransform):
             return result
         heights = torch.as_tensor(self.R.uniform(size=self.num_points))
         for key in self.key_iterator(result):
-            result[key] = self._mapped(result[key], heights)
+            result[key] = torch.stack([self._mapped(channel, heights) for channel in result[key]])
         return result
 
     def _mapped(self, image: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:

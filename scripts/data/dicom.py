@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, CTImageStorage
 
 from ..errors import BundleError, one_line
 from ..nifti import make_nifti
@@ -365,7 +365,8 @@ def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
     if dataset.get("SamplesPerPixel", 1) != 1 or not color.startswith("MONOCHROME"):
         raise _refusal(series, f"{name} is a color image ({color}), only one gray value a pixel can be read")
     # Hounsfield units are the same however they are shown; values without a unit are stored the other way round.
-    if color == "MONOCHROME1" and dataset.get("Modality") != "CT":
+    is_ct = dataset.get("Modality") == "CT" or dataset.get("SOPClassUID") == CTImageStorage
+    if color == "MONOCHROME1" and not is_ct:
         raise _refusal(
             series, f"{name} is MONOCHROME1, its lowest values are the brightest: convert it to MONOCHROME2 first"
         )

@@ -176,13 +176,6 @@ class Checkpoints:
             write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
 
     def _restore(self, engine: Any, content: Mapping[str, Any]) -> None:
-        iterations = engine.state.max_epochs * engine.state.epoch_length
-        if self.run_directory.settings.get("iterations", iterations) != iterations:
-            # A client of federated learning counts from its own start, and has already loaded the server's weights.
-            raise BundleError(
-                "resume must be false where another program sets the epochs of the training, but "
-                f"{self.run_directory.path} has checkpoints: take a new output_dir."
-            )
         try:
             self.method.load_state_dict(content["method"])
             self.optimizer.load_state_dict(content["optimizer"])

@@ -246,8 +246,17 @@ def test_the_peak_is_that_of_the_gpu_in_use(peaks, expected, monkeypatch):
     assert measuring._peak_mebibytes() > 50
 
 
-@pytest.mark.parametrize("pair", [True, False])
-def test_single_networks_are_measured_where_the_bundle_has_a_pair(pair, phantom_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("pair", "key", "expected"),
+    [
+        (True, "normalization", "@normalization"),
+        (True, "network_def#normalization", "instance"),
+        (False, "normalization", None),
+    ],
+)
+def test_single_networks_are_measured_where_the_bundle_has_a_pair(
+    pair, key, expected, phantom_dir, tmp_path, monkeypatch
+):
     measured = []
     monkeypatch.setattr(inference, "measure_alone", lambda _, *args: measured.append(args[-1]) or Measured(1.0, 1.0))
     single = {
@@ -263,12 +272,12 @@ def test_single_networks_are_measured_where_the_bundle_has_a_pair(pair, phantom_
         inference_configs(None),
         tmp_path,
         strides=[16, 16, 16],
-        overrides={"patch_size": [32, 32, 32], "normalization": "instance", **({} if pair else single)},
+        overrides={"patch_size": [32, 32, 32], key: "instance", **({} if pair else single)},
     )
     assert len(measured) == len(inference_modes([32, 32, 32], [16, 16, 16])) - (0 if pair else 2)
     networks = [settings["network_def"] for settings in measured if "network_def" in settings]
     if pair:
         assert [network["architecture"] for network in networks] == ["vnet", "resnet_vnet"]
-        assert {network["normalization"] for network in networks} == {"@normalization"}
+        assert {network["normalization"] for network in networks} == {expected}
     else:
         assert networks == [single["network_def"]] * len(measured)

@@ -113,16 +113,6 @@ def test_a_round_goes_on_with_the_batches_that_come_next(make_site, monkeypatch)
     assert starts == [0, 0, 2, 2]
 
 
-def test_a_site_that_starts_again_does_not_take_its_own_weights_for_those_of_the_server(make_site):
-    options = {"evaluates": False, "labeled": (0, 1), "unlabeled": (2,), "iterations": 4, "val_interval": 2}
-    site = make_site("one", **options)
-    shared = average([site])
-    site.train(data=shared)
-    again = make_site("one", **options, resume=True)
-    with assert_refused("resume must be false where another program sets the epochs of the training, but .*one has"):
-        again.train(data=shared)
-
-
 def test_a_site_without_labels_needs_a_method_that_trains_without(make_site):
     site = make_site("two", "configs/method_cps.json", evaluates=False, unlabeled=(3,), labeled_batch_size=0)
     with assert_refused("labeled_batch_size must be at least 1 for CrossPseudoSupervision, got 0", ValueError):

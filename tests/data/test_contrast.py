@@ -41,6 +41,15 @@ def test_mean_deviation_and_place_stay():
     assert before.equal(40 + 15 * image())
 
 
+def test_each_channel_keeps_its_own_mean_and_deviation():
+    before = torch.cat([image(0), 50 + 9 * image(1).exp()])
+    after = curved(2)({"image": before})["image"]
+    for channel in range(2):
+        assert after[channel].mean().item() == pytest.approx(before[channel].mean().item(), rel=1e-3, abs=1e-3)
+        assert after[channel].std().item() == pytest.approx(before[channel].std().item(), rel=1e-3)
+    assert torch.equal(after[:1], curved(2)({"image": before[:1]})["image"])
+
+
 def test_curve_is_linear_between_its_points():
     before = MetaTensor(torch.linspace(0, 1, 1001).reshape(1, 1, 7, 143))
     after = curved(3, num_points=3)({"image": before})["image"].flatten()

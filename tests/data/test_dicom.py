@@ -21,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
+    MRImageStorage,
     RLELossless,
     RTStructureSetStorage,
     SegmentationStorage,
@@ -45,6 +46,16 @@ def assert_series_refused(folder, message):
 
 
 # --- values and geometry ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["CT", ""])
+def test_units_of_a_ct_do_not_depend_on_how_it_is_shown(modality, stored, tmp_path):
+    def edit(dataset, index):
+        # Taken away with what could name the patient, in some series.
+        dataset.PhotometricInterpretation, dataset.Modality = "MONOCHROME1", modality
+
+    write_series(tmp_path, stored, edit=edit)
+    np.testing.assert_array_equal(read_series(tmp_path).voxels, stored.astype(int) - 1024)
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (90, 0, 90), (20, -35, 50)], ids=["axial", "turned", "oblique"])
@@ -313,7 +324,7 @@ def compressed(dataset, index):
             r"IM003.dcm is a color image \(RGB\), only one gray value a pixel can be read",
         ),
         (
-            change(PhotometricInterpretation="MONOCHROME1", Modality="MR"),
+            change(PhotometricInterpretation="MONOCHROME1", Modality="MR", SOPClassUID=MRImageStorage),
             "IM003.dcm is MONOCHROME1, its lowest values are",
         ),
         (change(PhotometricInterpretation="PALETTE COLOR"), r"is a color image \(PALETTE COLOR\)"),

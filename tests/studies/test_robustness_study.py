@@ -178,7 +178,6 @@ def test_cases_may_be_called_by_numbers_and_lie_in_folders(weights, phantom_dir,
         ("overwrite", "--overwrite must not be given: a study sets"),
         ("dataset_dir", "--dataset_dir must not be given"),
         ("skip_existing", "--skip_existing must not be given"),
-        ("save_uncertainty", "--save_uncertainty must not be given"),
     ],
 )
 def test_what_a_study_sets_itself_is_refused(option, message, phantom_dir, tmp_path):
