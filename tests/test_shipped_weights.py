@@ -40,6 +40,16 @@ def test_weights_are_small_enough_for_a_repository(path):
     assert (ROOT / path).stat().st_size < 60e6
 
 
+@pytest.mark.parametrize("metadata", ["metadata", "metadata_left_atrium"])
+def test_figures_over_all_cases_without_a_label_in_the_training(metadata):
+    dice = pd.read_csv(ROOT / "docs/results/left_atrium_short/dual_network_125mm_shipped_on_64.csv", index_col="case")[
+        "dice"
+    ]
+    told = json.loads((ROOT / f"configs/{metadata}.json").read_text())["eval_metrics"]["cases"]
+    assert f"all {len(dice)} cases" in told
+    assert f"mean_dice is {dice.mean():.3f}, with {dice['la_A4R1S23KR0KU2WSYHK2X']:.3f} in a scan" in told
+
+
 @pytest.mark.parametrize(("metadata", "run"), RUNS.items())
 def test_figures_of_the_metadata_are_the_means_over_the_test_cases(metadata, run):
     cases = pd.read_csv(ROOT / f"docs/results/{run}.csv")

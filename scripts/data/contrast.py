@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandHistogramShift, RandomizableTransform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import CommonKeys
 
@@ -50,6 +50,7 @@ class RandContrastCurved(RandomizableTransform, MapTransform):
         if num_points < 2:
             raise ValueError(f"num_points must be at least 2, got {num_points}.")
         self.num_points = num_points
+        self._interpolate = RandHistogramShift().interp
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Map the images of a dictionary, or leave them as they are.
@@ -73,9 +74,5 @@ class RandContrastCurved(RandomizableTransform, MapTransform):
         low, high = (float(percentile(image, end)) for end in _ENDS)
         if low == high:
             return image
-        heights = heights.to(image)
-        place = ((image - low) / (high - low)).clamp(0, 1) * (self.num_points - 1)
-        left = place.floor().clamp(max=self.num_points - 2)
-        index = left.long()
-        mapped = torch.lerp(heights[index], heights[index + 1], place - left)
+        mapped: Any = self._interpolate(image, torch.linspace(low, high, self.num_points).to(image), heights.to(image))
         return (mapped - mapped.mean()) / mapped.std() * image.std() + image.mean()
