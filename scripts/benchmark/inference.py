@@ -104,13 +104,12 @@ def measure_inference(
     network = parser.get_parsed_content("network_def")
     if not isinstance(network, DualNetwork):
         modes = [mode for mode in modes if mode.network is None]
-    normalization = parser.get("network_def").get("normalization", "batch")
     num_classes = parser.get_parsed_content("num_classes")
     rows: list[dict[str, Any]] = []
     baseline: list[nib.Nifti1Image] = []
     for mode in modes:
         folder = output_dir / mode.name.replace(" ", "_").replace(",", "").replace("%", "percent")
-        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, normalization, ckpt_path, folder)}
+        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, network, ckpt_path, folder)}
         images = [str(case.image) for case in cases]
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row: dict[str, Any] = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}
@@ -125,22 +124,22 @@ def measure_inference(
     return table
 
 
-def _weights(network: str | None, normalization: str, ckpt_path: str | None, folder: Path) -> dict[str, Any]:
+def _weights(architecture: str | None, pair: Any, ckpt_path: str | None, folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"load_pretrain": False} if ckpt_path is None else {"ckpt_path": ckpt_path}
-    if network is None:
+    if architecture is None:
         return settings
     settings |= {
         "network_def": {
             "_target_": "scripts.networks.single_network.SingleNetwork",
-            "architecture": network,
+            "architecture": architecture,
             "in_channels": "@in_channels",
             "out_channels": "@num_classes",
-            "normalization": normalization,
+            "normalization": pair.normalization,
         }
     }
     if ckpt_path is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        extract_network(ckpt_path, network, folder / "model.pt", overwrite=True)
+        extract_network(ckpt_path, architecture, folder / "model.pt", overwrite=True)
         settings["ckpt_path"] = str(folder / "model.pt")
     return settings
 

@@ -41,6 +41,7 @@ class DualNetwork(nn.Module):
         with_disagreement: bool = False,
     ) -> None:
         super().__init__()
+        self.normalization = normalization
         self.with_disagreement = with_disagreement
         self.vnet = VNet(in_channels, out_channels, dropout=dropout, normalization=normalization)
         self.resnet_vnet = ResNetVNet(in_channels, out_channels, dropout=dropout, normalization=normalization)

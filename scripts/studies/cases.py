@@ -31,7 +31,17 @@ from ..predict import predict_volumes
 
 _STUDY_FILE = "study.json"
 #: Keys of the configuration that a study sets itself.
-_OWN_KEYS = ("dataset_dir", "datalist", "output_dir", "overwrite", "skip_existing", "output_postfix", "output_ext")
+_OWN_KEYS = (
+    "dataset_dir",
+    "datalist",
+    "output_dir",
+    "overwrite",
+    "skip_existing",
+    "output_postfix",
+    "output_ext",
+    "save_probabilities",
+    "save_uncertainty",
+)
 
 
 class Case(NamedTuple):

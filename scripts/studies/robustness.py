@@ -91,6 +91,11 @@ def _intensity(factor: float, offset: float) -> Change:
     return change
 
 
+def _inverted(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+    voxels = volume.get_fdata(dtype=np.float32)
+    return _with(volume, voxels.max() + voxels.min() - voxels)
+
+
 #: Every change by its name; the words after it are for the table.
 CHANGES: dict[str, tuple[str, Change]] = {
     "none": ("the files as they are", lambda volume, random: volume),
@@ -104,6 +109,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "spacing_150": ("voxels 1.5 times as large along each axis", _spacing(1.5)),
     "field_of_view": ("twice the size along each axis, filled with reflected tissue", _field_of_view),
     "intensity_10": ("gray values times 10, plus 100", _intensity(10.0, 100.0)),
+    "inverted": ("gray values inverted: what was bright is dark", _inverted),
 }
 
 

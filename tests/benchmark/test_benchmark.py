@@ -246,16 +246,20 @@ def test_the_peak_is_that_of_the_gpu_in_use(peaks, expected, monkeypatch):
     assert measuring._peak_mebibytes() > 50
 
 
+_IMPORTED = "$__import__('scripts.networks.dual_network', fromlist=['DualNetwork'])"
+
+
 @pytest.mark.parametrize(
-    ("pair", "key", "expected"),
+    ("pair", "options", "expected"),
     [
-        (True, "normalization", "@normalization"),
-        (True, "network_def#normalization", "instance"),
-        (False, "normalization", None),
+        (True, {"normalization": "instance"}, "instance"),
+        (True, {"network_def#normalization": "group"}, "group"),
+        (True, {"network_def": f"{_IMPORTED}.DualNetwork(1, 2, normalization='group')"}, "group"),
+        (False, {}, None),
     ],
 )
 def test_single_networks_are_measured_where_the_bundle_has_a_pair(
-    pair, key, expected, phantom_dir, tmp_path, monkeypatch
+    pair, options, expected, phantom_dir, tmp_path, monkeypatch
 ):
     measured = []
     monkeypatch.setattr(inference, "measure_alone", lambda _, *args: measured.append(args[-1]) or Measured(1.0, 1.0))
@@ -272,10 +276,11 @@ def test_single_networks_are_measured_where_the_bundle_has_a_pair(
         inference_configs(None),
         tmp_path,
         strides=[16, 16, 16],
-        overrides={"patch_size": [32, 32, 32], key: "instance", **({} if pair else single)},
+        overrides={"patch_size": [32, 32, 32], **options, **({} if pair else single)},
     )
     assert len(measured) == len(inference_modes([32, 32, 32], [16, 16, 16])) - (0 if pair else 2)
-    networks = [settings["network_def"] for settings in measured if "network_def" in settings]
+    definitions = (settings.get("network_def") for settings in measured)
+    networks = [definition for definition in definitions if isinstance(definition, dict)]
     if pair:
         assert [network["architecture"] for network in networks] == ["vnet", "resnet_vnet"]
         assert {network["normalization"] for network in networks} == {expected}

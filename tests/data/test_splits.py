@@ -152,6 +152,7 @@ def test_folder_as_split_file(tmp_path):
 SHIPPED = {
     "hippocampus_16": [16, 132, 20, 40],
     "hippocampus_4": [4, 144, 20, 40],
+    "hippocampus_192": [16, 0, 0, 192],
     **{f"hippocampus_fold{fold}_16": [16, 150, 0, 42] for fold in range(3)},
     **{f"hippocampus_fold{fold}_16": [16, 151, 0, 41] for fold in (3, 4)},
     "left_atrium_dev_16": [16, 48, 0, 16],
@@ -259,10 +260,13 @@ def test_development_split_holds_no_test_case_of_its_fold():
     assert not set(development.all_cases()) & set(fold.test)
 
 
-def test_development_split_with_a_large_test_has_the_same_labeled_cases():
-    large, small = (read_split(SPLITS_DIR / f"left_atrium_dev_{number}.json") for number in (64, 16))
+@pytest.mark.parametrize(
+    ("large", "small"), [("left_atrium_dev_64", "left_atrium_dev_16"), ("hippocampus_192", "hippocampus_16")]
+)
+def test_split_with_a_large_test_has_the_same_labeled_cases(large, small):
+    large, small = (read_split(SPLITS_DIR / f"{name}.json") for name in (large, small))
     assert large.labeled == small.labeled
-    assert large.test == small.unlabeled + small.test
+    assert large.test == small.unlabeled + small.validation + small.test
 
 
 def test_load_cases_gives_the_files(dataset, tmp_path):

@@ -81,6 +81,12 @@ def test_larger_voxels_of_an_oblique_volume_stay_oblique(volume):
     assert np.allclose(other.get_fdata(), 7.0)
 
 
+def test_inverted_by_hand(volume):
+    before, after = volume.get_fdata(), changed("inverted", volume).get_fdata()
+    assert np.allclose(after, before.max() + before.min() - before, rtol=1e-4)
+    assert (after.argmax(), after.argmin()) == (before.argmin(), before.argmax())
+
+
 def test_intensity_by_hand(volume):
     assert np.allclose(changed("intensity_10", volume).get_fdata(), 10 * volume.get_fdata() + 100, rtol=1e-5)
 
@@ -178,6 +184,7 @@ def test_cases_may_be_called_by_numbers_and_lie_in_folders(weights, phantom_dir,
         ("overwrite", "--overwrite must not be given: a study sets"),
         ("dataset_dir", "--dataset_dir must not be given"),
         ("skip_existing", "--skip_existing must not be given"),
+        ("save_uncertainty", "--save_uncertainty must not be given"),
     ],
 )
 def test_what_a_study_sets_itself_is_refused(option, message, phantom_dir, tmp_path):
