@@ -522,13 +522,10 @@ def benchmark(
     folder = str(_PHANTOM_DIR) if dataset_dir is None else arguments.text("dataset_dir", dataset_dir)
     splits = str(Path(folder) / "split.json") if split_file is None else arguments.text("split_file", split_file)
     names, number = arguments.texts("parts", parts), arguments.whole_number("num_cases", num_cases, at_least=1)
-    # Only what is segmented needs a test list: a training on a whole data set has none.
-    is_segmented = "inference" in names
-    cases = study_cases(folder, splits, num_cases=number, phantom_dir=_PHANTOM_DIR) if is_segmented else []
     overlay = arguments.optional(arguments.text, "data", data)
     line = run_benchmark(
         arguments.text("output_dir", output_dir),
-        cases,
+        lambda: study_cases(folder, splits, num_cases=number, phantom_dir=_PHANTOM_DIR),
         arguments.inference_files(overlay, None),
         training_overlays=[f"data_{overlay}"] if overlay and dataset_dir else [],
         training_data={"dataset_dir": folder, "split_file": splits} if dataset_dir else None,

@@ -115,8 +115,8 @@ def check_overrides(
         BundleError: for the first key that none of the configuration files has, or that is there for another workflow
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
             the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
-            inside of an object that is switched off; when an object is replaced by a text; when a text has a #, which
-            MONAI would change to :: without a word.
+            inside of an object that is switched off; when an object is replaced by what makes none; when a text has a
+            #, which MONAI would change to :: without a word.
     """
     contents = {str(file): read_configuration_file(file) for file in _file_names(config_file)}
     config = ConfigParser.load_config_files(config_file)
@@ -137,7 +137,7 @@ def check_overrides(
             others = [] if path[0] in config else [key for key in (*config, *arguments) if key != path[0]]
             hint = did_you_mean(path[0], others, prefix="--")
             raise BundleError(f"--{name} is no key of the configuration {config_file}.{hint}")
-        if found and _is_object(values[-1]) and _is_text(overrides[name]):
+        if found and _is_object(values[-1]) and not _makes_object(overrides[name]):
             raise BundleError(
                 f"--{name} must be an object with a _target_, or an expression that begins with $, @ or %, got "
                 f"{overrides[name]!r}."
@@ -294,6 +294,11 @@ def _along(place: Any, path: Sequence[str]) -> list[Any]:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
+
+
+def _makes_object(value: Any) -> bool:
+    # A number is a constant weight of a term.
+    return not _is_text(value) and not isinstance(value, (bool, list))
 
 
 def _is_text(value: Any) -> bool:

@@ -229,9 +229,9 @@ def describe_mistake(error: BaseException) -> str | None:
             return str(cause)
         if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(cause):
             return (
-                "the memory of the device is not enough: take a smaller patch_size or batch size, in inference another "
-                "sw_batch_size, stitching_device cpu or whole_volume false. What was written stays: a training goes on "
-                "by --resume true, a prediction by --skip_existing true, a study by the same command."
+                "the memory of the device is not enough: begin a training anew with a smaller patch_size or batch "
+                "size, or segment with another sw_batch_size, stitching_device cpu or whole_volume false; a prediction "
+                "goes on by --skip_existing true, a study by the same command with these."
             )
         if isinstance(cause, ModuleNotFoundError) and str(cause).startswith("Cannot locate class"):
             return f"the configuration names what is not there: {one_line(cause)}"
@@ -284,4 +284,9 @@ def _raised_in_text(error: BaseException) -> bool:
 
 def _raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and _SCRIPTS in Path(frames[-1].filename).resolve().parents
+    # What zip, an unpacking or NumPy find wrong is no check of an argument.
+    return (
+        bool(frames)
+        and _SCRIPTS in Path(frames[-1].filename).resolve().parents
+        and (frames[-1].line or "").startswith("raise ")
+    )

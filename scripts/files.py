@@ -146,6 +146,23 @@ def check_path(name: str, value: str) -> None:
         raise BundleError(f"{name} must be a path without #, which MONAI reads as ::, got {value}.")
 
 
+def check_literal_path(name: str, value: str) -> None:
+    """Refuse a path that MONAI would read as another one, or compute.
+
+    Args:
+        name: name of the argument.
+        value: a path.
+
+    Raises:
+        BundleError: see :func:`check_path`, or when it begins as an expression does.
+    """
+    check_path(name, value)
+    if value.startswith(("@", "%", "$")):
+        raise BundleError(
+            f"{name} must be a path, and MONAI would compute {value}: write {Path(value).absolute()} instead."
+        )
+
+
 def file_hash(path: str | Path) -> str:
     """Hash a file, to tell whether two of them are the same.
 

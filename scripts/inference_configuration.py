@@ -21,7 +21,7 @@ from .configuration import (
 )
 from .console import mistakes_in_one_line
 from .errors import BundleError, one_of
-from .files import CONFIGS, check_path
+from .files import CONFIGS, check_literal_path
 from .handlers.run_comparison import check_preprocessing
 from .settings import true_or_false
 
@@ -84,8 +84,9 @@ def checked_configuration(
             raise BundleError(f"{name} must be a string, got {value!r}.")
     if "dataset_dir" in overrides:
         raise BundleError("dataset_dir is named by --input here.")
-    if model is not None:
-        check_path("model", model)
+    for name, weights_file in (("model", model), ("ckpt_path", overrides.get("ckpt_path"))):
+        if weights_file is not None:
+            check_literal_path(name, weights_file)
     # An exported network takes the place of the weights of the files.
     exported = {} if model is None else {"ckpt_path": model}
     check_overrides({**overrides, **exported}, list(config_file), arguments=_ARGUMENTS)

@@ -30,7 +30,7 @@ from .data.dicom_seg import check_references, write_dicom_seg
 from .errors import BundleError, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
-from .files import CONFIGS, ROOT, check_path
+from .files import CONFIGS, ROOT, check_literal_path
 from .inference_configuration import checked_configuration, is_onnx
 from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
 
@@ -76,11 +76,7 @@ def predict_volumes(
     """
     path, output = Path(source), Path(output_dir)
     for name, place in (("input", path), ("output_dir", output)):
-        check_path(name, str(place))
-        if str(place).startswith(("@", "%", "$")):
-            raise BundleError(
-                f"{name} must be a path, and MONAI would compute {place}: write {place.absolute()} instead."
-            )
+        check_literal_path(name, str(place))
     given = dict(overrides or {})
     checked_configuration(config_file, given, model)
     series = _name_series(path, _series_at(path))

@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
 from test_boundaries import MODULES, imports_of
 
+from scripts.data.boxes import CropToBoxd, write_boxes
 from scripts.handlers.run_comparison import _PREPROCESSING_KEYS
 from scripts.networks.dual_network import DualNetwork
 
@@ -192,13 +194,23 @@ def test_data_overlays_build_with_three_class_phantoms(data, tmp_path, make_work
         "split_file": str(phantom_dir / "split.json"),
         "output_dir": str(tmp_path / "run"),
         "uses_boxes": False,
-        "crop": {"_target_": "scripts.data.boxes.CropToBoxd", "_disabled_": True},
         "cache_rate": 0.0,
     }
     workflow = make_workflow("train", data, **overrides)
     workflow.initialize()
     assert workflow.check_properties() == []
     assert workflow.max_epochs * workflow.parser.get_parsed_content("train#trainer#epoch_length") == 6000
+
+
+@pytest.mark.parametrize("uses_boxes", [True, False])
+def test_boxes_are_read_where_volumes_are_cropped_to_them(uses_boxes, phantom_dir, tmp_path, make_workflow):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    write_boxes(data, data / "split.json")
+    paths = {"dataset_dir": str(data), "split_file": str(data / "split.json")}
+    workflow = make_workflow("train", uses_boxes=uses_boxes, output_dir=str(tmp_path / "run"), **paths, **SMALL)
+    transforms = workflow.parser.get_parsed_content("train#preprocessing").transforms
+    assert any(isinstance(transform, CropToBoxd) for transform in transforms) == uses_boxes
+    assert all(("box" in case) == uses_boxes for case in workflow.parser.get_parsed_content("train#dataset#data"))
 
 
 def test_evaluate_config_has_all_properties(phantom_dir, tmp_path, make_workflow):

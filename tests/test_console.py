@@ -19,11 +19,13 @@ from scripts.configuration import data_configurations, read_configuration
 from scripts.console import (
     check_arguments,
     check_run_id,
+    describe_mistake,
     merged_configuration,
     prepare_command_line,
     report_in_one_line,
 )
 from scripts.errors import BundleError
+from scripts.inferer import window_overlap
 from scripts.schedules import Weight
 
 PROGRAM = "/some/where/monai/bundle/__main__.py"
@@ -195,14 +197,27 @@ def test_a_folder_called_like_a_number_is_no_number(word):
 
 def test_a_text_is_no_object():
     train = str(ROOT / "configs/train.json")
-    for name, value in (("optimizer", "adam"), ("method_def#supervised", "dice"), ("network_def", "vnet")):
-        message = rf"^--{name} must be an object with a _target_, or an expression .*, got '{value}'\.$"
+    for name, value, shown in (
+        ("optimizer", "adam", "'adam'"),
+        ("method_def#supervised", "dice", "'dice'"),
+        ("network_def", "vnet", "'vnet'"),
+        ("window", "False", "False"),
+        ("method_def", "[1]", r"\[1\]"),
+    ):
+        message = rf"^--{name} must be an object with a _target_, or an expression .*, got {shown}\.$"
         with pytest.raises(BundleError, match=message):
             assert_accepted("--config_file", train, f"--{name}", value)
+    assert_accepted("--config_file", train, "--method_def#pseudo_label_weight", "0")
     released = f"['{train}','{ROOT / 'configs/method_dual_network_literal.json'}']"
     assert_accepted("--config_file", released, "--method_def#contrastive_weight", "0.5")
     assert_accepted("--config_file", train, "--network_def", "$object()")
     assert_accepted("--config_file", train, "--optimizer", "{'_target_': 'torch.optim.Adam'}")
+
+
+def test_what_the_code_itself_does_wrong_keeps_its_traceback():
+    with pytest.raises(ValueError, match="zip") as caught:
+        window_overlap([1, 2, 3], [1, 2])
+    assert describe_mistake(caught.value) is None
 
 
 def test_options_of_what_is_switched_off_are_refused(tmp_path):

@@ -439,6 +439,10 @@ def test_data_sets_are_named(tmp_path):
         predict_command("in", "out", ckpt_path=5)
     with assert_refused("input must be a path, and MONAI would compute @scans: write /.*/@scans"):
         predict_command("@scans", "out")
+    expression = "$__import__('os').abort() or 'x.ts'"
+    for name in ("model", "ckpt_path"):
+        with assert_refused(rf"{name} must be a path, and MONAI would compute \$__import__"):
+            predict_command("in", "out", **{name: expression})
     with assert_refused("give one of the two"):
         predict_command("in", "out", data="pancreas", config_file="a.json")
 

@@ -59,7 +59,7 @@ _TRAINING = str(CONFIGS / "train.json")
 
 def run_benchmark(
     output_dir: str | Path,
-    cases: Sequence[Case],
+    cases: Callable[[], Sequence[Case]],
     config_file: Sequence[str],
     *,
     training_overlays: Sequence[str] = (),
@@ -80,7 +80,7 @@ def run_benchmark(
 
     Args:
         output_dir: folder of the report and of the label maps.
-        cases: volumes for the inference.
+        cases: gives the volumes for the inference, when all arguments were found to be allowed.
         config_file: configuration of the inference, see
             :func:`scripts.inference_configuration.inference_configs`; what follows the first file is of the data set.
         training_overlays: names of the configurations behind ``train`` for the short trainings of the part "start".
@@ -123,6 +123,8 @@ def run_benchmark(
     patch_size, strides = patch_size or sizes["patch_size"], strides or sizes["strides"]
     overrides = {"device": device, "patch_size": list(patch_size)}
     _check_settings(overrides)
+    # Only what is segmented needs a test list: a training on a whole data set has none.
+    volumes = cases() if "inference" in parts else []
     facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}
     header = "".join(f"- {name}: {value}\n" for name, value in facts["machine"].items())
     texts: list[str] = []
@@ -147,12 +149,12 @@ def run_benchmark(
         add("A step of training, both networks, 2 + 2 crops", steps, **figures)
     if "inference" in parts:
         modes = measure_inference(
-            cases, config_file, output / "maps", strides=strides, ckpt_path=ckpt_path, overrides=overrides
+            volumes, config_file, output / "maps", strides=strides, ckpt_path=ckpt_path, overrides=overrides
         )
-        facts |= {"cases": [case.name for case in cases], "strides": list(strides)}
+        facts |= {"cases": [case.name for case in volumes], "strides": list(strides)}
         facts["inference"] = modes.to_dict("records")
         ratio = modes.set_index("mode").loc[DEFAULT, "ratio"]
-        add(f"Inference of {len(cases)} volume(s)", modes, inference=f"{ratio:.1f}x")
+        add(f"Inference of {len(volumes)} volume(s)", modes, inference=f"{ratio:.1f}x")
     if "start" in parts:
         data = {**training_data, **overrides} if training_data else {"device": device}
         starts = measure_starts(training_overlays, overrides=data)

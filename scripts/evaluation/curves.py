@@ -127,4 +127,6 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(names) > 1 or names[0] != "learning_rate":
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)

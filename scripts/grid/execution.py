@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from ..errors import BundleError
-from ..files import ROOT, check_path
+from ..files import ROOT, check_literal_path
 from ..locks import FolderInUseError, locked_folder
 from .definition import Cell, Grid
 from .progress import GridProgress
@@ -175,7 +175,7 @@ def run_grid(
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
     splits = (("split_file", path) for path in grid.splits.values())
     for name, place in (("output_dir", output_dir), ("dataset_dir", grid.dataset_dir), *splits):
-        check_path(name, str(place))
+        check_literal_path(name, str(place))
     cells = list(grid.cells(output_dir))
     pending = [cell for cell in cells if not cell.evaluated]
     # What a launcher hands its cells to may have the data elsewhere.

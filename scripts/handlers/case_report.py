@@ -28,6 +28,7 @@ from ..evaluation.pictures import View, draw_views, select_views
 from ..evaluation.wording import plural
 from ..files import write_json
 
+_OF_A_RUN = re.compile(r"metrics_(cases|summary|weights)\.(csv|md|json)|worst_\d+_.*\.png")
 _ORIGINAL_IMAGE_KEY = "original_image"
 
 
@@ -39,8 +40,8 @@ class CaseReportHandler:
     ``original_image`` and then, when its shape fits, under ``image``; without any the pictures show the outlines on
     black. A case is named by ``case``, or else by the file name of its image or label. The voxel size is that of the
     label. At the end of the run the report is written, its table is logged, and ``worst_<rank>_<case>.png`` are drawn
-    into the same folder, where they take the place of those of an earlier run. Only the slices to be drawn of the
-    worst cases so far are kept in memory. With several processes each evaluates its own cases, and the first one
+    into the same folder, from which those of an earlier run are removed at the start. Only the slices to be drawn of
+    the worst cases so far are kept in memory. With several processes each evaluates its own cases, and the first one
     writes the report of all.
 
     Args:
@@ -84,7 +85,8 @@ class CaseReportHandler:
         Args:
             engine: the evaluator.
         """
-        engine.add_event_handler(Events.STARTED, self._start)
+        # After the weights were read: without them the figures of an earlier run stay.
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         # Decollating and postprocessing run inside the iteration, so their results are there when it has ended.
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._evaluate)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -93,6 +95,11 @@ class CaseReportHandler:
         self.report = CaseReport(self.output_dir, self.class_names)
         self._views = {}
         self._started_at = time.perf_counter()
+        if idist.get_rank() == 0:
+            # Those of an earlier run would pass for those of this one, should it be stopped.
+            for path in self.output_dir.glob("*"):
+                if _OF_A_RUN.fullmatch(path.name):
+                    path.unlink()
 
     def _evaluate(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output
@@ -137,10 +144,6 @@ class CaseReportHandler:
         pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
         if idist.get_rank() == 0:
             self._write_facts(getattr(engine.state, "weights_sha256", None))
-            for path in self.output_dir.glob("worst_*.png"):
-                # The pictures of an earlier run would pass for those of this one.
-                if re.fullmatch(r"worst_\d+_.*\.png", path.name) and path.name not in pictures.values():
-                    path.unlink(missing_ok=True)
         for case, file_name in pictures.items():
             if case in self._views:
                 title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
@@ -151,15 +154,9 @@ class CaseReportHandler:
             self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
 
     def _write_facts(self, weights_sha256: str | None) -> None:
-        path = self.output_dir / "metrics_weights.json"
-        if weights_sha256 is None:
-            # That of an earlier run would pass for that of this one.
-            if path.exists():
-                self.logger.warning("%s is removed: nothing tells which weights this evaluation is of", path)
-                path.unlink()
-            return
-        split = self.split() if self.split else None
-        write_json(path, {"sha256": weights_sha256, "split": split, "settings": self.settings})
+        if weights_sha256 is not None:
+            facts = {"sha256": weights_sha256, "split": self.split() if self.split else None, "settings": self.settings}
+            write_json(self.output_dir / "metrics_weights.json", facts)
 
     def _report_of_all_processes(self) -> CaseReport:
         if idist.get_world_size() == 1:

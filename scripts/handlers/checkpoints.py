@@ -94,6 +94,7 @@ class Checkpoints:
         self.num_kept = num_kept
         self.best_metric: float | None = None
         self.best_iteration = 0
+        self._best_weights: dict[str, Any] | None = None
         self.iteration = 0
         self._started = False
         self._begun = False
@@ -147,6 +148,7 @@ class Checkpoints:
             "grad_scaler": engine.grad_scaler.state_dict(),
             "random": _random_state(),
         }
+        self._write_best()
         folder = self.run_directory.path / "checkpoints"
         write_tensors(folder / f"checkpoint_{engine.state.iteration:08d}.pt", content)
         for old in self.run_directory.checkpoints()[self.num_kept :]:
@@ -156,6 +158,7 @@ class Checkpoints:
         if engine.state.iteration % self.interval:
             self._save(engine)
         if is_main_process():
+            self._write_best()
             write_tensors(self.run_directory.path / "model_final.pt", _weights_on_cpu(self.network))
             if self.best_metric is not None:
                 self._logger.info("best validation: %.4f at iteration %d", self.best_metric, self.best_iteration)
@@ -173,7 +176,13 @@ class Checkpoints:
             return
         self.best_metric, self.best_iteration = float(metric), self.iteration
         if is_main_process():
-            write_tensors(self.run_directory.path / "model.pt", _weights_on_cpu(self.network))
+            self._best_weights = {name: value.clone() for name, value in _weights_on_cpu(self.network).items()}
+
+    def _write_best(self) -> None:
+        # With a checkpoint and not before: a run that was stopped goes on from there, and may take another way.
+        if self._best_weights is not None:
+            write_tensors(self.run_directory.path / "model.pt", self._best_weights)
+            self._best_weights = None
 
     def _restore(self, engine: Any, content: Mapping[str, Any]) -> None:
         try:

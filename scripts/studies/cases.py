@@ -42,6 +42,8 @@ _OWN_KEYS = (
     "save_probabilities",
     "save_uncertainty",
 )
+#: Keys that change no figure beyond rounding: where and how fast it is computed. Weights are known by their content.
+_WITHOUT_EFFECT = ("ckpt_path", "device", "keep_memory", "progress", "stitching_device", "sw_batch_size")
 
 
 class Case(NamedTuple):
@@ -111,7 +113,7 @@ def claim_study(
             raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
     parser = checked_configuration(config_file, overrides)
     weights = Path(parser.get_parsed_content("ckpt_path"))
-    configuration = {name: value for name, value in parser.get().items() if name != "ckpt_path"}
+    configuration = {name: value for name, value in parser.get().items() if name not in _WITHOUT_EFFECT}
     content = {
         "cases": _digest("\n".join(f"{case.name} {case.image.resolve()} {case.label.resolve()}" for case in cases)),
         "weights": _digest(weights.read_bytes()) if weights.is_file() else None,

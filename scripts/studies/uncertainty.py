@@ -57,8 +57,9 @@ def area_under_curve(score: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     num_negative = flags.size - num_positive
     if num_positive == 0 or num_negative == 0:
         return float("nan")
-    ranks = stats.rankdata(np.asarray(score).ravel())
-    return float((ranks[flags].sum() - num_positive * (num_positive + 1) / 2) / num_positive / num_negative)
+    scores = np.asarray(score).ravel()
+    larger = stats.mannwhitneyu(scores[flags], scores[~flags], method="asymptotic").statistic
+    return float(larger / num_positive / num_negative)
 
 
 def calibration_bins(probabilities: npt.NDArray, label: npt.NDArray[np.integer], region: npt.NDArray[np.bool_]) -> Bins:

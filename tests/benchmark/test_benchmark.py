@@ -209,6 +209,13 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
     assert earlier.read_text() == "{}"
 
 
+def test_nothing_is_generated_for_arguments_that_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.__main__.study_cases", lambda *arguments, **options: pytest.fail("generated"))
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--output_dir", str(tmp_path), "--device", "nowhere"])
+    assert "device must be a device of this machine" in capsys.readouterr().err
+
+
 def test_weights_of_another_preprocessing_are_refused(capsys, tmp_path, phantom_dir):
     weights = tmp_path / "run" / "model_final.pt"
     weights.parent.mkdir()

@@ -205,6 +205,14 @@ def test_a_link_out_of_the_source(source, bad_lines, tmp_path):
     assert "leads out of" in bad_lines()
 
 
+def test_a_slice_that_is_a_link_out_of_the_source(source, bad_lines, tmp_path):
+    stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
+    (source / "images/bad").mkdir()
+    for path in write_series(tmp_path / "elsewhere", stored):
+        os.symlink(path, source / "images/bad" / path.name)
+    assert "leads out of" in bad_lines()
+
+
 def test_a_table_that_leads_out(source, bad_lines, tmp_path):
     save(tmp_path / "elsewhere/secret.nii.gz", volumes(9)[0])
     rows = [f"images/{name}.nii.gz,labels/{name}.nii.gz," for name in ("good a", "gut ä", "good c")]
@@ -235,6 +243,9 @@ def test_an_archive_with_a_wrong_bit(suffix, tmp_path):
     with tarfile.open(archive, f"w:{suffix}") as tar:
         tar.add(tmp_path / "scan.raw", "scan.raw")
     assert (unpack(archive, tmp_path / "good") / "scan.raw").read_bytes() == (tmp_path / "scan.raw").read_bytes()
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "good").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert not list(tmp_path.glob(".good*"))
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)

@@ -41,6 +41,13 @@ def test_learning_curves(tmp_path):
     assert whole.shape[0] - without.shape[0] == pytest.approx(220, abs=2)
 
 
+def test_names_are_texts_and_no_formulas(tmp_path):
+    history().to_csv(tmp_path / "history.csv", index=False)
+    validation = pd.DataFrame({"iteration": [100], "mean_dice": [0.4], "dice_cost $\\x$": [0.4]})
+    validation.to_csv(tmp_path / "validation.csv", index=False)
+    assert learning_curves(tmp_path / "history.csv", tmp_path / "c.png", tmp_path / "validation.csv").is_file()
+
+
 def test_learning_curves_show_the_dice_in_percent(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(curves, "_draw_curves", lambda axes, table, names, *, label: drawn.update({label: table}))

@@ -8,6 +8,7 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from conftest import ROOT
 from report_grid import change_facts, write_cells
 
@@ -65,9 +66,11 @@ def test_a_folder_without_a_grid_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"version": 2}, "JSON object of version 1"),
-        ({"methods": []}, r"methods must be a list with an entry, got \[\]"),
-        ({"splits": ["f"]}, r"splits must be a dict with an entry, got \['f'\]"),
-        ({"class_names": None}, "class_names must be a list with an entry, got None"),
+        ({"methods": []}, r"methods must be a list with an entry, each a str, got \[\]"),
+        ({"splits": ["f"]}, r"splits must be a dict with an entry, each a str, got \['f'\]"),
+        ({"splits": {"f": 1}}, "splits must be a dict with an entry, each a str, got {'f': 1}"),
+        ({"seeds": ["0"]}, r"seeds must be a list with an entry, each a int, got \['0'\]"),
+        ({"class_names": None}, "class_names must be a list with an entry, each a str, got None"),
     ],
 )
 def test_a_broken_grid_file_is_refused(make_cells, change, message):
@@ -76,6 +79,17 @@ def test_a_broken_grid_file_is_refused(make_cells, change, message):
     (folder / "grid.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(BundleError, match=message):
         read_grid(folder)
+
+
+def test_what_a_run_tells_in_another_form_is_passed_over(make_cells):
+    folder = make_cells({"a": CELL})
+    facts = json.loads((folder / "grid.json").read_text())
+    (folder / "grid.json").write_text(json.dumps({**facts, "overrides": ["a"], "cases": 3}))
+    broken = {"settings": "none", "versions": [1], "split": "f", "resumed": [{"settings": 3}, "yes"]}
+    (folder / "cells/a/f_seed0/run.json").write_text(json.dumps(broken))
+    torch.save([1, 2], folder / "cells/a/f_seed0/model_final.pt")
+    write_report(folder)
+    assert (folder / "report/report.md").is_file()
 
 
 def test_a_grid_file_that_is_no_json_is_refused(make_cells):

@@ -227,6 +227,10 @@ def test_volumes_that_cannot_be_drawn_leave_out_their_picture_only(folder):
     (folder / "data" / f"{means.idxmin()}_image.nii.gz").write_bytes(b"broken")
     pictures, remarks = gallery(grid, "a", folder / "report")
     assert [picture.path.name for picture in pictures] == ["figure_case_median.png"]
+    median = labels / f"{means.drop([means.idxmax(), means.idxmin()]).index[0]}.nii.gz"
+    stored = nib.load(median)
+    nib.save(nib.Nifti1Image(np.full(stored.shape, 9, np.uint8), stored.affine), median)
+    assert any("the label map of b holds other classes than 0 to" in each for each in gallery(grid, "a", folder)[1])
     assert "the label map of b has shape (3, 3, 3)" in remarks[0]
     assert "cannot be read" in remarks[1]
     assert all("\n" not in remark for remark in remarks)

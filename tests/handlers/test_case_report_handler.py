@@ -123,6 +123,26 @@ def test_handler_starts_anew_with_each_run_and_takes_away_old_pictures(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["worst_1_three.png", "worst_case_notes.png"]
 
 
+def test_a_run_that_is_stopped_leaves_no_figures_of_the_one_before(tmp_path, monkeypatch):
+    weights, network = tmp_path / "model.pt", torch.nn.Linear(1, 1)
+    torch.save(network.state_dict(), weights)
+    handler = CaseReportHandler(2, tmp_path, num_pictures=1)
+    # Without its weights a run does not begin.
+    run(handler, [item("one")])
+    loader = RecordedCheckpointLoader(str(tmp_path / "none.pt"), {"model": network})
+    with pytest.raises(Exception, match=r"none\.pt"):
+        run(handler, [item("one")], loader=loader)
+    assert (tmp_path / "metrics_cases.csv").is_file()
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.handlers.case_report.evaluate_case", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(handler, [item("one")], loader=RecordedCheckpointLoader(str(weights), {"model": network}))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
 def test_handler_keeps_the_slices_of_the_worst_cases_only(tmp_path):
     handler = CaseReportHandler(2, tmp_path, num_pictures=2)
     run(handler, [item("good"), item("bad", shift=3), item("fair", shift=1), item("poor", shift=2)])

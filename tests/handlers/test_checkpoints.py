@@ -96,6 +96,22 @@ def test_a_resumed_run_beats_the_best_before_it_or_keeps_it(tmp_path, later, bes
     assert training.checkpoints.best_iteration == best
 
 
+def test_the_best_weights_are_never_those_of_steps_that_a_resumed_run_has_dropped(tmp_path, monkeypatch):
+    def stop(self, engine):
+        self.evaluator.run([self.metrics[engine.state.iteration - 1]])
+        if engine.state.iteration == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Training, "_validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            Training(tmp_path, [0.1, 0.2, 0.5, 0.1], interval=2)
+    assert weight_of(tmp_path / "model.pt") == 2
+    training = Training(tmp_path, [None, None, 0.1, 0.1], resume=True, interval=2)
+    assert training.checkpoints.best_iteration == 2
+    assert weight_of(tmp_path / "model.pt") == 2
+
+
 def test_a_resumed_run_goes_on_with_its_scale_of_gradients(tmp_path):
     Training(tmp_path, [0.2, 0.5], interval=1, gradient_scale=8.0)
     (tmp_path / "model_final.pt").unlink()

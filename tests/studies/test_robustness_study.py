@@ -142,6 +142,9 @@ def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")}
     study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")} == before
+    # What a device with less memory needs.
+    less_memory = {**overrides, "sw_batch_size": 1, "stitching_device": "cpu"}
+    study_robustness(*arguments, overrides=less_memory, changes=["none"])
     with assert_refused("holds a study of other seed: choose another"):
         study_robustness(*arguments, overrides=overrides, seed=1)
     with assert_refused("holds a study of other configuration: choose another"):

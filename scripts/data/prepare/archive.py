@@ -35,6 +35,9 @@ def unpack(archive: Path, folder: Path) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    # Its own permissions are the usual ones, those of a temporary folder are the owner's alone.
+    content = temporary / "content"
+    content.mkdir()
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -42,14 +45,14 @@ def unpack(archive: Path, folder: Path) -> Path:
                     raise BundleError(
                         f"{archive}: {member.name} is a link or a device, only files and folders are unpacked."
                     )
-                target = temporary / member.name
-                if not is_inside(target, temporary):
+                target = content / member.name
+                if not is_inside(target, content):
                     raise BundleError(f"{archive}: {member.name} leads out of the folder to unpack into.")
                 _write(tar, member, target)
             # The checksum of a compressed file stands behind all that tar reads.
             while tar.fileobj is not None and tar.fileobj.read(_CHUNK_BYTES):
                 pass
-        os.replace(temporary, folder)
+        os.replace(content, folder)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         # The system names the file where the disk is full; a broken archive does not.
         if isinstance(error, OSError) and error.filename is not None:

@@ -17,9 +17,8 @@ from scipy.ndimage import binary_dilation, find_objects
 
 from ...errors import BundleError
 from ...nifti import make_nifti
-from ..dicom import read_series
 from .decathlon import DESCRIPTION_FILE, find_listed, task_folder
-from .reading import Source, SourceCase, Volumes, on_grid, read_image, require_inside, to_classes, walk
+from .reading import Source, SourceCase, Volumes, on_grid, read_dicom, read_image, to_classes, walk
 
 Tumor = Literal["merge", "keep"]
 #: Taken back by the archive in 2020: both show the scan of case 2.
@@ -86,7 +85,7 @@ def _find_nih(source: Path) -> Source:
 
 
 def _read_nih(folder: Path, label_path: Path, *, source: Path) -> Volumes:
-    image = read_series(require_inside(folder, source)).to_nifti()
+    image = read_dicom(folder, source=source)
     stored = read_image(label_path, source=source, ignore_affine=True)
     classes = to_classes(np.asanyarray(stored.dataobj), label_path)
     # The labels tell the directions of their axes, but not the place of the scan.

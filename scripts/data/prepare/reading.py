@@ -134,6 +134,25 @@ def require_inside(path: Path, source: Path) -> Path:
     return path
 
 
+def read_dicom(folder: Path, *, source: Path) -> nib.Nifti1Image:
+    """Read a folder of one DICOM series, none of whose files is a link that leads out of the source.
+
+    Args:
+        folder: the folder.
+        source: folder which it must not lead out of.
+
+    Returns:
+        The image, 3D.
+
+    Raises:
+        BundleError: when it leads out, or see :func:`scripts.data.dicom.read_series`.
+    """
+    volume = read_series(require_inside(folder, source))
+    for dataset in volume.datasets:
+        require_inside(Path(dataset.filename), source)
+    return volume.to_nifti()
+
+
 def read_image(path: Path, *, source: Path, channel: int | None = None, ignore_affine: bool = False) -> nib.Nifti1Image:
     """Read an image.
 
@@ -150,9 +169,9 @@ def read_image(path: Path, *, source: Path, channel: int | None = None, ignore_a
         BundleError: when it cannot be read, is not 3D, holds values that are no numbers or not finite, or when it is
             not certain where its voxels lie.
     """
-    require_inside(path, source)
     if path.is_dir():
-        return read_series(path).to_nifti()
+        return read_dicom(path, source=source)
+    require_inside(path, source)
     voxels, affine = _read_file(path, ignore_affine=ignore_affine)
     voxels = _only_channel(voxels, path, channel=channel)
     if not np.isfinite(voxels).all():

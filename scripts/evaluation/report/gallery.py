@@ -155,6 +155,8 @@ def _panels(grid: GridResults, cells: Mapping[str, CellResult], case: str) -> li
     for name, labels in maps.items():
         if labels.shape != image.shape:
             raise BundleError(f"the label map of {name} has shape {labels.shape}, its image {image.shape}.")
+        if not 0 <= labels.min() <= labels.max() <= len(grid.class_names):
+            raise BundleError(f"the label map of {name} holds other classes than 0 to {len(grid.class_names)}.")
     reference = maps["reference"]
     # Of the three planes the one that shows most of the structures.
     views = select_views(image, reference, reference, affine=affine)

@@ -128,7 +128,11 @@ class CellResult:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """What ``run.json`` tells of the training; empty without that file."""
-        return _read_json(self.folder / "run.json") or {}
+        begun = _read_json(self.folder / "run.json") or {}
+        resumed = begun.get("resumed")
+        facts = [begun, *(each for each in (resumed if isinstance(resumed, list) else ()) if isinstance(each, dict))]
+        first, *others = (_known(each, settings=dict, versions=dict, split=dict) for each in facts)
+        return {**first, "resumed": others}
 
     @cached_property
     def training_cases(self) -> tuple[int, int] | None:
@@ -223,9 +227,15 @@ def read_grid(output_dir: str | Path) -> GridResults:
     facts = _read_json(path)
     if facts is None or facts.get("version") != 1:
         raise BundleError(f"{path} must be a JSON object of version 1: it is damaged, or of another release.")
-    for name, kind in (("methods", list), ("splits", dict), ("seeds", list), ("class_names", list)):
-        if not isinstance(facts.get(name), kind) or not facts[name]:
-            raise BundleError(f"{path}: {name} must be a {kind.__name__} with an entry, got {facts.get(name)!r}.")
+    kinds = (("methods", list, str), ("splits", dict, str), ("seeds", list, int), ("class_names", list, str))
+    for name, kind, entry in kinds:
+        value = facts.get(name)
+        entries = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not entries or not all(isinstance(each, entry) for each in entries):
+            raise BundleError(
+                f"{path}: {name} must be a {kind.__name__} with an entry, each a {entry.__name__}, got {value!r}."
+            )
+    facts = _known(facts, overrides=dict, cases=dict)
     cells = [
         _read_cell(folder / "cells" / method / f"{split}_seed{seed}", method, split, seed, facts["class_names"])
         for method in facts["methods"]
@@ -294,6 +304,11 @@ def _read_cases(path: Path, class_names: list[str]) -> CaseReport:
     for case, rows in table.groupby("case", sort=False):
         report.add(str(case), rows.astype(dict.fromkeys(METRIC_NAMES, float)).to_dict("records"))
     return report
+
+
+def _known(facts: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
+    """Leave out what is not of the kind that this bundle writes."""
+    return {name: value for name, value in facts.items() if name not in kinds or isinstance(value, kinds[name])}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

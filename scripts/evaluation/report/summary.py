@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from ...weights import DamagedFileError, read_tensors
 from ..case_report import MEAN_OVER_CLASSES
@@ -150,7 +151,7 @@ def terms_by_method(grid: GridResults) -> list[tuple[str, pd.DataFrame]]:
 def _settings_of(cell: CellResult, key: SettingsKey) -> dict[str, str]:
     texts: dict[str, dict[str, None]] = defaultdict(dict)
     # A run may have been resumed by another version.
-    for facts in (cell.facts, *cell.facts.get("resumed", ())):
+    for facts in (cell.facts, *cell.facts["resumed"]):
         values = dict(facts.get(key) or {})
         if key == "settings":
             values.update({name: facts[name] for name in _BESIDE_SETTINGS if name in facts})
@@ -190,6 +191,8 @@ def _parameters(grid: GridResults, method: str) -> float:
             try:
                 state = read_tensors(path)
             except (DamagedFileError, PermissionError):
+                continue
+            if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
                 continue
             # No optimizer moves the running statistics of a normalization.
             statistics = ("running_mean", "running_var", "num_batches_tracked")
