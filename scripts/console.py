@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 import threading
@@ -109,6 +110,7 @@ def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, An
 def silence_codec_warning() -> None:
     """Keep MONAI from warning, whenever it makes a loader, that the GPU decoder of DICOM is not installed."""
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]) -> None:
@@ -198,7 +200,7 @@ def report_in_one_line(kind: type[BaseException], error: BaseException, trace: T
     if issubclass(kind, KeyboardInterrupt):
         line = (
             "stopped; a training goes on with --resume true once an iteration is done, "
-            "an inference with --skip_existing true"
+            "an inference with --skip_existing true; an evaluation begins anew by the same command"
         )
     elif (mistake := describe_mistake(error)) is not None:
         line = f"error: {mistake}"

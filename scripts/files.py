@@ -163,6 +163,21 @@ def check_literal_path(name: str, value: str) -> None:
         )
 
 
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder in which no file can be written, before hours are spent on what should be.
+
+    Args:
+        name: name of the argument.
+        folder: the folder; it need not be there yet.
+
+    Raises:
+        BundleError: when the user has no permission for it, or for the folder it would be made in.
+    """
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BundleError(f"{name} {folder} cannot be written: no permission for {existing}.")
+
+
 def file_hash(path: str | Path) -> str:
     """Hash a file, to tell whether two of them are the same.
 

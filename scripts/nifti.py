@@ -65,17 +65,17 @@ def volumes_in(folder: Path) -> list[Path]:
 
 
 def tell_of_others(argument: str, folder: Path) -> None:
-    """Warn of files of a folder that are no volumes: a scan in another format would be missed in silence.
+    """Warn of what is in a folder beside volumes: a scan in another format or a subfolder would be missed in silence.
 
     Args:
         argument: what to call the folder in the message.
         folder: a folder that exists.
     """
-    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.is_file()]
-    others = [name for name in others if not name.endswith(VOLUME_SUFFIXES)]
+    entries = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.glob("[!.]*"))]
+    others = [name for name in entries if not name.endswith(VOLUME_SUFFIXES)]
     if others:
         _logger.warning(
-            "%s %s: %d of its files are no NIfTI volumes and passed over, such as %s.",
+            "%s %s: %d of its files and folders are no NIfTI volumes and passed over, such as %s.",
             argument,
             folder,
             len(others),
@@ -160,7 +160,7 @@ def unfit_labels(values: npt.NDArray[Any], highest: int) -> npt.NDArray[Any]:
 
 
 def check_geometry(volume: Any, name: str) -> None:
-    """Refuse a volume of which it is not certain where its voxels lie.
+    """Refuse a volume of which it is not certain where its voxels lie, and warn of one that says nothing of it.
 
     Where the sform disagrees with the sizes of the voxels in the header, MONAI takes the qform in the place of the
     affine that nibabel and other programs take.
@@ -173,6 +173,8 @@ def check_geometry(volume: Any, name: str) -> None:
         BundleError: for sizes in another unit than mm, which MONAI does not read, or an affine that cannot be inverted
             or that MONAI would replace.
     """
+    if "sform_code" in volume.header and not (volume.header["sform_code"] or volume.header["qform_code"]):
+        _warn_of_lost_axes(name)
     # The lower bits are for space; a code without a meaning is read as mm, as no code is.
     unit = _OTHER_UNITS.get(int(volume.header["xyzt_units"]) % 8) if "xyzt_units" in volume.header else None
     if unit is not None:
@@ -188,6 +190,13 @@ def check_geometry(volume: Any, name: str) -> None:
             f"{name} must have one geometry: its affine has voxels of {of_affine.tolist()} mm, its header of "
             f"{of_header.tolist()} mm."
         )
+
+
+@functools.cache
+def _warn_of_lost_axes(name: str) -> None:
+    _logger.warning(
+        "%s does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged.", name
+    )
 
 
 def check_same_grid(affine: npt.ArrayLike, image_affine: npt.ArrayLike, name: str) -> None:

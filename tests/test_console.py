@@ -511,7 +511,7 @@ def test_an_error_without_a_traceback(capsys):
 def test_an_interruption_is_one_line(capsys):
     assert report(KeyboardInterrupt(), capsys) == (
         "stopped; a training goes on with --resume true once an iteration is done, "
-        "an inference with --skip_existing true\n"
+        "an inference with --skip_existing true; an evaluation begins anew by the same command\n"
     )
 
 

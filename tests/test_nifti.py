@@ -138,6 +138,18 @@ def test_a_name_in_capitals_is_checked_too(tmp_path):
             check_file(path, "it")
 
 
+def test_a_file_without_directions_is_warned_of_once(tmp_path, caplog):
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), None), tmp_path / "lost.nii")
+    for _ in range(2):
+        check_file(tmp_path / "lost.nii", f"{tmp_path} lost")
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), AFFINE), tmp_path / "known.nii")
+    check_file(tmp_path / "known.nii", "known")
+    (message,) = caplog.messages
+    assert message.endswith(
+        "lost does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged."
+    )
+
+
 def test_values_that_readers_would_change(tmp_path):
     paths = {name: tmp_path / f"{name}.nii" for name in ("complex", "infinite", "whole")}
     nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.complex64), AFFINE), paths["complex"])

@@ -16,6 +16,7 @@ import numpy as np
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
+from ..files import check_writable
 from ..nifti import VOLUME_SUFFIXES, check_capitals, tell_of_others, volume_name
 
 _OTHER_MAPS = ("probabilities", "uncertainty")
@@ -100,6 +101,7 @@ class InferenceMaps:
     def _check_output_dir(self, volumes: Sequence[Path]) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise BundleError(f"output_dir must be a folder, got the file {self.output_dir}.")
+        check_writable("output_dir", self.output_dir)
         if self.output_dir.resolve() in {path.parent.resolve() for path in volumes}:
             raise BundleError(
                 f"output_dir must be another folder than that of the volumes, got {self.output_dir} for both: "

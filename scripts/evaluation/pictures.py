@@ -15,6 +15,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from ..errors import BundleError
@@ -40,6 +41,8 @@ class View:
         reference: label map of the same shape, or None.
         aspect: height of a pixel divided by its width.
         window: intensities shown as black and as white.
+        sides: the sides of the body at the left and the right of the picture, such as ("L", "R"); None where no affine
+            tells them.
     """
 
     name: str
@@ -48,6 +51,7 @@ class View:
     reference: npt.NDArray[np.uint16] | None
     aspect: float
     window: tuple[float, float]
+    sides: tuple[str, str] | None = None
 
 
 def case_picture(
@@ -151,6 +155,7 @@ def select_views(
                     reference=None if expected is None else np.array(expected[where].T, dtype=np.uint16),
                     aspect=float(spacing[up] / spacing[across]),
                     window=window,
+                    sides=None if affine is None else ("P", "A") if axis == 0 else ("L", "R"),
                 )
             )
     return views
@@ -274,6 +279,14 @@ def draw_panel(axes: Axes, view: View, heading: str) -> None:
     axes.set(xticks=[], yticks=[], facecolor="black")
     for spine in axes.spines.values():
         spine.set_visible(False)
+    if view.sides is not None and heading == "image":
+        for place, side in zip((0.02, 0.98), view.sides, strict=True):
+            text = axes.text(place, 0.5, side, transform=axes.transAxes, color="white", fontsize=8)
+            text.set(
+                ha="left" if place < 0.5 else "right",
+                va="center",
+                path_effects=[withStroke(linewidth=1.5, foreground="black")],
+            )
     if heading == "difference":
         for mask, color in zip(_difference(view), (EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR), strict=True):
             _fill(axes, mask, color=color)

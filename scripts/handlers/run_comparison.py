@@ -30,8 +30,8 @@ _WEIGHTS = "ckpt_path"
 _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
 #: The steps that these keys are part of: in training, and in its validation and evaluation.
 _TRAINING_STEPS, _EVALUATION_STEPS = "train#deterministic_transforms", "validate#preprocessing"
-#: What makes label maps of what the network says.
-_SEGMENTATION_KEYS = ("patch_size", "largest_component")
+#: What makes label maps of what the network says, and names their classes.
+_SEGMENTATION_KEYS = ("patch_size", "largest_component", "class_names")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
 _TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS, _TRAINING_STEPS, _EVALUATION_STEPS)
 #: What makes crops of volumes.

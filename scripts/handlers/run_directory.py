@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from monai.utils.misc import str2bool
 
 from ..configuration import own_keys
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT, file_hash, read_json_object, write_json
+from ..files import CONFIGS, ROOT, check_writable, file_hash, read_json_object, write_json
 from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
 from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, changed_training, listed
@@ -131,9 +130,7 @@ class RunDirectory:
             raise BundleError("resume and overwrite exclude each other: give one of them.")
         if self.path.exists() and not self.path.is_dir():
             raise BundleError(f"output_dir must be a folder, but {self.path} is a file.")
-        existing = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise BundleError(f"output_dir {self.path} cannot be written: no permission for {existing}.")
+        check_writable("output_dir", self.path)
         is_run = (self.path / FACTS_FILE).is_file()
         results = self._files(_RESULTS)
         foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
@@ -228,8 +225,10 @@ class RunDirectory:
         # What an older version of the bundle did not write down cannot be compared.
         changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
         changed = {**changed_training(self.path, self.configuration()), **changed}
-        if changed:
+        if "iterations" in changed:
             # Ramps follow it, so that the method is another one, too.
+            changed.pop("method", None)
+        if changed:
             longer = " For more iterations begin another run with --initial_weights." if "iterations" in changed else ""
             raise BundleError(
                 f"the run in {self.path} was begun with other settings ({listed(changed)}): resume it with those, "

@@ -159,6 +159,7 @@ def run_package(
         description=metadata["description"],
         data_source=data_source,
         beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
+        steps=" and ".join(f"`{name}`" for name in ("window", "normalize") if _is_on(inference, name)) or "none",
         boxes=_BOXES if train["uses_boxes"] else "",
         recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items() if key != "cases"),
         commit=commit,
@@ -242,6 +243,10 @@ def _check_parts(folder: Path, train: Mapping[str, Any], inference: Mapping[str,
     parser = ConfigParser(deepcopy({**inference, "device": "cpu"}))
     for key in ("network_def", "preprocessing", "inferer", "postprocessing"):
         _build(folder, parser, key)
+
+
+def _is_on(configuration: Mapping[str, Any], name: str) -> bool:
+    return ConfigParser(deepcopy(dict(configuration))).get_parsed_content(name) is not None
 
 
 def _build(folder: Path, parser: ConfigParser, key: str) -> Any:

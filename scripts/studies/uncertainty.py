@@ -32,6 +32,8 @@ from .cases import (
 )
 
 _NUM_BINS = 15
+#: Of fewer cases a rank correlation is 1 or -1 too easily.
+_FEWEST_CASES = 5
 
 
 class Bins(NamedTuple):
@@ -193,8 +195,6 @@ def _near(foreground: npt.NDArray[np.bool_], volume: nib.Nifti1Image, margin_mm:
 def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) -> str:
     # Where neither prediction nor reference has foreground, nothing is near it.
     known = table.dropna(subset="mean_disagreement")
-    correlation = stats.spearmanr(known["mean_disagreement"], known["dice"])
-    below = known["dice"] < known["dice"].median()
     regions = ("all", "near")
     rows = [
         [
@@ -209,9 +209,18 @@ def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) 
         f"{len(table)} test cases, Dice {100 * table['dice'].mean():.2f} %.\n\n"
         f"{markdown_table(('Question', 'Whole volume', 'Near the foreground'), rows)}\n\n"
         f"Near: within {margin_mm:g} mm of the foreground of prediction or reference. Per case, the mean disagreement "
-        f"near the foreground against Dice: Spearman correlation {correlation.statistic:.2f} (p = "
-        f"{correlation.pvalue:.3g}), AUROC for the half of the cases with the lower Dice "
-        f"{area_under_curve(known['mean_disagreement'], below):.3f}.\n"
+        f"near the foreground against Dice: {_compare_cases(known)}.\n"
+    )
+
+
+def _compare_cases(table: pd.DataFrame) -> str:
+    if len(table) < _FEWEST_CASES:
+        return f"{len(table)} cases are too few to tell"
+    correlation = stats.spearmanr(table["mean_disagreement"], table["dice"])
+    below = table["dice"] < table["dice"].median()
+    return (
+        f"Spearman correlation {correlation.statistic:.2f} (p = {correlation.pvalue:.3g}), AUROC for the half of the "
+        f"cases with the lower Dice {area_under_curve(table['mean_disagreement'], below):.3f}"
     )
 
 

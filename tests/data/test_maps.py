@@ -39,7 +39,18 @@ def test_volumes_of_a_folder(tmp_path, caplog):
     assert not (tmp_path / "out").exists()
     # A scan in another format would be missed in silence.
     (message,) = caplog.messages
-    assert message == f"dataset_dir {folder}: 1 of its files are no NIfTI volumes and passed over, such as readme.txt."
+    assert message == (
+        f"dataset_dir {folder}: 2 of its files and folders are no NIfTI volumes and passed over, such as more.nii/."
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    make_volumes(tmp_path, "a.nii")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(
+        BundleError, match=rf"^output_dir {tmp_path}/out/b cannot be written: no permission for {tmp_path}\.$"
+    ):
+        list_volumes(str(tmp_path), str(tmp_path / "out/b"))
 
 
 def test_one_file(tmp_path):

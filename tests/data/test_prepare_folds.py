@@ -86,6 +86,7 @@ def test_fewer_labeled_cases_are_among_the_more():
 def test_number_of_labeled_cases_by_default():
     full = [FoldCase(f"c{i}", f"c{i}", (1,)) for i in range(20)]
     assert len(draw_lists(full, fold=0, num_folds=4).lists["labeled"]) == 3, "a fifth of fifteen"
+    assert len(draw_lists(full, fold=0, num_folds=0).lists["labeled"]) == 20, "every label is for the training"
     some = full + [FoldCase(f"u{i}", f"u{i}") for i in range(30)]
     lists = draw_lists(some, fold=0, num_folds=4).lists
     assert [len(lists[key]) for key in KEYS] == [15, 30, 0, 5]

@@ -112,6 +112,14 @@ def test_an_affine_turns_the_volume_to_the_planes_of_the_body():
     assert views[1].prediction[6, 4] == 1
 
 
+def test_pictures_tell_the_sides_of_the_body(case):
+    assert [view.sides for view in select_views(*case)] == [None] * 3
+    turned = select_views(*case, affine=np.diag([-1.0, -1.0, 1.0, 1.0]))
+    assert [view.sides for view in turned] == [("L", "R"), ("L", "R"), ("P", "A")]
+    # The left of the body is where the first axis, which runs to the left here, ends.
+    np.testing.assert_array_equal(turned[0].image[0, 0], select_views(*case)[0].image[-1, -1])
+
+
 def test_case_picture_refuses(case, tmp_path):
     image, reference, prediction = case
     with pytest.raises(BundleError, match=r"one shape \(X, Y, Z\), got \(40, 32, 20\), \(40, 32, 20\), \(39, 32, 20\)"):

@@ -152,6 +152,12 @@ def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
     RunDirectory(str(tmp_path / "run"), facts={"initial_weights": None}, resume=True).claim()
 
 
+def test_of_other_iterations_the_ramps_that_follow_are_not_told(tmp_path):
+    RunDirectory(str(tmp_path), settings={"iterations": 4, "method": "ramp over 4"}).begin()
+    with pytest.raises(BundleError, match=r"other settings \(iterations was 4, is 8\): resume"):
+        RunDirectory(str(tmp_path), resume=True, settings={"iterations": 8, "method": "ramp over 8"}).claim()
+
+
 def test_of_long_settings_the_parts_that_differ_are_told(tmp_path):
     options = [f"option_{number}=0.5" for number in range(40)]
     RunDirectory(str(tmp_path), settings={"method": f"Method({', '.join(options)})"}).begin()
@@ -350,6 +356,14 @@ def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16], "evaluation_dir": "e"})
     (message,) = caplog.messages
     assert message.endswith("other options than its run has (patch_size was [32, 32, 32], is [16, 16, 16]).")
+
+
+def test_figures_under_the_names_of_other_classes_are_warned_of(tmp_path, caplog):
+    configuration = {"class_names": ["front", "back"], "evaluation_dir": "e"}
+    (tmp_path / "run_config.json").write_text(json.dumps(configuration))
+    check_preprocessing(str(tmp_path / "model_final.pt"), {**configuration, "class_names": ["back", "front"]})
+    (message,) = caplog.messages
+    assert message.endswith("(class_names was ['front', 'back'], is ['back', 'front']).")
 
 
 def test_inference_without_the_boxes_of_the_training_is_warned_of(tmp_path, caplog):

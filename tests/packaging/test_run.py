@@ -265,13 +265,22 @@ def test_a_run_without_unlabeled_cases_does_not_boast_of_them(bundle, run_dir, t
 def test_figures_of_a_class_that_is_called_like_no_value(run_dir, tmp_path):
     copy = changed(run_dir, tmp_path, lambda config: config.update({"class_names": ["NA", "nan"]}))
     table = copy / "evaluation/metrics_summary.csv"
-    table.write_text(table.read_text().replace("kidney", "NA").replace("tumor", "nan"))
+    record = copy / "evaluation/metrics_weights.json"
+    for path in table, record:
+        path.write_text(path.read_text().replace("kidney", "NA").replace("tumor", "nan"))
     figures = make_package(copy).configs["metadata"]["eval_metrics"]
     assert figures.keys() >= {"dice_NA", "dice_nan"}
 
 
-def test_boxes_are_told_of(run_dir, tmp_path):
-    assert "boxes.json" not in make_package(run_dir).readme
+def test_steps_and_boxes_are_told_of(run_dir, tmp_path):
+    readme = make_package(run_dir).readme
+    assert "these steps of configs/inference.json: `window` and `normalize`." in readme
+    assert "boxes.json" not in readme
+    off = changed(run_dir, tmp_path / "off", lambda config: config["window"].update({"_disabled_": True}))
+    overlay = json.loads((off / "inference.json").read_text())
+    overlay["window"]["_disabled_"] = True
+    (off / "inference.json").write_text(json.dumps(overlay))
+    assert "these steps of configs/inference.json: `normalize`." in make_package(off).readme
     readme = make_package(changed(run_dir, tmp_path, lambda config: config.update({"uses_boxes": True}))).readme
     assert "cropped each volume to its box of `boxes.json`" in readme
 
@@ -314,7 +323,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     assert record["split"] == json.loads((other / "run.json").read_text())["split"]
     config = json.loads((run_dir / "run_config.json").read_text())
     assert record["settings"]["patch_size"] == config["patch_size"]
-    assert set(record["settings"]) == {"patch_size", "strides", "largest_component"}
+    assert set(record["settings"]) == {"patch_size", "strides", "largest_component", "class_names"}
     other_windows = shutil.copytree(run_dir, tmp_path / "other_windows")
     changed_record = {**record, "settings": {**record["settings"], "largest_component": True}}
     (other_windows / "evaluation/metrics_weights.json").write_text(json.dumps(changed_record))

@@ -122,10 +122,14 @@ def test_a_case_without_foreground_tells_nothing_near_it(tmp_path):
     nothing = Bins(*np.zeros((3, 15)))
     everywhere = Bins(np.full(15, 0.9), np.full(15, 0.8), np.full(15, 10.0))
     columns = {f"auroc_{kind}_{region}": 0.7 for kind in ("disagreement", "entropy") for region in ("all", "near")}
-    table = pd.DataFrame({"dice": [0.9, 0.8, 0.7, 1.0], "mean_disagreement": [0.1, 0.2, 0.3, np.nan], **columns})
+    dice, disagreement = [0.9, 0.8, 0.7, 0.6, 0.5, 1.0], [0.1, 0.2, 0.3, 0.4, 0.5, np.nan]
+    table = pd.DataFrame({"dice": dice, "mean_disagreement": disagreement, **columns})
     text = _summarize(table, {"all": everywhere, "near": nothing}, 5.0)
-    assert text.startswith("4 test cases, Dice 85.00 %.")
+    assert text.startswith("6 test cases, Dice 75.00 %.")
     assert "Spearman correlation -1.00" in text
+    # Of the last five, one is not known.
+    few = _summarize(table[1:], {"all": everywhere, "near": nothing}, 5.0)
+    assert "near the foreground against Dice: 4 cases are too few to tell." in few
     assert _draw(table, {"all": everywhere, "near": nothing}, tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -280,6 +280,8 @@ def _write_splits(
     folds = _folds(found, splits)
     lists: list[Lists] = []
     notes: list[str] = []
+    # One name for the files of all folds, so that a pattern finds them.
+    number = splits.num_labeled or len(splits.labeled) or found.num_labeled
     if _follows_protocol(found, splits):
         lists, notes = _lists_of_protocol(found, there, folds=folds, splits=splits)
     source_of_lists = f"fold {{}} of the protocol of {found.protocol}"
@@ -289,10 +291,14 @@ def _write_splits(
         withdrawn = [case.name for case in there if case.name in found.withdrawn]
         notes += _left_out_notes(withdrawn, _WITHDRAWN)
         notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
+        if num_folds and not number and all(case.has_label for case in there):
+            labeled, unlabeled = (len(lists[0].lists[key]) for key in ("labeled", "unlabeled"))
+            notes.append(
+                f"all cases have a label, {labeled} of the {labeled + unlabeled} training cases (a fifth) are the "
+                "labeled ones; --num_labeled takes another number."
+            )
         source_of_lists = f"fold {{}} of {num_folds}" if num_folds else "no test list"
         source_of_lists += f", drawn with seed {splits.seed}"
-    # One name for the files of all folds, so that a pattern finds them.
-    number = splits.num_labeled or len(splits.labeled) or found.num_labeled
     paths = []
     for fold, drawn in zip(folds, lists):
         counts = {key: len(drawn.lists[key]) for key in LIST_NAMES}

@@ -68,6 +68,12 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
 def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
+    for folder in () if has_images else entries:
+        if folder.is_dir() and folder.name != _LABELS and any(stem(path) is not None for path in _visible(folder)):
+            raise BundleError(
+                f"source {source} has no {_IMAGES}/, so that its folders must be DICOM series, but {folder.name} holds "
+                f"NIfTI or NRRD files: put these into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
+            )
     files: dict[str, list[Path]] = defaultdict(list)
     others: list[str] = []
     unread: list[Path] = []

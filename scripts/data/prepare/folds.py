@@ -71,7 +71,8 @@ def draw_lists(
         cases: all cases; those without a label become unlabeled.
         fold: whose cases are the test list, from 0.
         num_folds: number of folds; 0 for an empty test list, with ``fold`` 0.
-        num_labeled: labeled cases; None takes all labeled ones where some have no label, otherwise a fifth.
+        num_labeled: labeled cases; None takes a fifth where all cases have a label and there are folds, otherwise all
+            labeled ones.
         labeled: the labeled cases by name instead; their groups are in no test and no validation list.
         num_validation: cases for the validation, at least, since groups stay together.
         seed: seed of all that is drawn.
@@ -118,7 +119,7 @@ def draw_lists(
     held_out = f"held out for test and validation: {sum(len(dealt[name]) for name in tested | validated)}"
     if tested:
         held_out += " (num_folds 0 leaves the test list empty)"
-    if num_labeled is None and all(case.classes is not None for case in cases):
+    if num_labeled is None and num_folds and all(case.classes is not None for case in cases):
         # Of all cases, not of those of this fold: else one fold would have a fifth of the labels, another one all.
         num_labeled = max(1, round(_DEFAULT_SHARE * len(trained)))
     chosen = _choose_labeled(trained, labeled=labeled, num_labeled=num_labeled, held_out=held_out, seed=seed)
