@@ -148,6 +148,8 @@ def check_overrides(
                 f"--{name} would change nothing, as {switched_off} is switched off: give --{switched_off}#_disabled_ "
                 "false, too."
             )
+        if path[0] == "crop" and len(path) > 1 and not _uses_boxes(config, overrides):
+            raise BundleError(f"--{name} would change nothing, as no volume is cropped: give --uses_boxes true, too.")
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
@@ -239,6 +241,12 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
         if isinstance(value, dict) and value.get("_disabled_") is True and path[number] != "_disabled_":
             return "#".join(path[:number])
     return None
+
+
+def _uses_boxes(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    value = overrides.get("uses_boxes", config.get("uses_boxes"))
+    # An expression is left to itself.
+    return isinstance(value, str) or bool(value)
 
 
 def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:

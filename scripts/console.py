@@ -200,7 +200,7 @@ def report_in_one_line(kind: type[BaseException], error: BaseException, trace: T
     if issubclass(kind, KeyboardInterrupt):
         line = (
             "stopped; a training goes on with --resume true once an iteration is done, "
-            "an inference with --skip_existing true; an evaluation begins anew by the same command"
+            "an inference with --skip_existing true; an evaluation begins anew with --overwrite true"
         )
     elif (mistake := describe_mistake(error)) is not None:
         line = f"error: {mistake}"

@@ -65,17 +65,17 @@ def volumes_in(folder: Path) -> list[Path]:
 
 
 def tell_of_others(argument: str, folder: Path) -> None:
-    """Warn of what is in a folder beside volumes: a scan in another format or a subfolder would be missed in silence.
+    """Warn of files of a folder that are no volumes: a scan in another format would be missed in silence.
 
     Args:
         argument: what to call the folder in the message.
         folder: a folder that exists.
     """
-    entries = [f"{path.name}{'/' * path.is_dir()}" for path in sorted(folder.glob("[!.]*"))]
-    others = [name for name in entries if not name.endswith(VOLUME_SUFFIXES)]
+    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.is_file()]
+    others = [name for name in others if not name.endswith(VOLUME_SUFFIXES)]
     if others:
         _logger.warning(
-            "%s %s: %d of its files and folders are no NIfTI volumes and passed over, such as %s.",
+            "%s %s: %d of its files are no NIfTI volumes and passed over, such as %s.",
             argument,
             folder,
             len(others),
@@ -195,7 +195,9 @@ def check_geometry(volume: Any, name: str) -> None:
 @functools.cache
 def _warn_of_lost_axes(name: str) -> None:
     _logger.warning(
-        "%s does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged.", name
+        "%s does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged, also in "
+        "pictures.",
+        name,
     )
 
 

@@ -226,6 +226,10 @@ def test_options_of_what_is_switched_off_are_refused(tmp_path):
         with pytest.raises(BundleError, match=r"as window is switched off: give --window#_disabled_ false, too\.$"):
             assert_accepted("--config_file", train, f"--window{separator}a_min", "-100")
     assert_accepted("--config_file", train, "--window#a_min", "-100", "--window#_disabled_", "false")
+    with pytest.raises(BundleError, match=r"as no volume is cropped: give --uses_boxes true, too\.$"):
+        assert_accepted("--config_file", train, "--crop#margin", "10")
+    assert_accepted("--config_file", train, "--crop#margin", "10", "--uses_boxes", "true")
+    assert_accepted("--config_file", f"['{train}','{pancreas}']", "--crop#margin", "10")
     assert_accepted("--config_file", f"['{train}','{pancreas}']", "--window#a_min", "-100")
     mirror = {"_target_": "RandFlipd", "keys": ["image"], "prob": 0.5, "_disabled_": True}
     (tmp_path / "mine.json").write_text(json.dumps({"augmentation": [mirror]}))
@@ -511,7 +515,7 @@ def test_an_error_without_a_traceback(capsys):
 def test_an_interruption_is_one_line(capsys):
     assert report(KeyboardInterrupt(), capsys) == (
         "stopped; a training goes on with --resume true once an iteration is done, "
-        "an inference with --skip_existing true; an evaluation begins anew by the same command\n"
+        "an inference with --skip_existing true; an evaluation begins anew with --overwrite true\n"
     )
 
 

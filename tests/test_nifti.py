@@ -146,7 +146,8 @@ def test_a_file_without_directions_is_warned_of_once(tmp_path, caplog):
     check_file(tmp_path / "known.nii", "known")
     (message,) = caplog.messages
     assert message.endswith(
-        "lost does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged."
+        "lost does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged, "
+        "also in pictures."
     )
 
 

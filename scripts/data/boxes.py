@@ -66,7 +66,7 @@ class CropToBoxd(Cropd):
         if BOX_KEY not in result:
             raise BundleError(
                 f"uses_boxes needs a {BOX_KEY} for each case, which cases that are given as pairs do not have: "
-                "crop the volumes beforehand and set uses_boxes to false."
+                "crop the volumes beforehand, set uses_boxes to false, and have no crop of your own in a configuration."
             )
         volumes: dict[Hashable, MetaTensor] = {key: result[key] for key in self.key_iterator(result)}
         if volumes:

@@ -69,6 +69,7 @@ def _axial_view(name: str, image_path: Path, label_path: Path | None) -> View | 
         reference=None,
         aspect=float(up_mm / across_mm),
         window=intensity_window(voxels[surroundings(label > 0)]),
+        sides=("L", "R"),
     )
 
 

@@ -279,7 +279,7 @@ def draw_panel(axes: Axes, view: View, heading: str) -> None:
     axes.set(xticks=[], yticks=[], facecolor="black")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if view.sides is not None and heading == "image":
+    if view.sides is not None:
         for place, side in zip((0.02, 0.98), view.sides, strict=True):
             text = axes.text(place, 0.5, side, transform=axes.transAxes, color="white", fontsize=8)
             text.set(

@@ -215,8 +215,20 @@ def _differences(
     # Through JSON, as the file of a run went.
     was, value = ConfigParser(dict(begun)), ConfigParser(json.loads(json.dumps(dict(now), default=str)))
     # What an older version of the bundle did not write down cannot be compared.
-    pairs = {name: (_plain(was[name]), _plain(value.get(name))) for name in names if name in was}
+    pairs = {name: (_value(was, name), _value(value, name)) for name in names if name in was}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _value(configuration: ConfigParser, name: str) -> Any:
+    value = configuration.get(name)
+    if name != "crop" or not isinstance(value, dict):
+        return _plain(value)
+    # What counts is whether volumes are cropped: an older version had a switch beside uses_boxes for it.
+    switch = _plain(value.get("_disabled_", False))
+    is_off = (
+        not str2bool(configuration.get("uses_boxes", False), raise_exc=False) if isinstance(switch, str) else switch
+    )
+    return None if is_off else {key: part for key, part in value.items() if key != "_disabled_"}
 
 
 def _plain(value: Any) -> Any:

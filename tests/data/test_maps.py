@@ -39,9 +39,14 @@ def test_volumes_of_a_folder(tmp_path, caplog):
     assert not (tmp_path / "out").exists()
     # A scan in another format would be missed in silence.
     (message,) = caplog.messages
-    assert message == (
-        f"dataset_dir {folder}: 2 of its files and folders are no NIfTI volumes and passed over, such as more.nii/."
-    )
+    assert message == f"dataset_dir {folder}: 1 of its files are no NIfTI volumes and passed over, such as readme.txt."
+    caplog.clear()
+    (folder / "readme.txt").unlink()
+    (folder / "more").mkdir()
+    list_volumes(str(folder), str(folder / "more"))
+    assert caplog.messages == []
+    list_volumes(str(folder), str(tmp_path / "out"))
+    assert caplog.messages == [f"dataset_dir {folder}: its 1 subfolders are not looked into, such as more."]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless
 
 from scripts.__main__ import main
+from scripts.data.dicom import read_series
 from scripts.data.prepare.archive import unpack
 from scripts.data.prepare.folds import shipped_splits
 
@@ -187,6 +188,20 @@ def test_a_bad_series(kind, source, bad_lines):
     assert messages[kind] in bad_lines()
 
 
+def test_a_volume_beside_the_slices_of_a_series_is_passed_over(tmp_path):
+    stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
+    for number, name in enumerate(("p1", "p2")):
+        write_series(tmp_path / "scans" / name, stored + number)
+        image = read_series(tmp_path / "scans" / name).to_nifti()
+        label = np.zeros(image.shape, np.uint8)
+        label[5:9, 5:9, 1:3] = 1
+        save(tmp_path / "scans/labels" / f"{name}.nii.gz", label, image.affine)
+    save(tmp_path / "scans/p1/roi.nii.gz", np.zeros((3, 3, 3), np.uint8))
+    words = ["prepare", "folder", "--source", str(tmp_path / "scans"), "--output_dir", str(tmp_path / "out")]
+    main([*words, "--num_folds", "0"])
+    assert len(list((tmp_path / "out/images").iterdir())) == 2
+
+
 def test_compressed_slices_are_read(source, capsys, tmp_path):
     stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
 
@@ -333,7 +348,7 @@ def test_folders_of_patients_with_volumes_are_explained(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["prepare", "folder", "--source", str(tmp_path / "patients"), "--output_dir", str(tmp_path / "prepared")])
     message = capsys.readouterr().err
-    assert "has no images/, so that its folders must be DICOM series, but p1 holds NIfTI or NRRD files" in message
+    assert "has no images/, so that its folders must be DICOM series, but p1 holds NIfTI or NRRD files alone" in message
     assert message.count("\n") == 1
 
 

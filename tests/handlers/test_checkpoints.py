@@ -96,7 +96,7 @@ def test_a_resumed_run_beats_the_best_before_it_or_keeps_it(tmp_path, later, bes
     assert training.checkpoints.best_iteration == best
 
 
-def test_the_best_weights_are_never_those_of_steps_that_a_resumed_run_has_dropped(tmp_path, monkeypatch):
+def test_the_best_weights_of_steps_that_a_resumed_run_has_dropped_are_not_kept(tmp_path, monkeypatch):
     def stop(self, engine):
         self.evaluator.run([self.metrics[engine.state.iteration - 1]])
         if engine.state.iteration == 3:

@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
 from scripts.handlers import run_directory
-from scripts.handlers.run_comparison import check_preprocessing, compare_split, listed
+from scripts.handlers.run_comparison import changed_training, check_preprocessing, compare_split, listed
 from scripts.handlers.run_directory import RunDirectory
 from scripts.inference_configuration import checked_configuration
 
@@ -374,6 +374,24 @@ def test_inference_without_the_boxes_of_the_training_is_warned_of(tmp_path, capl
     assert caplog.messages == []
     check_preprocessing(weights, {"datalist": []})
     assert "was trained on boxes around the organ" in caplog.text
+
+
+def test_a_crop_is_compared_by_whether_it_is_on(tmp_path):
+    crop = {"_target_": "CropToBoxd", "margin": 25}
+    off, on = (
+        {"uses_boxes": flag, "crop": {**crop, "_disabled_": "$not str2bool(@uses_boxes)"}} for flag in (False, True)
+    )
+    # As runs of an older version were, which had a switch beside uses_boxes.
+    was_off, was_on = {"uses_boxes": False, "crop": {**crop, "_disabled_": True}}, {"uses_boxes": True, "crop": crop}
+    weights = str(tmp_path / "model_final.pt")
+    for trained, same, other in ((off, off, on), (on, on, off), (was_off, off, on), (was_on, on, off)):
+        (tmp_path / "run_config.json").write_text(json.dumps(trained))
+        check_preprocessing(weights, same)
+        assert changed_training(tmp_path, same) == {}
+        with pytest.raises(BundleError, match=r"another preprocessing \(crop was"):
+            check_preprocessing(weights, other)
+    with pytest.raises(BundleError, match=r"another preprocessing \(crop was"):
+        check_preprocessing(weights, {**on, "crop": {**on["crop"], "margin": 3}})
 
 
 def test_inference_has_no_crop_to_compare(tmp_path):

@@ -240,6 +240,11 @@ def _num_folds(found: Source, splits: SplitSettings) -> int:
     return found.num_folds if splits.num_folds is None else splits.num_folds
 
 
+def _num_labeled(found: Source, splits: SplitSettings) -> int | None:
+    """Without folds every label is for the training, as no protocol is followed."""
+    return splits.num_labeled or (found.num_labeled if _num_folds(found, splits) else None)
+
+
 def _folds(found: Source, splits: SplitSettings) -> Sequence[int]:
     return range(_num_folds(found, splits)) if splits.fold == "all" else [int(splits.fold or 0)]
 
@@ -264,7 +269,7 @@ def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> li
             cases,
             fold=fold,
             num_folds=_num_folds(found, splits),
-            num_labeled=splits.num_labeled or found.num_labeled,
+            num_labeled=_num_labeled(found, splits),
             labeled=splits.labeled,
             num_validation=splits.num_validation,
             seed=splits.seed,
@@ -281,7 +286,7 @@ def _write_splits(
     lists: list[Lists] = []
     notes: list[str] = []
     # One name for the files of all folds, so that a pattern finds them.
-    number = splits.num_labeled or len(splits.labeled) or found.num_labeled
+    number = _num_labeled(found, splits) or len(splits.labeled)
     if _follows_protocol(found, splits):
         lists, notes = _lists_of_protocol(found, there, folds=folds, splits=splits)
     source_of_lists = f"fold {{}} of the protocol of {found.protocol}"

@@ -69,10 +69,12 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
     for folder in () if has_images else entries:
-        if folder.is_dir() and folder.name != _LABELS and any(stem(path) is not None for path in _visible(folder)):
+        files_in = [path for path in _visible(folder) if path.is_file()]
+        # A volume beside the slices of a series is passed over.
+        if folder.name != _LABELS and files_in and all(stem(path) is not None for path in files_in):
             raise BundleError(
                 f"source {source} has no {_IMAGES}/, so that its folders must be DICOM series, but {folder.name} holds "
-                f"NIfTI or NRRD files: put these into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
+                f"NIfTI or NRRD files alone: put these into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
             )
     files: dict[str, list[Path]] = defaultdict(list)
     others: list[str] = []
