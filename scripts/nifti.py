@@ -174,7 +174,7 @@ def check_geometry(volume: Any, name: str) -> None:
             or that MONAI would replace.
     """
     if "sform_code" in volume.header and not (volume.header["sform_code"] or volume.header["qform_code"]):
-        _warn_of_lost_axes(name)
+        _warn_of_lost_axes(volume.get_filename() or name)
     # The lower bits are for space; a code without a meaning is read as mm, as no code is.
     unit = _OTHER_UNITS.get(int(volume.header["xyzt_units"]) % 8) if "xyzt_units" in volume.header else None
     if unit is not None:
@@ -193,11 +193,11 @@ def check_geometry(volume: Any, name: str) -> None:
 
 
 @functools.cache
-def _warn_of_lost_axes(name: str) -> None:
+def _warn_of_lost_axes(file: str) -> None:
     _logger.warning(
         "%s does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged, also in "
         "pictures.",
-        name,
+        file,
     )
 
 

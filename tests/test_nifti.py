@@ -139,15 +139,16 @@ def test_a_name_in_capitals_is_checked_too(tmp_path):
 
 
 def test_a_file_without_directions_is_warned_of_once(tmp_path, caplog):
-    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), None), tmp_path / "lost.nii")
-    for _ in range(2):
-        check_file(tmp_path / "lost.nii", f"{tmp_path} lost")
+    for name in ("lost.nii", "lost.nii", "second.nii"):
+        nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), None), tmp_path / name)
+        check_file(tmp_path / name, "it")
     nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), AFFINE), tmp_path / "known.nii")
     check_file(tmp_path / "known.nii", "known")
-    (message,) = caplog.messages
-    assert message.endswith(
-        "lost does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged, "
-        "also in pictures."
+    first, second = caplog.messages
+    assert second.startswith(str(tmp_path / "second.nii"))
+    assert first == (
+        f"{tmp_path / 'lost.nii'} does not tell the directions of its axes (sform and qform are 0): left and right may "
+        "be exchanged, also in pictures."
     )
 
 
