@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.utils.misc import str2bool
 
 from .errors import BundleError, did_you_mean, one_line, one_of
 from .files import CONFIGS, ROOT
 
 #: The key of the weights that an evaluation or an inference takes.
 _WEIGHTS = "ckpt_path"
+#: What switches the crop of train.json.
+_BOXES_SWITCH = "$not str2bool(@uses_boxes)"
 #: The files that have every key that a workflow of this bundle reads.
 _WORKFLOWS = ("train.json", "inference.json", "evaluate.json")
 #: First part of a reference to another key of a configuration.
@@ -148,7 +151,7 @@ def check_overrides(
                 f"--{name} would change nothing, as {switched_off} is switched off: give --{switched_off}#_disabled_ "
                 "false, too."
             )
-        if path[0] == "crop" and len(path) > 1 and not _uses_boxes(config, overrides):
+        if path[0] == "crop" and len(path) > 1 and _crops_nothing(config, overrides, paths.values()):
             raise BundleError(f"--{name} would change nothing, as no volume is cropped: give --uses_boxes true, too.")
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
@@ -243,10 +246,13 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
     return None
 
 
-def _uses_boxes(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
-    value = overrides.get("uses_boxes", config.get("uses_boxes"))
-    # An expression is left to itself.
-    return isinstance(value, str) or bool(value)
+def _crops_nothing(config: Mapping[str, Any], overrides: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Return whether the crop to boxes is off by uses_boxes; a crop or a switch of one's own is left to itself."""
+    crop = config.get("crop")
+    if not isinstance(crop, dict) or crop.get("_disabled_") != _BOXES_SWITCH or "crop#_disabled_" in keys:
+        return False
+    # What is no text of a truth value is an expression.
+    return not str2bool(overrides.get("uses_boxes", config.get("uses_boxes")), default=True, raise_exc=False)
 
 
 def _check_keys(config: dict[str, Any], used: set[str], config_file: str | Sequence[str]) -> None:

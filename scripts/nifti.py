@@ -9,7 +9,7 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +64,28 @@ def volumes_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(VOLUME_SUFFIXES)]
 
 
-def tell_of_others(argument: str, folder: Path) -> None:
-    """Warn of files of a folder that are no volumes: a scan in another format would be missed in silence.
+def tell_of_others(argument: str, folder: Path, known: Collection[Path] = ()) -> None:
+    """Warn of what lies beside the volumes of a folder: scans in another format, or in subfolders, would be missed.
 
     Args:
         argument: what to call the folder in the message.
         folder: a folder that exists.
+        known: files and folders; a subfolder that holds one of them is not told of.
     """
-    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.is_file()]
-    others = [name for name in others if not name.endswith(VOLUME_SUFFIXES)]
+    resolved = [path.resolve() for path in known]
+    others = [
+        f"{path.name}{'/' * path.is_dir()}"
+        for path in sorted(folder.glob("[!.]*"))
+        if not path.name.endswith(VOLUME_SUFFIXES)
+        and not any(place.is_relative_to(path.resolve()) for place in resolved)
+    ]
     if others:
         _logger.warning(
-            "%s %s: %d of its files are no NIfTI volumes and passed over, such as %s.",
+            "%s %s: what is no NIfTI volume is passed over, such as %s (%d in all).",
             argument,
             folder,
-            len(others),
             others[0],
+            len(others),
         )
 
 

@@ -229,6 +229,10 @@ def test_options_of_what_is_switched_off_are_refused(tmp_path):
     with pytest.raises(BundleError, match=r"as no volume is cropped: give --uses_boxes true, too\.$"):
         assert_accepted("--config_file", train, "--crop#margin", "10")
     assert_accepted("--config_file", train, "--crop#margin", "10", "--uses_boxes", "true")
+    assert_accepted("--config_file", train, "--crop#_disabled_", "false")
+    own = {"_target_": "CenterSpatialCropd", "keys": ["image", "label", "unlabeled"], "roi_size": [32, 32, 32]}
+    (tmp_path / "crop.json").write_text(json.dumps({"crop": own}))
+    assert_accepted("--config_file", f"['{train}','{tmp_path}/crop.json']", "--crop#roi_size", "[64,64,64]")
     assert_accepted("--config_file", f"['{train}','{pancreas}']", "--crop#margin", "10")
     assert_accepted("--config_file", f"['{train}','{pancreas}']", "--window#a_min", "-100")
     mirror = {"_target_": "RandFlipd", "keys": ["image"], "prob": 0.5, "_disabled_": True}

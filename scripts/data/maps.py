@@ -75,7 +75,8 @@ class InferenceMaps:
             raise BundleError("overwrite and skip_existing exclude each other: give one of them.")
         _check_names(self.output_postfix, self.output_ext)
         volumes = _volumes(datalist, dataset_dir)
-        self._tell_of_folders(volumes, Path(dataset_dir))
+        if Path(dataset_dir).resolve() in {path.parent.resolve() for path in volumes}:
+            tell_of_others("dataset_dir", Path(dataset_dir), known=[self.output_dir, *volumes])
         self._check_output_dir(volumes)
         self._check_targets(volumes)
 
@@ -98,15 +99,6 @@ class InferenceMaps:
         ]
         _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
         return unfinished
-
-    def _tell_of_folders(self, volumes: Sequence[Path], folder: Path) -> None:
-        """Warn of subfolders, whose scans would be missed in silence."""
-        below = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir() and path not in volumes]
-        others = [path.name for path in below if path.resolve() != self.output_dir.resolve()]
-        if others and folder.resolve() in {path.parent.resolve() for path in volumes}:
-            _logger.warning(
-                "dataset_dir %s: its %d subfolders are not looked into, such as %s.", folder, len(others), others[0]
-            )
 
     def _check_output_dir(self, volumes: Sequence[Path]) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():
@@ -149,8 +141,6 @@ def _volumes(datalist: Sequence[str], dataset_dir: str) -> list[Path]:
     if unfit:
         raise BundleError(f"datalist must hold paths that end in .nii.gz or .nii, got {unfit[0]}.")
     check_capitals("dataset_dir", Path(dataset_dir))
-    if Path(dataset_dir).resolve() in {Path(volume).parent.resolve() for volume in datalist}:
-        tell_of_others("dataset_dir", Path(dataset_dir))
     if not datalist and not Path(dataset_dir).exists():
         raise BundleError(f"dataset_dir {dataset_dir} does not exist: it must be a NIfTI file or a folder of them.")
     if not datalist:

@@ -39,14 +39,15 @@ def test_volumes_of_a_folder(tmp_path, caplog):
     assert not (tmp_path / "out").exists()
     # A scan in another format would be missed in silence.
     (message,) = caplog.messages
-    assert message == f"dataset_dir {folder}: 1 of its files are no NIfTI volumes and passed over, such as readme.txt."
+    start = f"dataset_dir {folder}: what is no NIfTI volume is passed over, such as"
+    assert message == f"{start} readme.txt (1 in all)."
     caplog.clear()
     (folder / "readme.txt").unlink()
     (folder / "more").mkdir()
-    list_volumes(str(folder), str(folder / "more"))
+    list_volumes(str(folder), str(folder / "more" / "out"))
     assert caplog.messages == []
     list_volumes(str(folder), str(tmp_path / "out"))
-    assert caplog.messages == [f"dataset_dir {folder}: its 1 subfolders are not looked into, such as more."]
+    assert caplog.messages == [f"{start} more/ (1 in all)."]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):

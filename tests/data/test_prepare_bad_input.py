@@ -345,10 +345,11 @@ def test_volumes_without_their_folders_are_explained(tmp_path, capsys):
 def test_folders_of_patients_with_volumes_are_explained(tmp_path, capsys):
     image, _ = volumes(0)
     save(tmp_path / "patients" / "p1" / "t1.nii.gz", image)
+    (tmp_path / "patients" / "p1" / "t1.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["prepare", "folder", "--source", str(tmp_path / "patients"), "--output_dir", str(tmp_path / "prepared")])
     message = capsys.readouterr().err
-    assert "has no images/, so that its folders must be DICOM series, but p1 holds NIfTI or NRRD files alone" in message
+    assert "has no images/, so that its folders must be DICOM series, but p1 holds NIfTI or NRRD files" in message
     assert message.count("\n") == 1
 
 

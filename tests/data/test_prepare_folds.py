@@ -12,9 +12,11 @@ import pytest
 from conftest import assert_refused
 from matplotlib.image import imread
 
+from scripts.data.prepare.dataset import SplitSettings, _num_labeled
 from scripts.data.prepare.folds import FoldCase, draw_lists, protocol_lists, shipped_splits
+from scripts.data.prepare.reading import Source
 from scripts.errors import BundleError
-from scripts.evaluation.montage import draw_montage
+from scripts.evaluation.montage import _axial_view, draw_montage
 
 KEYS = ("labeled", "unlabeled", "validation", "test")
 
@@ -134,6 +136,15 @@ def test_protocol_needs_its_cases():
         protocol_lists("left_atrium", fold=0, num_labeled=81, found=found, withdrawn=frozenset())
 
 
+@pytest.mark.parametrize(
+    ("options", "labeled"),
+    [({}, 16), ({"num_folds": 0}, None), ({"num_folds": 0, "num_labeled": 8}, 8), ({"num_labeled": 8}, 8)],
+)
+def test_without_folds_a_protocol_leaves_every_label_to_the_training(options, labeled):
+    found = Source([], protocol="left_atrium", num_labeled=16)
+    assert _num_labeled(found, SplitSettings(**options)) == labeled
+
+
 # --- montage ----------------------------------------------------------------------------------------------------------
 
 
@@ -167,3 +178,4 @@ def test_montage_puts_the_front_up_and_the_right_to_the_right(tmp_path):
     assert picture[rows[0] + 10, columns[1]] > 0.9
     assert picture[rows[1], columns[0]] < 0.1
     assert picture[rows[1], columns[1]] < 0.1
+    assert _axial_view("a", tmp_path / "image.nii.gz", None).sides == ("L", "R")

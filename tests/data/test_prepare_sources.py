@@ -160,6 +160,9 @@ def test_the_protocol_of_the_literature(tmp_path, prepare):
     shipped = read_split(ROOT / "configs/splits/left_atrium_fold3_8.json")
     assert [split.cases(key) for key in LIST_NAMES] == [shipped.cases(key) for key in LIST_NAMES]
     assert split.cases_hash == shipped.cases_hash
+    # Not of the protocol, whose number of labeled cases is not that of the list.
+    assert prepare("left_atrium", "--fold", 3, "--labeled", ",".join(shipped.labeled[:2]))[0] == 0
+    assert len(read_split(tmp_path / "prepared/split_fold3_2.json").labeled) == 2
     assert split.seed is None
 
 

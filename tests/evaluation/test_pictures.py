@@ -10,7 +10,8 @@ from drawn import assert_is_picture
 from matplotlib.image import imread
 
 from scripts.errors import BundleError
-from scripts.evaluation.pictures import case_picture, select_views
+from scripts.evaluation.canvas import new_figure
+from scripts.evaluation.pictures import case_picture, draw_panel, select_views
 
 
 def ellipsoid(center, radii, shape=(40, 32, 20)):
@@ -118,6 +119,9 @@ def test_pictures_tell_the_sides_of_the_body(case):
     assert [view.sides for view in turned] == [("L", "R"), ("L", "R"), ("P", "A")]
     # The left of the body is where the first axis, which runs to the left here, ends.
     np.testing.assert_array_equal(turned[0].image[0, 0], select_views(*case)[0].image[-1, -1])
+    axes = new_figure(2, 2).subplots()
+    draw_panel(axes, turned[2], "prediction")
+    assert [text.get_text() for text in axes.texts] == ["P", "A"]
 
 
 def test_case_picture_refuses(case, tmp_path):

@@ -286,7 +286,7 @@ def _write_splits(
     lists: list[Lists] = []
     notes: list[str] = []
     # One name for the files of all folds, so that a pattern finds them.
-    number = _num_labeled(found, splits) or len(splits.labeled)
+    number = splits.num_labeled or len(splits.labeled) or _num_labeled(found, splits)
     if _follows_protocol(found, splits):
         lists, notes = _lists_of_protocol(found, there, folds=folds, splits=splits)
     source_of_lists = f"fold {{}} of the protocol of {found.protocol}"

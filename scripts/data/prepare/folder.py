@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydicom.misc import is_dicom
+
 from ...errors import BundleError
 from ..splits import composed, is_inside
 from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
@@ -70,11 +72,12 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     entries = _visible(source / _IMAGES if has_images else source)
     for folder in () if has_images else entries:
         files_in = [path for path in _visible(folder) if path.is_file()]
-        # A volume beside the slices of a series is passed over.
-        if folder.name != _LABELS and files_in and all(stem(path) is not None for path in files_in):
+        holds_volumes = folder.name != _LABELS and any(stem(path) is not None for path in files_in)
+        # Beside the slices of a series a volume is passed over.
+        if holds_volumes and not any(is_dicom(path) for path in files_in):
             raise BundleError(
                 f"source {source} has no {_IMAGES}/, so that its folders must be DICOM series, but {folder.name} holds "
-                f"NIfTI or NRRD files alone: put these into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
+                f"NIfTI or NRRD files and no DICOM: put them into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
             )
     files: dict[str, list[Path]] = defaultdict(list)
     others: list[str] = []
