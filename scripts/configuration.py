@@ -201,18 +201,18 @@ def own_keys(part: Mapping[str, Any], configuration: Mapping[str, Any], known: I
 
 
 def check_workflow(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse to run a part of a configuration that is no workflow: MONAI would build it, and do nothing.
+    """Refuse to run what is no workflow: a part of a configuration MONAI would build, and do nothing.
 
     Args:
         name: the key to run, such as ``training``.
         config: the merged configuration files.
 
     Raises:
-        BundleError: when it is there, and is no list of steps.
+        BundleError: when it is not there, or is no list of steps.
     """
     same = ("%run", "@run")
     value = config.get("run") if config.get(name) in same else config.get(name)
-    if name in config and not _is_workflow(value):
+    if not _is_workflow(value):
         workflows = [key for key in config if key == "run" or config[key] in same]
         raise BundleError(f"{name} is no workflow of the configuration: give {one_of(workflows)}.")
 

@@ -241,10 +241,12 @@ def test_options_of_what_is_switched_off_are_refused(tmp_path):
         assert_accepted("--config_file", f"['{train}','{tmp_path / 'mine.json'}']", "--augmentation#0#prob", "0.1")
 
 
-@pytest.mark.parametrize("form", [["train"], ["--run_id", "validate"], ["--config_file", "x", "--run_id=settings"]])
+@pytest.mark.parametrize(
+    "form", [["train"], ["trainin"], ["--run_id", "validate"], ["--config_file", "x", "--run_id=settings"]]
+)
 def test_what_is_no_workflow_is_not_run(form):
     train = str(ROOT / "configs/train.json")
-    with pytest.raises(BundleError, match=r"^(train|validate|settings) is no workflow .*: give run or training\.$"):
+    with pytest.raises(BundleError, match=r"^(train|trainin|validate|settings) is no .*: give run or training\.$"):
         check_run_id([PROGRAM, "run", *form, "--config_file", train])
     check_run_id([PROGRAM, "run", "training", "--config_file", train])
     check_run_id([PROGRAM, "run", "--config_file", train])
