@@ -72,12 +72,12 @@ def tell_of_others(argument: str, folder: Path, known: Collection[Path] = ()) ->
         folder: a folder that exists.
         known: files and folders; a subfolder that holds one of them is not told of.
     """
-    resolved = [path.resolve() for path in known]
+    # As they are named, not as links lead: a subfolder may be one.
+    holding = {os.path.relpath(path, folder).split(os.sep)[0] for path in known}
     others = [
         f"{path.name}{'/' * path.is_dir()}"
         for path in sorted(folder.glob("[!.]*"))
-        if not path.name.endswith(VOLUME_SUFFIXES)
-        and not any(place.is_relative_to(path.resolve()) for place in resolved)
+        if not path.name.endswith(VOLUME_SUFFIXES) and path.name not in holding
     ]
     if others:
         _logger.warning(
