@@ -246,7 +246,8 @@ def test_options_of_what_is_switched_off_are_refused(tmp_path):
 )
 def test_what_is_no_workflow_is_not_run(form):
     train = str(ROOT / "configs/train.json")
-    with pytest.raises(BundleError, match=r"^(train|trainin|validate|settings) is no .*: give run or training\.$"):
+    message = r"^(train|trainin|validate|settings) is no workflow .*: give run or training\.$"
+    with pytest.raises(BundleError, match=message):
         check_run_id([PROGRAM, "run", *form, "--config_file", train])
     check_run_id([PROGRAM, "run", "training", "--config_file", train])
     check_run_id([PROGRAM, "run", "--config_file", train])
