@@ -13,18 +13,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .configuration import check_overrides, check_workflow, read_configuration
-from .errors import BundleError, did_you_mean, one_line
+from .errors import BundleError, did_you_mean, is_out_of_memory, one_line
 from .files import check_path
 
 #: Arguments of ``python -m monai.bundle run`` itself.
@@ -122,13 +122,16 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
         words: the command line behind the name.
 
     Raises:
-        BundleError: for the first argument that the function does not have, a value without a name too many, or one of
-            which Fire would take the part behind a # for a comment.
+        BundleError: for the first argument that the function does not have, a value without a name too many, one of
+            which Fire would take the part behind a # for a comment, or a list with a space in it.
     """
     for word in words:
         value = word.partition("=")[2] if _FLAG.match(word) else word
         if "#" in value and "#" not in str(DefaultParseValue(value)):
             raise BundleError(f"{value} would be cut off at its #: write a path as ./{value}, a text as '\"{value}\"'.")
+    for word, following in pairwise(words):
+        if word.endswith(",") and not _FLAG.match(following):
+            raise BundleError(f"{word} {following} are two arguments: leave out the space behind the comma.")
     parameters = inspect.signature(command).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -229,7 +232,7 @@ def describe_mistake(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return str(cause)
-        if isinstance(cause, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(cause):
+        if is_out_of_memory(cause):
             return (
                 "the memory of the device is not enough: begin a training anew with a smaller patch_size or batch "
                 "size, or segment with another sw_batch_size, stitching_device cpu or whole_volume false; a prediction "

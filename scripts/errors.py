@@ -41,19 +41,47 @@ def did_you_mean(word: str, names: Iterable[str], *, prefix: str = "", at_most: 
     return f" Did you mean {one_of(prefix + name for name in similar)}?" if similar else ""
 
 
-def root_cause(error: BaseException) -> str:
-    """Find what an error that libraries have wrapped was at first.
+def innermost(error: BaseException) -> BaseException:
+    """Find what libraries have wrapped into errors of their own.
 
     Args:
         error: what was raised.
 
     Returns:
-        the first line of the innermost error, or the name of its class where it says nothing.
+        the first :class:`BundleError` of the chain of causes, which says it best, otherwise the last of the chain.
     """
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and not isinstance(error, BundleError):
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return error
+
+
+def root_cause(error: BaseException) -> str:
+    """Tell what an error that libraries have wrapped was at first.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        the first line of the :func:`innermost` error, or the name of its class where it says nothing.
+    """
+    cause = innermost(error)
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, of which no file and no argument is to blame.
+
+    Args:
+        error: what was raised, by Python, NumPy or PyTorch, on a CPU or on a GPU, and whatever libraries made of it.
+    """
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return any(
+        isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(one)
+        for one in chain
+    )
 
 
 def one_line(error: BaseException) -> str:

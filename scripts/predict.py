@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .console import mistakes_in_one_line, silence_codec_warning
 from .data.dicom import DicomSeries, NoSeriesError, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
-from .errors import BundleError, one_line
+from .errors import BundleError, is_out_of_memory, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_literal_path
@@ -295,6 +295,8 @@ def _check_model(model: str, parser: ConfigParser) -> None:
         network = parser.get_parsed_content("network")
     # A file of something else makes torch and ONNX Runtime raise errors of many classes.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise BundleError(f"model {model} cannot be read as {kind} file.") from error
     if str2bool(parser.get_parsed_content("save_uncertainty")):
         raise BundleError(f"save_uncertainty needs --ckpt_path: {kind} file gives class probabilities alone.")
@@ -306,6 +308,8 @@ def _check_model(model: str, parser: ConfigParser) -> None:
             out_channels = network(torch.zeros(1, in_channels, *patch_size, device=device)).shape[1]
     # An export may be for windows of one size alone, which each of the two says in its own way.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise BundleError(
             f"model {model} does not take windows of {patch_size} voxels and {in_channels} channel(s)."
         ) from error

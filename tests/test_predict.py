@@ -412,6 +412,15 @@ def test_torchscript_files_are_checked(phantom_dir, study, model, tmp_path):
         segment(study, tmp_path / "out", model=str(model), dicom_seg=True)
 
 
+def test_memory_that_is_not_enough_is_no_fault_of_a_model(phantom_dir, model, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.jit, "load", fail)
+    with assert_refused("^the memory of the device is not enough: "):
+        segment(phantom_dir / "images/phantom_000.nii.gz", tmp_path / "out", model=str(model))
+
+
 def test_the_shipped_weights_have_the_names_of_the_metadata(study, network, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     torch.save(network.state_dict(), tmp_path / "models/model.pt")
@@ -464,7 +473,7 @@ def test_the_command_line(study, weights, tmp_path):
 
 
 def test_a_bundle_without_overlays_has_no_data_to_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.inference_configuration.CONFIGS", tmp_path)
+    monkeypatch.setattr("scripts.configuration.CONFIGS", tmp_path)
     with assert_refused("there is none: leave out --data"):
         inference_configs("kidney")
 

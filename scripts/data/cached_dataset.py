@@ -20,7 +20,7 @@ from monai.utils.misc import str2bool
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from ..errors import BundleError
+from ..errors import BundleError, innermost
 from .disk_cache import DiskCache, case_key, transforms_key
 
 _logger = logging.getLogger(__name__)
@@ -109,10 +109,10 @@ class CachedDataset(CacheDataset):
         try:
             item = super()._load_cache_item(idx)
         except Exception as error:
-            reason = refusal_behind(error)
-            if reason is None or not self.skip_unreadable:
+            refusal = innermost(error)
+            if not self.skip_unreadable or not isinstance(refusal, BundleError):
                 raise
-            return UnreadableCaseError(reason)
+            return UnreadableCaseError(str(refusal))
         if self.disk_cache:
             # The inverse of a transform looks for its own number, which it has in this process alone.
             item = reset_ops_id(item)
@@ -160,17 +160,3 @@ def _num_bytes(item: Any) -> int:
     volumes = item.values() if isinstance(item, Mapping) else ()
     # A crop that is no copy keeps the memory of the whole volume.
     return sum(volume.untyped_storage().nbytes() for volume in volumes if isinstance(volume, torch.Tensor))
-
-
-def refusal_behind(error: BaseException | None) -> str | None:
-    """Find what the bundle says of a case behind the exceptions that MONAI wraps around it.
-
-    Args:
-        error: what was raised when the case was read.
-
-    Returns:
-        the text of the ``BundleError``, None where there is none.
-    """
-    while error is not None and not isinstance(error, BundleError):
-        error = error.__cause__
-    return None if error is None else str(error)

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
 from monai.utils import CommonKeys
 
-from ..errors import BundleError, root_cause
+from ..errors import BundleError, is_out_of_memory, root_cause
 from ..nifti import check_file, check_same_grid, check_volume, unfit_labels
 
 
@@ -59,6 +59,8 @@ class LoadCased(MapTransform):
                 result = self._load[key](result)
             # Files fail in as many ways as there are readers.
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
             check_file(path, str(path))
             check_volume(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)

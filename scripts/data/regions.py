@@ -36,7 +36,6 @@ class RandRegiond(Randomizable, MapTransform):
         region_size: voxels of the surroundings with the crop in their middle, X, Y, Z; at least those of the crop.
         foreground_share: at least 0 and below 1; cases without foreground have none.
         random_center: whether the place is random, as that of RandSpatialCropd; a text like "true" is understood.
-        label_key: key of the class indices (1, X, Y, Z), for the share.
 
     Raises:
         ValueError: when the region is smaller than the crop, or a share of crops is given that are all the same.
@@ -50,7 +49,6 @@ class RandRegiond(Randomizable, MapTransform):
         region_size: Sequence[int],
         foreground_share: float = 0.0,
         random_center: bool | str = True,
-        label_key: str = CommonKeys.LABEL,
     ) -> None:
         super().__init__(keys)
         if any(region < size for region, size in zip(region_size, patch_size, strict=True)):
@@ -61,7 +59,6 @@ class RandRegiond(Randomizable, MapTransform):
         self.patch_size = np.asarray(patch_size)
         self.margin = (np.asarray(region_size) - self.patch_size) // 2
         self.foreground_share = foreground_share
-        self.label_key = label_key
         self._crop = Crop()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -77,7 +74,7 @@ class RandRegiond(Randomizable, MapTransform):
         volume: MetaTensor = result[self.first_key(result)]
         shape = np.asarray(volume.shape[1:])
         size = np.minimum(self.patch_size, shape)
-        start = self._choose(shape, size, result.get(self.label_key))
+        start = self._choose(shape, size, result.get(CommonKeys.LABEL))
         result[_PLACE] = apply_affine(volume.affine.cpu().numpy(), start + (size - 1) / 2)
         slices = self._crop.compute_slices(
             roi_start=np.maximum(start - self.margin, 0).tolist(),

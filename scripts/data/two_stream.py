@@ -15,9 +15,9 @@ import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from ..errors import BundleError
+from ..errors import BundleError, innermost
 from ..parallel import num_processes, process_rank
-from .cached_dataset import UnreadableCaseError, refusal_behind
+from .cached_dataset import UnreadableCaseError
 
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 _logger = logging.getLogger(__name__)
@@ -106,10 +106,10 @@ class _SeededDataset(torch.utils.data.Dataset):
             return self._draw(*key)
         except Exception as error:
             # What a worker process raises arrives as the text of a traceback: a refusal is handed over as a sample.
-            reason = refusal_behind(error) if get_worker_info() else None
-            if reason is None:
+            refusal = innermost(error)
+            if not get_worker_info() or not isinstance(refusal, BundleError):
                 raise
-            return BundleError(reason), []
+            return BundleError(str(refusal)), []
 
     def _draw(self, index: int, seed: int) -> tuple[Any, list[str]]:
         reasons: list[str] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import NibabelReader
 
 from scripts.data.loading import LoadCased
-from scripts.errors import BundleError
+from scripts.errors import BundleError, innermost, is_out_of_memory
 
 
 @pytest.fixture
@@ -125,3 +126,14 @@ def test_values_that_are_not_finite(case):
     replace(case["image"], array)
     with pytest.raises(BundleError, match=r"image\.nii\.gz holds values that are not finite"):
         load(case)
+
+
+def test_no_case_is_damaged_where_memory_is_not_enough(case, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError("Unable to allocate 8.0 GiB")
+
+    monkeypatch.setattr(NibabelReader, "get_data", fail)
+    with pytest.raises(RuntimeError) as caught:
+        load(case)
+    assert is_out_of_memory(caught.value)
+    assert not isinstance(innermost(caught.value), BundleError)

@@ -101,6 +101,16 @@ def test_reasons(tmp_path, caplog, name, reason):
     assert error_lines(caplog) == [f"{tmp_path / name} cannot be segmented: {reason}"]
 
 
+def test_a_wrong_checksum_is_told_as_damage(tmp_path, caplog):
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=(40, 40, 40)))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    assert list(ReadableVolumes([{"image": str(path)}], plain_preprocessing(), in_channels=1)) == []
+    (line,) = error_lines(caplog)
+    assert line.startswith(f"{path} cannot be segmented: it cannot be read to its end, the file is damaged: CRC check")
+
+
 @pytest.mark.parametrize("axes", ["RAS", "SPL"])
 @pytest.mark.parametrize(("thickness", "num_warnings"), [(2.4, 0), (2.6, 1), (1.5, 1)])
 def test_voxels_of_other_sizes_than_in_the_training_are_warned_of(tmp_path, caplog, axes, thickness, num_warnings):

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from ...errors import BundleError, one_line
 from ...nifti import write_nifti
@@ -42,25 +41,14 @@ def convert_cases(
     todo = [case for case in cases if not is_done(case, output_dir)]
     problems: dict[str, str] = {}
     notes: dict[str, str] = {}
-    columns = (
-        TextColumn("prepare"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True, emoji=False)
     # Threads do: unpacking, numpy and the decoders let go of the interpreter's lock, and no volume need be sent between
     # processes.
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(max_workers=jobs) as pool,
-    ):
-        task = progress.add_task("prepare", total=len(cases), completed=len(cases) - len(todo))
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
         futures = {pool.submit(_convert, case, output_dir, spacing_mm): case for case in todo}
+        done = len(cases) - len(todo)
+        bar = tqdm(as_completed(futures), "prepare", total=len(cases), initial=done, unit="case", disable=None)
         try:
-            for future in as_completed(futures):
+            for future in bar:
                 case = futures[future]
                 try:
                     note = future.result()
@@ -70,7 +58,6 @@ def convert_cases(
                     notes |= {case.name: note} if note else {}
                     with (output_dir / _SOURCES_FILE).open("a", encoding="utf-8") as record:
                         record.write(json.dumps({"case": case.name, "files": _states(case)}) + "\n")
-                progress.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
