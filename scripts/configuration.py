@@ -51,6 +51,18 @@ def read_configuration_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def overlay_names(kind: str) -> list[str]:
+    """Name the overlays of one kind that this bundle has.
+
+    Args:
+        kind: "data", "method" or "recipe".
+
+    Returns:
+        what stands between the kind and the suffix of their files, sorted.
+    """
+    return sorted(path.stem.removeprefix(f"{kind}_") for path in CONFIGS.glob(f"{kind}_*.json"))
+
+
 def data_configurations() -> dict[str, dict[str, Any]]:
     """Read each configuration of data in ``configs/`` behind ``inference.json``, without those that cannot be read.
 
@@ -58,7 +70,8 @@ def data_configurations() -> dict[str, dict[str, Any]]:
         the merged configurations by the names of the files. Somebody may be editing one: it is left out.
     """
     found = {}
-    for path in sorted(CONFIGS.glob("data_*.json")):
+    for name in overlay_names("data"):
+        path = CONFIGS / f"data_{name}.json"
         # The readers, and what merges, have errors of their own.
         with suppress(Exception):
             found[path.name] = ConfigParser.load_config_files([str(CONFIGS / "inference.json"), str(path)])

@@ -19,6 +19,8 @@ from .errors import BundleError
 #: The folder of the bundle, and that of its configurations.
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+#: What a training writes down of itself in its folder: facts first, its configuration, and how to segment with it.
+FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 #: The mask of a process is read by changing it, which two threads must not do at once.
 _UMASK_LOCK = threading.Lock()
 

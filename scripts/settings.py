@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -140,6 +140,9 @@ _CHECKS: dict[str, Check] = {
     ),
 }
 
+#: What not every machine can do.
+_OF_THE_MACHINE = {"device", "stitching_device", "precision"}
+
 
 def check_settings(**settings: Any) -> None:
     """Refuse settings of a wrong type or out of range, all at once.
@@ -168,6 +171,22 @@ def check_settings(**settings: Any) -> None:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:
         resolve_precision(settings["precision"], settings["device"])
+
+
+def checkable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose what :func:`check_settings` can look at before it is known on which machine a run will be.
+
+    Args:
+        values: values by the key of the configuration.
+
+    Returns:
+        those that it knows, without expressions, devices, and the precision that depends on them.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if name in _CHECKS.keys() - _OF_THE_MACHINE and not str(value).startswith(("$", "@", "%"))
+    }
 
 
 def check_evaluated_checkpoint(evaluated_checkpoint: str, num_validation_cases: int) -> None:

@@ -608,3 +608,13 @@ def test_no_value_is_cut_off_at_its_hash(words):
         check_arguments("command", command, words)
     for value in ("./scans#2", "data/scans#2", '"Ward #3"'):
         check_arguments("command", command, ["--path", value, "--optimizer#lr", "0.1"])
+
+
+def test_a_space_in_a_list_is_refused():
+    def command(methods="", folds=None, **overrides):
+        pass
+
+    words = ["--methods", "supervised_vnet,", "mean_teacher", "--folds", "0"]
+    with pytest.raises(BundleError, match=r"^supervised_vnet, mean_teacher are two arguments: leave out"):
+        check_arguments("command", command, words)
+    check_arguments("command", command, ["--methods", "supervised_vnet, mean_teacher", "--folds", "0"])

@@ -19,14 +19,13 @@ from monai.utils import CommonKeys
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
+from ..files import FACTS_FILE
 from ..nifti import volume_name, write_volume
 
 CASE_KEY = "case"
 _SUFFIX = ".nii.gz"
 #: Of the 255 that a name may have, some are for the postfix, the suffix and a temporary file.
 _MAX_BYTES = 210
-#: What a training writes first into its folder.
-_RUN_FILE = "run.json"
 
 
 def case_name(item: Mapping[Any, Any]) -> str:
@@ -121,7 +120,7 @@ def check_labels_dir(
 def _is_of_run(labels_dir: Path, own_dir: Path) -> bool:
     """Tell the folder of a run from one that only has been named like it."""
     # The folder of an evaluation may be a link to another disk: that of the run is where the link stands.
-    in_run = any((folder / _RUN_FILE).is_file() for folder in (own_dir, own_dir.absolute().parent))
+    in_run = any((folder / FACTS_FILE).is_file() for folder in (own_dir, own_dir.absolute().parent))
     return in_run and labels_dir.resolve().is_relative_to(own_dir.resolve())
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..configuration import check_overrides, read_configuration, read_configuration_file
+from ..configuration import check_overrides, overlay_names, read_configuration, read_configuration_file
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, file_hash, read_json_object, write_json
 from ..locks import locked_folder
-from ..settings import check_settings
+from ..settings import check_settings, checkable
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,12 @@ OWN_KEYS = (
     "ckpt_path",
     "resume",
     "overwrite",
+)
+
+
+#: Keys of the configuration that make the volumes of all methods and measure them, and of which no report tells.
+_OF_ALL_METHODS = frozenset(
+    ("spacing", "patch_size", "strides", "uses_boxes", "orient", "resample", "crop", "window", "normalize", "validate")
 )
 
 
@@ -295,6 +301,13 @@ class Grid:
         for name, known, given in sources:
             if known != given:
                 raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
+        splits = {self.file_hashes.get(name): name for name in self.splits}
+        for name in new.splits.keys() - self.splits.keys():
+            if new.file_hashes[name] in splits:
+                raise BundleError(
+                    f"{path} has {new.splits[name]} as {splits[new.file_hashes[name]]}, got it as {name}: its runs "
+                    "would count twice. Leave it out, or choose another --output_dir."
+                )
         trained = {name for cell in self.cells(path.parent) if cell.trained for name in (cell.method, cell.split)}
         # A file that was mended before anything came of it is no other one.
         for name in trained & self.file_hashes.keys() & new.file_hashes.keys():
@@ -393,8 +406,8 @@ def define_grid(
     Raises:
         BundleError: when a name, a file or a key does not exist; names what is allowed.
     """
-    _require("data", data, _names("data"))
-    _require("recipe", recipe, [ORIGINAL_RECIPE, *_names("recipe")])
+    _require("data", data, overlay_names("data"))
+    _require("recipe", recipe, [ORIGINAL_RECIPE, *overlay_names("recipe")])
     names, files = _named_methods(methods)
     for file in files.values():
         _check_recipe(Path(file), recipe, data)
@@ -410,7 +423,8 @@ def define_grid(
     class_names = given.get("class_names", config["class_names"])
     evaluated = given.get("evaluated_checkpoint", config["evaluated_checkpoint"])
     iterations = given.get("iterations", config["iterations"])
-    check_settings(class_names=class_names, iterations=iterations, evaluated_checkpoint=evaluated)
+    known = {"class_names": class_names, "iterations": iterations, "evaluated_checkpoint": evaluated}
+    check_settings(**(checkable(given) | known))
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     config["dataset_dir"] = str(folder)
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
@@ -509,7 +523,7 @@ def _test_cases(split_files: Iterable[str], folder: Path, *, validated: bool) ->
 
 def _original_recipe(name: str, data: str) -> str:
     """Name the recipe of a paper's experiments on this data: its own one there, or that of the left atrium."""
-    return f"{name}_{data}" if f"{name}_{data}" in _names("recipe") else name
+    return f"{name}_{data}" if f"{name}_{data}" in overlay_names("recipe") else name
 
 
 def _recipe_of_paper(method_file: Sequence[Path], data: str) -> str:
@@ -525,11 +539,13 @@ def _method_file(method: str, method_files: Mapping[str, str]) -> list[Path]:
 
 
 def _check_recipe(path: Path, recipe: str, data: str) -> None:
-    """Refuse a user's overlay that names no recipe of its own where one is asked for, or sets what the recipe sets."""
+    """Refuse a user's overlay that names no recipe of its own where one is asked for, or sets what others share."""
     overlay = read_configuration_file(path)
     if recipe == ORIGINAL_RECIPE:
-        recipe = overlay.get("original_recipe", read_configuration([str(CONFIGS / "train.json")])["original_recipe"])
-        _require(f"original_recipe of {path}", str(recipe), _names("recipe"))
+        if "original_recipe" not in overlay:
+            raise BundleError(f"methods: {path} must name its original_recipe, which recipe {recipe!r} asks for.")
+        recipe = overlay["original_recipe"]
+        _require(f"original_recipe of {path}", str(recipe), overlay_names("recipe"))
         recipe = _original_recipe(recipe, data)
     content = read_configuration_file(CONFIGS / f"recipe_{recipe}.json")
     # MONAI merges or removes by a first + or ~, and takes :: for #.
@@ -539,6 +555,12 @@ def _check_recipe(path: Path, recipe: str, data: str) -> None:
         raise BundleError(
             f"methods: {path} must leave {', '.join(replaced)} to the recipe {recipe!r}, which all methods of a grid "
             "share: take them out, or give them to all runs as arguments, such as --iterations 3000."
+        )
+    shared = sorted(keys & _OF_ALL_METHODS)
+    if shared:
+        raise BundleError(
+            f"methods: {path} must leave {', '.join(shared)} to the data, as all methods of a grid are trained and "
+            "measured on the same volumes: take them out, or give them to all runs as arguments."
         )
 
 
@@ -569,7 +591,7 @@ def method_names() -> list[str]:
     Returns:
         their names: that of ``train.json``, then those of the overlays.
     """
-    return [DEFAULT_METHOD, *_names("method")]
+    return [DEFAULT_METHOD, *overlay_names("method")]
 
 
 def _split_files(
@@ -601,10 +623,6 @@ def _split_files(
             hint = f"; the bundle has {', '.join(shipped)}" if shipped else ""
             raise BundleError(f"split file {path} not found{hint}.")
     return {name: str(Path(path).resolve()) for name, path in names.items()}
-
-
-def _names(kind: str) -> list[str]:
-    return sorted(path.stem.removeprefix(f"{kind}_") for path in CONFIGS.glob(f"{kind}_*.json"))
 
 
 def _require(argument: str, value: str, allowed: Sequence[str]) -> None:

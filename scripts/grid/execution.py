@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -22,7 +23,7 @@ import torch
 from rich.console import Console
 
 from ..errors import BundleError
-from ..files import ROOT, check_literal_path
+from ..files import FACTS_FILE, ROOT, check_literal_path
 from ..locks import FolderInUseError, locked_folder
 from .definition import Cell, Grid
 from .progress import GridProgress
@@ -32,6 +33,8 @@ _POLL_SECONDS = 1.0
 _BEAT_SECONDS = 30.0
 #: A cell that gives no sign of life for so long is dead; generous, for file servers that show changes late.
 _SILENCE_SECONDS = 300.0
+#: How the error of a traceback begins.
+_ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
 #: Environment variable with the process of the grid, with which its local cells end.
 _PARENT = "BUNDLE_GRID_PROCESS"
 
@@ -83,10 +86,10 @@ def _train_and_evaluate(grid: Grid, cell: Cell) -> bool:
 
 
 def _train(grid: Grid, cell: Cell) -> str | None:
-    if (cell.path / "model_final.pt").is_file():
+    if cell.trained:
         return None
     words = grid.arguments(cell, evaluate=False)
-    return _run_bundle(cell, [*words, "--resume", "true"] if (cell.path / "run.json").is_file() else words)
+    return _run_bundle(cell, [*words, "--resume", "true"] if (cell.path / FACTS_FILE).is_file() else words)
 
 
 def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
@@ -123,7 +126,9 @@ def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
     if process.returncode < 0 and not mistakes:
         last = f"; its last line was: {lines[-1]}" if lines else ""
         return f"ended by {signal.Signals(-process.returncode).name}, as where memory ran out{last}"
-    return (mistakes or lines or [f"exit code {process.returncode}"])[-1]
+    # Of errors that wrap each other Python tells the innermost first; MONAI's own is the last.
+    errors = [line for line in lines if _ERROR.match(line)][:1]
+    return (mistakes or errors or lines or [f"exit code {process.returncode}"])[-1]
 
 
 def _ending_with_its_parent() -> Callable[[], Any] | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
 import numpy.typing as npt
 from ignite.engine import Engine, Events
@@ -27,6 +26,7 @@ from ..evaluation.metrics import evaluate_case, foreground_names
 from ..evaluation.pictures import View, draw_views, select_views
 from ..evaluation.wording import plural
 from ..files import write_json
+from ..parallel import is_main_process
 
 _OF_A_RUN = re.compile(r"metrics_(cases|summary|weights)\.(csv|md|json)|worst_\d+_.*\.png")
 _ORIGINAL_IMAGE_KEY = "original_image"
@@ -41,8 +41,8 @@ class CaseReportHandler:
     black. A case is named by ``case``, or else by the file name of its image or label. The voxel size is that of the
     label. At the end of the run the report is written, its table is logged, and ``worst_<rank>_<case>.png`` are drawn
     into the same folder, from which those of an earlier run are removed at the start. Only the slices to be drawn of
-    the worst cases so far are kept in memory. With several processes each evaluates its own cases, and the first one
-    writes the report of all.
+    the worst cases so far are kept in memory. Of several processes, which all evaluate the same cases, the first one
+    writes.
 
     Args:
         num_classes: number of classes with the background.
@@ -95,7 +95,7 @@ class CaseReportHandler:
         self.report = CaseReport(self.output_dir, self.class_names)
         self._views = {}
         self._started_at = time.perf_counter()
-        if idist.get_rank() == 0:
+        if is_main_process():
             # Those of an earlier run would pass for those of this one, should it be stopped.
             for path in self.output_dir.glob("*"):
                 if _OF_A_RUN.fullmatch(path.name):
@@ -139,40 +139,21 @@ class CaseReportHandler:
         return f" (batch {done} of {total}, {minutes}:{seconds:02d} min left)"
 
     def _finish(self, engine: Engine) -> None:
-        self.report = self._report_of_all_processes()
-        worst = self.report.worst(self.num_pictures)
-        pictures = {case: f"worst_{rank}_{case_file_name(case)}.png" for rank, case in enumerate(worst, start=1)}
-        if idist.get_rank() == 0:
-            self._write_facts(getattr(engine.state, "weights_sha256", None))
-        for case, file_name in pictures.items():
-            if case in self._views:
-                title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
-                draw_views(self._views[case], self.output_dir / file_name, title, class_names=self.class_names)
-        if idist.get_rank() == 0:
-            # At the end: whoever finds the table of the cases takes the evaluation for complete.
-            self.report.write()
-            self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
+        if not is_main_process():
+            return
+        self._write_facts(getattr(engine.state, "weights_sha256", None))
+        for rank, case in enumerate(self.report.worst(self.num_pictures), start=1):
+            file = self.output_dir / f"worst_{rank}_{case_file_name(case)}.png"
+            title = f"{case}: mean Dice {100 * self.report.mean_dice(case):.1f} %"
+            draw_views(self._views[case], file, title, class_names=self.class_names)
+        # At the end: whoever finds the table of the cases takes the evaluation for complete.
+        self.report.write()
+        self.logger.info("%d %s\n%s", len(self.report), plural("case", len(self.report)), self.report.table())
 
     def _write_facts(self, weights_sha256: str | None) -> None:
         if weights_sha256 is not None:
             facts = {"sha256": weights_sha256, "split": self.split() if self.split else None, "settings": self.settings}
             write_json(self.output_dir / "metrics_weights.json", facts)
-
-    def _report_of_all_processes(self) -> CaseReport:
-        if idist.get_world_size() == 1:
-            return self.report
-        whole = CaseReport(self.output_dir, self.class_names)
-        gathered: Any = idist.all_gather(self.report.rows)
-        for rows_of_process in gathered:
-            for case, rows in rows_of_process.items():
-                # A sampler repeats a few cases so that all processes have the same number; they count once.
-                if case not in whole.rows:
-                    whole.add(case, rows)
-                elif not np.allclose(
-                    [row["dice"] for row in rows], [row["dice"] for row in whole.rows[case]], atol=0.01
-                ):
-                    raise BundleError(f"case must be a name of its own for each case, got {case!r} for different ones.")
-        return whole
 
 
 def _label_map(item: Mapping[str, Any], key: str, *, case: str) -> npt.NDArray:

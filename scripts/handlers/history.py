@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..errors import BundleError
 from ..evaluation.curves import learning_curves
-from ..files import replacing
+from ..files import FACTS_FILE, replacing
 from ..parallel import is_main_process
 
 
@@ -96,7 +96,7 @@ class TrainingHistory:
             _drop_rows_after(self.output_dir / name, self._first_iteration)
         self._seconds_before = _last_seconds(self.output_dir / "history.csv")
         writer = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=self._first_iteration + 1)
-        facts = self.output_dir / "run.json"
+        facts = self.output_dir / FACTS_FILE
         if facts.is_file():
             text = facts.read_text(encoding="utf-8")
             writer.add_text("run", f"```json\n{text}```", self._first_iteration)

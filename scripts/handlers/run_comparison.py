@@ -17,15 +17,11 @@ from monai.utils.misc import str2bool
 
 from ..configuration import data_configurations, named_weights
 from ..errors import BundleError
-from ..files import CONFIGS, read_json_object
+from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, read_json_object
 
-#: What a run writes down of itself.
-FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
 _OTHER_FILES = (
     f"all files and options of the training, or to an inference the {INFERENCE_FILE} that lies beside the weights"
 )
-#: The key of the weights that an inference takes.
-_WEIGHTS = "ckpt_path"
 #: What makes the volumes that a network sees.
 _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "normalize")
 #: The steps that these keys are part of: in training, and in its validation and evaluation.

@@ -19,10 +19,20 @@ from monai.utils.misc import str2bool
 
 from ..configuration import own_keys
 from ..errors import BundleError
-from ..files import CONFIGS, ROOT, check_writable, file_hash, read_json_object, write_json
+from ..files import (
+    CONFIGS,
+    CONFIGURATION_FILE,
+    FACTS_FILE,
+    INFERENCE_FILE,
+    ROOT,
+    check_writable,
+    file_hash,
+    read_json_object,
+    write_json,
+)
 from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
-from .run_comparison import CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, changed_training, listed
+from .run_comparison import changed_training, listed
 
 _LOCK_FILE = ".training.lock"
 #: The locks of this process, which are held until its end, by device and number of their files.

@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+#: The packages whose versions are written down elsewhere.
+_PACKAGES = (__name__.partition(".")[0], "torch", "builtins")
 
 
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -20,7 +27,13 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
 
     Returns:
         what :meth:`Method.forward` returns: "loss", the terms and the weights.
+
+    Raises:
+        ValueError: when a weight is that of no term, which would count without it.
     """
+    for name in weights:
+        if name.replace("weight_", "loss_", 1) not in terms:
+            raise ValueError(f"weights must each be named after a term of {', '.join(terms)}, got {name!r}.")
     loss = sum(weights.get(name.replace("loss_", "weight_", 1), 1.0) * term for name, term in terms.items())
     return {"loss": loss, **terms, **weights}
 
@@ -105,19 +118,13 @@ class Method(nn.Module):
         """Return the class of this method and all its options, to see whether two runs used the same.
 
         Returns:
-            one line without the networks.
+            one line without the networks; for a class from elsewhere with a hash of the files that it is written in.
         """
-
-        def options(module: nn.Module) -> dict[str, Any]:
-            return {key: value for key, value in vars(module).items() if key[0] != "_" and key != "training"}
-
         added = self.added_options.items()
-        parts = [f"{name}={value}" for name, value in options(self).items() if (name, value) not in added]
-        parts += [
-            f"{name}={type(module).__name__}{options(module)}"
-            for name, module in self.named_children()
-            if name != "network"
-        ]
+        parts = [f"{name}={value}" for name, value in _options(self).items() if (name, value) not in added]
+        parts += [f"{name}={_description(module)}" for name, module in self.named_children() if name != "network"]
+        if code := _own_code(type(self)):
+            parts.append(f"code={hashlib.sha256(code).hexdigest()[:12]}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -135,3 +142,31 @@ class Method(nn.Module):
             by default no parameter.
         """
         return []
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    return {name: _readable(value) for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+
+
+def _readable(value: Any) -> Any:
+    """Describe a plain object by what it holds: by itself it tells its address, another one in each process."""
+    if type(value).__repr__ is not object.__repr__:
+        return value
+    return f"{type(value).__name__}{ {name: _readable(part) for name, part in vars(value).items()} }"
+
+
+def _description(module: nn.Module) -> str:
+    members = module.named_children() if isinstance(module, (nn.ModuleDict, nn.ModuleList)) else ()
+    parts = {name: _description(member) for name, member in members}
+    return f"{type(module).__name__}{_options(module) | parts}"
+
+
+def _own_code(method: type) -> bytes:
+    """Read the files of the classes of a method that are no part of this bundle, which nobody's commit need hold."""
+    modules = {cls.__module__: cls for cls in method.__mro__ if cls.__module__.partition(".")[0] not in _PACKAGES}
+    code = b""
+    for cls in modules.values():
+        # A class that was typed into a notebook has no file.
+        with suppress(OSError, TypeError):
+            code += Path(inspect.getfile(cls)).read_bytes()
+    return code

@@ -19,7 +19,7 @@ from torch import nn
 from ..configuration import own_keys
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
-from ..files import CONFIGS, file_hash, read_json_object
+from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
@@ -112,10 +112,10 @@ def run_package(
         if not re.fullmatch(pattern, value, re.ASCII):
             raise BundleError(f"{argument} must be {allowed}, got {value!r}.")
     folder = Path(run_dir)
-    facts, trained, overlay = (_read(folder / file) for file in ("run.json", "run_config.json", "inference.json"))
+    facts, trained, overlay = (_read(folder / file) for file in (FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE))
     settings = facts.get("settings")
     if not isinstance(settings, dict) or not {"method", "cases", "unlabeled_batch_size"} <= settings.keys():
-        raise BundleError(f"{folder / 'run.json'} is damaged: it does not tell the settings of the run.")
+        raise BundleError(f"{folder / FACTS_FILE} is damaged: it does not tell the settings of the run.")
     train = _train_config(folder, trained, settings)
     inference = _inference_config(overlay, train)
     source = folder / train["evaluated_checkpoint"] if weights is None else Path(weights)
@@ -264,7 +264,7 @@ def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str,
     evaluation = folder / "evaluation"
     if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
-    evaluated, facts = _read(evaluation / "metrics_weights.json"), _read(folder / "run.json")
+    evaluated, facts = _read(evaluation / "metrics_weights.json"), _read(folder / FACTS_FILE)
     # Through JSON, as those of the evaluation went. What an older version did not write down cannot be compared.
     settings = json.loads(json.dumps({name: train[name] for name in evaluated.get("settings", ())}))
     pairs = [(name, evaluated["settings"][name], value) for name, value in settings.items()]

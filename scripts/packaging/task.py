@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..configuration import named_weights
+from ..configuration import named_weights, overlay_names
 from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
 from ..handlers.run_comparison import check_preprocessing
@@ -48,7 +48,7 @@ def task_package(
             f"task {task} cannot be packaged, as {metadata_file} is missing: this is a package already. A run of one's "
             "own goes by package_run."
         )
-    overlays = sorted(path.stem.removeprefix("data_") for path in CONFIGS.glob(f"data_{task}*.json"))
+    overlays = [name for name in overlay_names("data") if name.startswith(task)]
     data = TASKS[task] if data is None else data
     if data not in overlays:
         raise BundleError(f"data must be {one_of(overlays)} for the task {task}, got {data!r}.")

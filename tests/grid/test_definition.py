@@ -64,7 +64,8 @@ def test_data_of_a_user_whose_split_lies_with_it(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     overlay = {"dataset_dir": "nowhere", "split_file": "$@dataset_dir + '/split.json'"}
     (tmp_path / "configs" / "data_liver.json").write_text(json.dumps(overlay))
-    monkeypatch.setattr("scripts.grid.definition.CONFIGS", tmp_path / "configs")
+    for module in ("configuration", "grid.definition"):
+        monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
     for name in ("split", "split_fold0", "split_fold1"):
         shutil.copy(ROOT / "configs/splits/hippocampus_16.json", tmp_path / f"{name}.json")
     grid = define_grid("liver", ["luseg"], dataset_dir=str(tmp_path))
@@ -111,7 +112,8 @@ def test_original_recipe_is_that_of_each_method(tmp_path):
 def test_recipes_that_no_method_of_the_grid_takes_are_not_read(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs/recipe_mine.json").write_text('{"iterations": 3,}')
-    monkeypatch.setattr("scripts.grid.definition.CONFIGS", tmp_path / "configs")
+    for module in ("configuration", "grid.definition"):
+        monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
     given = {"recipe": "original", "overrides": {"iterations": 3}}
     assert define_grid("hippocampus", ["bcp"], **given).recipe_of("bcp") == "bcp"
     overlay = tmp_path / "mine.json"
@@ -253,6 +255,46 @@ def test_overlay_that_sets_what_the_recipe_sets_is_refused(tmp_path):
     message = r"method_mine\.json must leave augmentation, iterations, optimizer to the recipe 'budget', which"
     with pytest.raises(BundleError, match=message):
         define_grid("hippocampus", [str(overlay)])
+
+
+@pytest.mark.parametrize("key", ["strides", "validate#postprocessing#transforms#2#_disabled_", "+window", "normalize"])
+def test_overlay_that_changes_what_is_measured_is_refused(key, tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"method_def": {}, key: False}))
+    name = key.lstrip("+").partition("#")[0]
+    with pytest.raises(BundleError, match=rf"method_mine\.json must leave {name} to the data, as all methods"):
+        define_grid("hippocampus", [str(overlay)])
+
+
+def test_overlay_without_an_original_recipe_is_refused_where_one_is_asked_for(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text(json.dumps({"method_def": {}}))
+    with pytest.raises(BundleError, match=r"method_mine\.json must name its original_recipe, which recipe 'original'"):
+        define_grid("hippocampus", [str(overlay)], recipe="original")
+    assert define_grid("hippocampus", [str(overlay)]).methods == ("mine",)
+
+
+def test_settings_that_no_run_would_take_are_refused_before_the_grid_is_written():
+    for overrides, message in (
+        ({"patch_size": [40, 40, 40]}, r"patch_size must be three whole numbers .* got \[40, 40, 40\]"),
+        ({"labeled_batch_size": -1}, "labeled_batch_size must be a whole number of at least 0, got -1"),
+        ({"class_names": "$['a', 'b']"}, "class_names must be a list"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            define_grid("hippocampus", ["supervised_vnet"], overrides=overrides)
+    # Here nobody knows what the machine of a run will be.
+    given = {"device": "cuda:7", "precision": "float16", "patch_size": "$[32] * 3"}
+    assert define_grid("hippocampus", ["supervised_vnet"], overrides=given).overrides == given
+
+
+def test_one_split_under_two_names_is_refused(tmp_path):
+    fixed = define_grid("left_atrium", ["supervised_vnet"])
+    fixed.write(tmp_path)
+    with pytest.raises(
+        BundleError, match=r"left_atrium_fold0_16\.json as fixed, got it as fold0: its runs would count"
+    ):
+        define_grid("left_atrium", ["supervised_vnet"], folds=[0, 1]).joined(tmp_path)
+    assert set(define_grid("left_atrium", ["supervised_vnet"], folds=[1]).joined(tmp_path).splits) == {"fixed", "fold1"}
 
 
 def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):

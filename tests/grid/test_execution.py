@@ -285,6 +285,19 @@ def test_cell_gives_signs_of_life_and_tells_how_long_its_evaluation_took(phantom
     assert both - evaluation >= 1.85
 
 
+def test_error_in_the_code_of_a_method_is_told_and_not_what_wraps_it(phantom_dir, tmp_path, quick, stand_in):
+    stand_in(
+        "print('11:00:00 INFO iteration 1/6', flush=True)\n"
+        "try: a, b, c = (1, 2)\n"
+        "except ValueError as error:\n"
+        "    raise RuntimeError('Failed to evaluate: \\n\"$trainer.run()\"') from error"
+    )
+    grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
+    (cell,) = grid.cells(tmp_path / "grid")
+    assert not run_cell(cell.path)
+    assert cell.state()["error"] == "ValueError: not enough values to unpack (expected 3, got 2)"
+
+
 def test_training_that_the_system_ends_says_so_instead_of_its_last_line(phantom_dir, tmp_path, quick, stand_in):
     stand_in("print('iteration 3/6 loss=0.4', flush=True)\nos.kill(os.getpid(), 9)")
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")

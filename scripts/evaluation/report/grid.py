@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ...errors import BundleError
-from ...files import read_json_object
+from ...files import CONFIGURATION_FILE, FACTS_FILE, read_json_object
 from ..case_report import CaseReport, read_metrics
 from ..curves import read_table
 from ..metrics import METRIC_NAMES
@@ -128,7 +128,7 @@ class CellResult:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """What ``run.json`` tells of the training; empty without that file."""
-        begun = _read_json(self.folder / "run.json") or {}
+        begun = _read_json(self.folder / FACTS_FILE) or {}
         resumed = begun.get("resumed")
         facts = [begun, *(each for each in (resumed if isinstance(resumed, list) else ()) if isinstance(each, dict))]
         first, *others = (_known(each, settings=dict, versions=dict, split=dict) for each in facts)
@@ -147,7 +147,7 @@ class CellResult:
     @cached_property
     def has_all_labels(self) -> bool:
         """Whether its configuration gave it the labels of all training cases."""
-        cases = (_read_json(self.folder / "run_config.json") or {}).get("cases")
+        cases = (_read_json(self.folder / CONFIGURATION_FILE) or {}).get("cases")
         return isinstance(cases, dict) and str(cases.get("all_labeled")).lower() == "true"
 
 
