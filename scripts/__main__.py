@@ -16,7 +16,6 @@ import fire
 import numpy as np
 from fire.decorators import SetParseFns
 from rich.console import Console
-from rich.markup import escape
 
 from . import arguments
 from .benchmark.benchmark import run_benchmark
@@ -46,7 +45,7 @@ from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
 
 _PHANTOM_DIR = ROOT / "data" / "phantom"
-_console = Console(emoji=False, highlight=False, soft_wrap=True)
+_console = Console(emoji=False, highlight=False)
 
 
 def phantom(
@@ -81,7 +80,7 @@ def phantom(
         seed=seed,
         overwrite=true_or_false("overwrite", overwrite),
     )
-    _console.print(f"{num_cases} cases and their split file: {escape(str(split))}")
+    _console.out(f"{num_cases} cases and their split file: {split}")
 
 
 def check(
@@ -109,12 +108,12 @@ def check(
         jobs=arguments.whole_number("jobs", jobs, at_least=1),
     )
     for problem in report.problems:
-        _console.print(escape(problem))
+        _console.out(problem)
     if report.problems:
         raise BundleError(f"{len(report.problems)} problem(s) in {folder}.")
     for line in report.summary:
-        _console.print(escape(line))
-    _console.print("no problem found")
+        _console.out(line)
+    _console.out("no problem found")
 
 
 # Names of cases, such as 007 or 12_1, are not numbers.
@@ -195,24 +194,24 @@ def prepare(
         **options,
     )
     for line in (*prepared.problems, *prepared.notes):
-        _console.print(escape(line))
+        _console.out(line)
     # The split files of several folds have the same cases.
     findings = check_dataset(folder, prepared.split_files[0], jobs=jobs)
     for line in (*findings.problems, *findings.summary):
-        _console.print(escape(line))
+        _console.out(line)
     pictures = {
         case: (image_path(folder, case), label_path(folder, case) if has_label else None)
         for case, has_label in prepared.cases.items()
     }
     for path in (*prepared.split_files, *draw_montage(pictures, folder / "montage", jobs=jobs)):
-        _console.print(escape(str(path)))
+        _console.out(path)
     num_problems = len(prepared.problems) + len(findings.problems)
     if num_problems:
         raise BundleError(
             f"{len(prepared.cases)} of {prepared.num_found} cases are prepared in {folder}; "
             f"{num_problems} problem(s), see the lines above."
         )
-    _console.print(f"{len(prepared.cases)} cases are prepared in {escape(str(folder))}, no problem found")
+    _console.out(f"{len(prepared.cases)} cases are prepared in {folder}, no problem found")
 
 
 def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
@@ -231,7 +230,7 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
         arguments.text("split_file", split_file),
         overwrite=true_or_false("overwrite", overwrite),
     )
-    _console.print(escape(str(path)))
+    _console.out(path)
 
 
 def picture(
@@ -276,7 +275,7 @@ def picture(
         num_slices=count,
         affine=loaded["image"].affine,
     )
-    _console.print(escape(output))
+    _console.out(output)
 
 
 def predict(
@@ -313,7 +312,7 @@ def predict(
         class_names=arguments.optional(arguments.texts, "class_names", class_names),
         overwrite=true_or_false("overwrite", overwrite),
     )
-    _console.print(escape(output_dir))
+    _console.out(output_dir)
 
 
 def crossval(
@@ -412,7 +411,7 @@ def report(output_dir: str, reference: str | None = None) -> None:
         arguments.text("output_dir", output_dir),
         reference=arguments.optional(arguments.method_name, "reference", reference),
     )
-    _console.print(f"report: {escape(str(path))}")
+    _console.out(f"report: {path}")
 
 
 def robustness(
@@ -449,7 +448,7 @@ def robustness(
         num_cases=arguments.optional(arguments.whole_number, "num_cases", num_cases, at_least=1),
         seed=arguments.whole_number("seed", seed, at_least=0),
     )
-    _console.print(escape(path.read_text(encoding="utf-8")))
+    _console.out(path.read_text(encoding="utf-8"))
 
 
 def uncertainty(
@@ -480,7 +479,7 @@ def uncertainty(
         overrides=overrides,
         num_cases=arguments.optional(arguments.whole_number, "num_cases", num_cases, at_least=1),
     )
-    _console.print(escape(path.read_text(encoding="utf-8")))
+    _console.out(path.read_text(encoding="utf-8"))
 
 
 def benchmark(
@@ -537,9 +536,9 @@ def benchmark(
         ckpt_path=arguments.optional(arguments.text, "ckpt_path", ckpt_path),
         device=arguments.optional(arguments.text, "device", device),
         overwrite=true_or_false("overwrite", overwrite),
-        show=lambda text: _console.print(escape(text)),
+        show=_console.out,
     )
-    _console.print(line)
+    _console.out(line)
 
 
 def package(
@@ -631,7 +630,7 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
         path,
         overwrite=true_or_false("overwrite", overwrite),
     )
-    _console.print(escape(path))
+    _console.out(path)
 
 
 def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_url: Any, overwrite: Any) -> None:
@@ -643,7 +642,7 @@ def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_ur
         overwrite=true_or_false("overwrite", overwrite),
     )
     for path in paths:
-        _console.print(escape(str(path)))
+        _console.out(path)
 
 
 def main(words: Any = None) -> None:
@@ -652,23 +651,9 @@ def main(words: Any = None) -> None:
     Args:
         words: the words of the command line, by default those of this process.
     """
-    commands: dict[str, Callable[..., Any]] = {
-        "phantom": phantom,
-        "check": check,
-        "prepare": prepare,
-        "boxes": boxes,
-        "picture": picture,
-        "predict": predict,
-        "extract": extract,
-        "package": package,
-        "package_run": package_run,
-        "crossval": crossval,
-        "cell": cell,
-        "report": report,
-        "robustness": robustness,
-        "uncertainty": uncertainty,
-        "benchmark": benchmark,
-    }
+    functions: list[Callable[..., Any]] = [phantom, check, prepare, boxes, picture, predict, extract, package]
+    functions += [package_run, crossval, cell, report, robustness, uncertainty, benchmark]
+    commands = {function.__name__: function for function in functions}
     # A path may hold what the terminal cannot show.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

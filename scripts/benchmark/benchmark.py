@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,17 @@ from .step import measure_steps
 
 PARTS = ("step", "inference", "start", "pools")
 #: How the columns of the tables are called and written.
-_HEADINGS = {
-    "seconds": "seconds",
-    "ratio": "times faster",
-    "loss_share": "losses",
-    "peak_mebibytes": "peak memory [MiB]",
-    "seconds_to_first_iteration": "seconds to the end of the first iteration",
-    "seconds_to_first_step": "seconds to the first step",
-    "seconds_per_iteration": "seconds of an iteration",
-    "waiting_share": "not the step",
-    "dice": "Dice [%]",
-    "agreement": "same label [% of voxels]",
-}
-_FORMS = {
-    "seconds": "{:.1f}",
-    "ratio": "{:.2f}",
-    "loss_share": "{:.1%}",
-    "peak_mebibytes": "{:.0f}",
-    "seconds_to_first_iteration": "{:.1f}",
-    "seconds_to_first_step": "{:.1f}",
-    "seconds_per_iteration": "{:.2f}",
-    "waiting_share": "{:.1%}",
-    "dice": "{:.2f}",
-    "agreement": "{:.3f}",
+_COLUMNS: dict[Hashable, tuple[str, str]] = {
+    "seconds": ("seconds", "{:.1f}"),
+    "ratio": ("times faster", "{:.2f}"),
+    "loss_share": ("losses", "{:.1%}"),
+    "peak_mebibytes": ("peak memory [MiB]", "{:.0f}"),
+    "seconds_to_first_iteration": ("seconds to the end of the first iteration", "{:.1f}"),
+    "seconds_to_first_step": ("seconds to the first step", "{:.1f}"),
+    "seconds_per_iteration": ("seconds of an iteration", "{:.2f}"),
+    "waiting_share": ("not the step", "{:.1%}"),
+    "dice": ("Dice [%]", "{:.2f}"),
+    "agreement": ("same label [% of voxels]", "{:.3f}"),
 }
 #: Crop and steps of the paper on the left atrium, where no data set says otherwise.
 _SIZES = {"patch_size": [112, 112, 80], "strides": [18, 18, 4]}
@@ -161,7 +149,7 @@ def run_benchmark(
         facts["start"] = starts.to_dict("records")
         add("Two short trainings on one data set", starts, waiting=f"{starts['waiting_share'].iloc[-1]:.1%}")
     if "pools" in parts:
-        pools = pd.DataFrame(measure_pools(pool_sizes, overrides={"device": device}))
+        pools = measure_pools(pool_sizes, overrides={"device": device})
         facts["pools"] = pools.to_dict("records")
         add("Short trainings on pools of several sizes", pools)
     return _in_one_line(summary)
@@ -177,12 +165,9 @@ def _in_one_line(summary: Mapping[str, str]) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    names = [_HEADINGS.get(name, name) for name in table]
-    cells = [
-        [
-            _FORMS[name].format(value) if name in _FORMS and value is not None else str(value)
-            for name, value in row.items()
-        ]
-        for row in table.to_dict("records")
-    ]
-    return markdown_table(names, cells)
+    def text(name: Hashable, value: Any) -> str:
+        return _COLUMNS[name][1].format(value) if name in _COLUMNS and value is not None else str(value)
+
+    headings = [_COLUMNS[name][0] if name in _COLUMNS else name for name in table]
+    rows = table.to_dict("records")
+    return markdown_table(headings, [[text(name, value) for name, value in row.items()] for row in rows])

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -28,6 +30,18 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
         the figure.
     """
     return Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, facecolor="white", **options)
+
+
+def light_grid(axes: Axes, *, axis: Literal["both", "x"] = "both", hidden: Sequence[str] = ("top", "right")) -> None:
+    """Draw thin lines behind the data, and leave out sides of the frame.
+
+    Args:
+        axes: where to draw.
+        axis: whose ticks the lines begin at.
+        hidden: sides of the frame that are left out.
+    """
+    axes.grid(visible=True, axis=axis, color="#D9D9D9", linewidth=0.5)
+    axes.spines[list(hidden)].set_visible(False)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import BundleError, one_line
-from .canvas import new_figure, save_figure
+from .canvas import light_grid, new_figure, save_figure
 
 # After Okabe and Ito, whose colors stay apart for all common kinds of color vision.
 _COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -123,9 +123,7 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label
         axes.set_ylim(min(drawn) / 3, max(drawn) * 3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_ylabel(label)
-    axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    light_grid(axes)
     if len(names) > 1 or names[0] != "learning_rate":
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
         for text in legend.get_texts():

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,8 @@ from .metrics import foreground_names
 CLASS_COLORS = ("#1FD19B", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#9A8CFF")
 EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR = "#D55E00", "#2E8BE6", "#F0E442"
 PLANES = (("sagittal", "x"), ("coronal", "y"), ("axial", "z"))
+#: What a panel shows of a slice.
+Content = Literal["image", "reference", "prediction", "difference"]
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,9 @@ def draw_views(
         The path.
     """
     with_reference = views[0].reference is not None
-    headings = ["image", "reference", "prediction", "difference"] if with_reference else ["image", "prediction"]
+    headings: list[Content] = ["image", "prediction"]
+    if with_reference:
+        headings = ["image", "reference", "prediction", "difference"]
     handles = class_handles(views, class_names) + (_difference_handles(views) if with_reference else [])
     legend_columns = 3 * len(headings) // 2
     panel_width, label_width, title_height, legend_height = (
@@ -259,13 +264,13 @@ def intensity_window(image: npt.NDArray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def draw_panel(axes: Axes, view: View, heading: str) -> None:
+def draw_panel(axes: Axes, view: View, content: Content) -> None:
     """Draw one slice in gray.
 
     Args:
         axes: where to draw.
         view: the slice.
-        heading: text above it.
+        content: what lies over it: nothing ("image"), the outlines of one of its label maps, or where they differ.
     """
     axes.imshow(
         view.image,
@@ -277,8 +282,7 @@ def draw_panel(axes: Axes, view: View, heading: str) -> None:
         interpolation="nearest",
     )
     axes.set(xticks=[], yticks=[], facecolor="black")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if view.sides is not None:
         for place, side in zip((0.02, 0.98), view.sides, strict=True):
             text = axes.text(place, 0.5, side, transform=axes.transAxes, color="white", fontsize=8)
@@ -287,11 +291,11 @@ def draw_panel(axes: Axes, view: View, heading: str) -> None:
                 va="center",
                 path_effects=[withStroke(linewidth=1.5, foreground="black")],
             )
-    if heading == "difference":
+    if content == "difference":
         for mask, color in zip(_difference(view), (EXTRA_COLOR, LACKING_COLOR, CONFUSED_COLOR), strict=True):
             _fill(axes, mask, color=color)
-    elif heading != "image":
-        labels = view.prediction if heading == "prediction" else view.reference
+    elif content != "image":
+        labels = view.prediction if content == "prediction" else view.reference
         assert labels is not None
         for label in np.unique(labels[labels > 0]):
             outline(axes, labels == label, color=class_color(int(label)), width=1.4)

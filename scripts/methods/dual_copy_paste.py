@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..losses.consistency import ConsistencyLoss
-from ..losses.copy_paste import CopyPasteLoss, copy_paste_mask
+from ..losses.copy_paste import copy_paste_mask
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .base import weighted_sum
@@ -32,13 +32,10 @@ class DualCopyPaste(CopyPasteMethod):
 
     Args:
         network: the deployed pair of networks.
-        copy_paste: :math:`L_{cp}`.
-        pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`, as for the last three.
         consistency: :math:`L_{reg}`.
         consistency_weight: :math:`w_{reg}`; a term of weight 0 is not computed.
-        box_fraction: see there.
-        decay: see there.
-        teacher_mode: see there.
+        teacher_mode: see :class:`scripts.methods.copy_paste.CopyPasteMethod`, as for all others.
+        **kwargs: see there.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -50,22 +47,12 @@ class DualCopyPaste(CopyPasteMethod):
         self,
         network: DualNetwork,
         *,
-        copy_paste: CopyPasteLoss,
-        pretrain_iterations: int,
         consistency: ConsistencyLoss | None = None,
         consistency_weight: Weight | float = 1.0,
-        box_fraction: float = 2 / 3,
-        decay: float = 0.99,
         teacher_mode: TeacherMode = "evaluation",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            copy_paste=copy_paste,
-            pretrain_iterations=pretrain_iterations,
-            box_fraction=box_fraction,
-            decay=decay,
-            teacher_mode=teacher_mode,
-        )
+        super().__init__(network, teacher_mode=teacher_mode, **kwargs)
         self.consistency = consistency or ConsistencyLoss()
         self.consistency_weight = Weight.of(consistency_weight, "consistency_weight")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..losses.class_maps import predicted_class
-from ..losses.copy_paste import CopyPasteLoss, DistanceCorrectionLoss, EntropyCorrectionLoss
+from ..losses.copy_paste import DistanceCorrectionLoss, EntropyCorrectionLoss
 from ..networks.dual_network import DualNetwork
 from ..schedules import Weight
 from .base import weighted_sum
@@ -29,14 +29,11 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
 
     Args:
         network: the deployed pair of networks, V-Net and ResNet34-V-Net.
-        copy_paste: :math:`L_{cp}`.
         distance: the distance to the label on disputed voxels.
         distance_weight: its weight; a term of weight 0 is not computed.
         entropy: the divergence from the uniform distribution on disputed voxels that are wrong.
         entropy_weight: its weight.
-        pretrain_iterations: see :class:`scripts.methods.copy_paste.CopyPasteMethod`, as for the next two.
-        box_fraction: see there.
-        decay: see there.
+        **kwargs: see :class:`scripts.methods.copy_paste.CopyPasteMethod`.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -48,22 +45,13 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
         self,
         network: DualNetwork,
         *,
-        copy_paste: CopyPasteLoss,
-        pretrain_iterations: int,
         distance: DistanceCorrectionLoss | None = None,
         distance_weight: Weight | float = 0.5,
         entropy: EntropyCorrectionLoss | None = None,
         entropy_weight: Weight | float = 0.05,
-        box_fraction: float = 2 / 3,
-        decay: float = 0.99,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            copy_paste=copy_paste,
-            pretrain_iterations=pretrain_iterations,
-            box_fraction=box_fraction,
-            decay=decay,
-        )
+        super().__init__(network, **kwargs)
         self.distance = distance or DistanceCorrectionLoss()
         self.distance_weight = Weight.of(distance_weight, "distance_weight")
         self.entropy = entropy or EntropyCorrectionLoss()

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from ..losses.supervised import SupervisedLoss
 from ..networks.single_network import SingleNetwork
 from ..schedules import Weight
 from .mean_teacher import MeanTeacher
@@ -27,14 +27,10 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
 
     Args:
         network: the deployed network, the student.
-        supervised: L_s, on the labeled crops.
-        consistency_weight: weight of L_con.
-        decay: of the teacher, see :class:`scripts.methods.teacher.MovingAverageTeacher`.
-        noise_std: see :class:`scripts.methods.mean_teacher.MeanTeacher`.
-        noise_limit: see :class:`scripts.methods.mean_teacher.MeanTeacher`.
         num_passes: number of teacher passes to tell its certainty by, at least 1.
         threshold: h, entropy below which a voxel counts as a part of the greatest possible one, from 0 to 1.
         threshold_rise: r, what is added to it over the run; the method has 0.25 with a sigmoid ramp.
+        **kwargs: see :class:`scripts.methods.mean_teacher.MeanTeacher`.
 
     Raises:
         ValueError: when an option is outside its range.
@@ -44,23 +40,12 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         self,
         network: SingleNetwork,
         *,
-        supervised: SupervisedLoss,
-        consistency_weight: Weight | float = 0.1,
-        decay: float = 0.99,
-        noise_std: float = 0.1,
-        noise_limit: float = 0.2,
         num_passes: int = 8,
         threshold: float = 0.75,
         threshold_rise: Weight | float = 0.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            supervised=supervised,
-            consistency_weight=consistency_weight,
-            decay=decay,
-            noise_std=noise_std,
-            noise_limit=noise_limit,
-        )
+        super().__init__(network, **kwargs)
         if not isinstance(num_passes, int) or num_passes < 1:
             raise ValueError(f"num_passes must be a whole number of at least 1, got {num_passes!r}.")
         if not 0 <= threshold <= 1:

@@ -19,7 +19,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
 from ..errors import BundleError
-from ..evaluation.canvas import new_figure, save_figure
+from ..evaluation.canvas import light_grid, new_figure, save_figure
 from ..evaluation.case_report import read_metrics
 from ..evaluation.wording import markdown_table, mean_and_deviation, plural
 from ..files import write_text
@@ -225,5 +225,5 @@ def _draw(table: pd.DataFrame, path: Path) -> Path:
     axes.boxplot(samples, orientation="horizontal", tick_labels=names, widths=0.6)
     axes.invert_yaxis()
     axes.set_xlabel("Dice [%]")
-    axes.grid(visible=True, axis="x", color="#D9D9D9", linewidth=0.5)
+    light_grid(axes, axis="x")
     return save_figure(figure, path)

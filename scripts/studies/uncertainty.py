@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
 from ..errors import BundleError
-from ..evaluation.canvas import new_figure, save_figure
+from ..evaluation.canvas import light_grid, new_figure, save_figure
 from ..evaluation.wording import markdown_table
 from ..files import write_text
 from ..nifti import read_nifti
@@ -238,5 +238,5 @@ def _draw(table: pd.DataFrame, bins: Mapping[str, Bins], path: Path) -> Path:
     scatter.scatter(table["mean_disagreement"], 100 * table["dice"], s=18)
     scatter.set(xlabel="mean disagreement near the foreground", ylabel="Dice [%]")
     for axes in (reliability, scatter):
-        axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
+        light_grid(axes)
     return save_figure(figure, path)

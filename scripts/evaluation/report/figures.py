@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from ..canvas import new_figure, save_figure
+from ..canvas import light_grid, new_figure, save_figure
 from ..case_report import HEADINGS
 from .comparison import HIGHER_IS_BETTER
 from .grid import GridResults
@@ -81,10 +81,8 @@ def _draw_curves(table: pd.DataFrame, reference: str, *, label: str, marker: str
                 curve = curves[name].dropna()
                 axes.plot(curve.index, curve, color=color, linewidth=1.4, marker=marker, markersize=2.5, label=name)
         axes.set_title(method, fontsize=8, parse_math=False)
-        axes.grid(visible=True, color="#D9D9D9", linewidth=0.5)
+        light_grid(axes)
         axes.tick_params(labelsize=7)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     for axes in panels[len(methods) :]:
         axes.axis("off")
     if label == "training loss" and curves.min(axis=None) > 0:
@@ -121,10 +119,8 @@ def boxes_picture(grid: GridResults, reference: str, metric: str, path: Path) ->
         axes.axhline(len(grid.competing_methods) - 0.5, color="black", linewidth=0.8)
     axes.set_yticks(range(len(methods)), methods, fontsize=9, parse_math=False)
     axes.set(ylim=(len(methods) - 0.4, -0.6), xlabel=HEADINGS[metric])
-    axes.grid(visible=True, axis="x", color="#D9D9D9", linewidth=0.5)
+    light_grid(axes, axis="x", hidden=("top", "right", "left"))
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     direction = "more is better" if percent else "less is better; only classes that were found count"
     caption = (
