@@ -130,8 +130,8 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
         if "#" in value and "#" not in str(DefaultParseValue(value)):
             raise BundleError(f"{value} would be cut off at its #: write a path as ./{value}, a text as '\"{value}\"'.")
     for word, following in pairwise(words):
-        if word.endswith(",") and not _FLAG.match(following):
-            raise BundleError(f"{word} {following} are two arguments: leave out the space behind the comma.")
+        if (word.endswith(",") and not _FLAG.match(following)) or following.startswith(","):
+            raise BundleError(f"{word} {following} are two arguments: leave out the space beside the comma.")
     parameters = inspect.signature(command).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

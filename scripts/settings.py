@@ -185,7 +185,7 @@ def checkable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in _CHECKS.keys() - _OF_THE_MACHINE and not str(value).startswith(("$", "@", "%"))
+        if name in _CHECKS.keys() - _OF_THE_MACHINE and not any(mark in str(value) for mark in "$@%")
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from monai.utils.misc import str2bool
 from torch import nn
 
-from .errors import BundleError, one_line
+from .errors import BundleError, is_out_of_memory, one_line
 from .files import replacing
 
 
@@ -40,10 +40,12 @@ def read_tensors(path: str | Path) -> Any:
         if broken is not None:
             raise DamagedFileError(f"the checksum of {broken} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
+    except PermissionError:
         raise
     # A damaged file makes zip and unpickling fail in a dozen unrelated ways.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise DamagedFileError(f"{path} is damaged ({one_line(error)})") from error
 
 

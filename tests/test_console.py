@@ -617,4 +617,6 @@ def test_a_space_in_a_list_is_refused():
     words = ["--methods", "supervised_vnet,", "mean_teacher", "--folds", "0"]
     with pytest.raises(BundleError, match=r"^supervised_vnet, mean_teacher are two arguments: leave out"):
         check_arguments("command", command, words)
+    with pytest.raises(BundleError, match=r"^supervised_vnet ,mean_teacher are two arguments"):
+        check_arguments("command", command, ["--methods", "supervised_vnet", ",mean_teacher"])
     check_arguments("command", command, ["--methods", "supervised_vnet, mean_teacher", "--folds", "0"])

@@ -15,7 +15,7 @@ import torch
 from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from ..errors import BundleError, innermost
+from ..errors import BundleError, innermost, is_out_of_memory
 from ..parallel import num_processes, process_rank
 from .cached_dataset import UnreadableCaseError
 
@@ -107,6 +107,9 @@ class _SeededDataset(torch.utils.data.Dataset):
         except Exception as error:
             # What a worker process raises arrives as the text of a traceback: a refusal is handed over as a sample.
             refusal = innermost(error)
+            if is_out_of_memory(error):
+                # A worker process hands over the text and the class alone.
+                raise MemoryError(str(refusal)) from error
             if not get_worker_info() or not isinstance(refusal, BundleError):
                 raise
             return BundleError(str(refusal)), []

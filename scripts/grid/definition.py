@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,22 @@ OWN_KEYS = (
 )
 
 
-#: Keys of the configuration that make the volumes of all methods and measure them, and of which no report tells.
-_OF_ALL_METHODS = frozenset(
-    ("spacing", "patch_size", "strides", "uses_boxes", "orient", "resample", "crop", "window", "normalize", "validate")
-)
+#: Keys of the configuration that say what the volumes of all methods are, and how they are measured.
+_OF_ALL_METHODS = {
+    "num_classes",
+    "class_names",
+    "in_channels",
+    "spacing",
+    "patch_size",
+    "strides",
+    "uses_boxes",
+    "orient",
+    "resample",
+    "crop",
+    "window",
+    "normalize",
+    "validate",
+}
 
 
 @dataclass(frozen=True)
@@ -424,10 +437,15 @@ def define_grid(
     evaluated = given.get("evaluated_checkpoint", config["evaluated_checkpoint"])
     iterations = given.get("iterations", config["iterations"])
     known = {"class_names": class_names, "iterations": iterations, "evaluated_checkpoint": evaluated}
-    check_settings(**(checkable(given) | known))
+    sizes = {name: config[name] for name in ("patch_size", "strides")}
+    check_settings(**(checkable({**sizes, **given}) | known))
     folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
     config["dataset_dir"] = str(folder)
     splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
+    hashes = {name: file_hash(path) for name, path in {**splits, **files}.items()}
+    for one, other in combinations(splits, 2):
+        if hashes[one] == hashes[other]:
+            raise BundleError(f"{splits[one]} and {splits[other]} are the same: the runs of {other} would count twice.")
     grid = Grid(
         data=data,
         recipe=recipe,
@@ -440,7 +458,7 @@ def define_grid(
         class_names=tuple(class_names),
         method_files=files,
         cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
-        file_hashes={name: file_hash(path) for name, path in {**splits, **files}.items()},
+        file_hashes=hashes,
     )
     if recipe == ORIGINAL_RECIPE:
         _warn_of_other_data(grid)

@@ -33,8 +33,12 @@ _POLL_SECONDS = 1.0
 _BEAT_SECONDS = 30.0
 #: A cell that gives no sign of life for so long is dead; generous, for file servers that show changes late.
 _SILENCE_SECONDS = 300.0
-#: How the error of a traceback begins.
-_ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
+#: How tracebacks are told.
+_TRACEBACK, _WRAPS = (
+    "Traceback (most recent call last):",
+    "The above exception was the direct cause of the following exception:",
+)
+_ERROR = re.compile(r"[\w.]*(Error|Exception)(:|$)")
 #: Environment variable with the process of the grid, with which its local cells end.
 _PARENT = "BUNDLE_GRID_PROCESS"
 
@@ -126,9 +130,17 @@ def _run_bundle(cell: Cell, words: Sequence[str]) -> str | None:
     if process.returncode < 0 and not mistakes:
         last = f"; its last line was: {lines[-1]}" if lines else ""
         return f"ended by {signal.Signals(-process.returncode).name}, as where memory ran out{last}"
-    # Of errors that wrap each other Python tells the innermost first; MONAI's own is the last.
-    errors = [line for line in lines if _ERROR.match(line)][:1]
-    return (mistakes or errors or lines or [f"exit code {process.returncode}"])[-1]
+    return (mistakes or _last_error(lines) or lines or [f"exit code {process.returncode}"])[-1]
+
+
+def _last_error(lines: Sequence[str]) -> list[str]:
+    """Find the error that ended a run, and of errors that wrap each other the innermost; MONAI's own is the last."""
+    starts = [number for number, line in enumerate(lines) if line == _TRACEBACK]
+    while len(starts) > 1 and _WRAPS in lines[starts[-2] : starts[-1]]:
+        starts.pop()
+    found = [line for line in lines[starts[-1] :] if _ERROR.match(line)] if starts else []
+    # What a worker process raised stands below, with a traceback of its own.
+    return [line for line in found if " in DataLoader worker process" not in line][:1]
 
 
 def _ending_with_its_parent() -> Callable[[], Any] | None:

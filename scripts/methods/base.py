@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-#: The packages whose versions are written down elsewhere.
-_PACKAGES = (__name__.partition(".")[0], "torch", "builtins")
+#: The packages whose versions a run writes down.
+_KNOWN_PACKAGES = {__name__.partition(".")[0], "monai", "torch"} | sys.stdlib_module_names
 
 
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -27,13 +29,10 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
 
     Returns:
         what :meth:`Method.forward` returns: "loss", the terms and the weights.
-
-    Raises:
-        ValueError: when a weight is that of no term, which would count without it.
     """
     for name in weights:
         if name.replace("weight_", "loss_", 1) not in terms:
-            raise ValueError(f"weights must each be named after a term of {', '.join(terms)}, got {name!r}.")
+            warnings.warn(f"{name} is the weight of none of the terms {', '.join(terms)}.", stacklevel=2)
     loss = sum(weights.get(name.replace("loss_", "weight_", 1), 1.0) * term for name, term in terms.items())
     return {"loss": loss, **terms, **weights}
 
@@ -118,14 +117,27 @@ class Method(nn.Module):
         """Return the class of this method and all its options, to see whether two runs used the same.
 
         Returns:
-            one line without the networks; for a class from elsewhere with a hash of the files that it is written in.
+            one line without the networks.
         """
         added = self.added_options.items()
         parts = [f"{name}={value}" for name, value in _options(self).items() if (name, value) not in added]
         parts += [f"{name}={_description(module)}" for name, module in self.named_children() if name != "network"]
-        if code := _own_code(type(self)):
-            parts.append(f"code={hashlib.sha256(code).hexdigest()[:12]}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def code_hash(self) -> str | None:
+        """Tell whether two runs of a method from elsewhere, of which no version is known, had the same code.
+
+        Returns:
+            SHA-256 of the files of its classes; None for a method of the bundle, whose commit a run writes down.
+        """
+        code = b""
+        # One class of each file, in the order of inheritance.
+        for name, cls in {cls.__module__: cls for cls in type(self).__mro__}.items():
+            if name.partition(".")[0] not in _KNOWN_PACKAGES:
+                # A class that was typed into a notebook has no file.
+                with suppress(OSError, TypeError):
+                    code += Path(inspect.getfile(cls)).read_bytes()
+        return hashlib.sha256(code).hexdigest() if code else None
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """List what the optimizer moves.
@@ -150,23 +162,20 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 def _readable(value: Any) -> Any:
     """Describe a plain object by what it holds: by itself it tells its address, another one in each process."""
-    if type(value).__repr__ is not object.__repr__:
+    if not _tells_its_address(value):
         return value
-    return f"{type(value).__name__}{ {name: _readable(part) for name, part in vars(value).items()} }"
+    held = {
+        name: type(part).__name__ if isinstance(part, nn.Module) or _tells_its_address(part) else part
+        for name, part in getattr(value, "__dict__", {}).items()
+    }
+    return f"{type(value).__name__}{held}"
+
+
+def _tells_its_address(value: Any) -> bool:
+    return type(value).__repr__ is object.__repr__
 
 
 def _description(module: nn.Module) -> str:
     members = module.named_children() if isinstance(module, (nn.ModuleDict, nn.ModuleList)) else ()
     parts = {name: _description(member) for name, member in members}
     return f"{type(module).__name__}{_options(module) | parts}"
-
-
-def _own_code(method: type) -> bytes:
-    """Read the files of the classes of a method that are no part of this bundle, which nobody's commit need hold."""
-    modules = {cls.__module__: cls for cls in method.__mro__ if cls.__module__.partition(".")[0] not in _PACKAGES}
-    code = b""
-    for cls in modules.values():
-        # A class that was typed into a notebook has no file.
-        with suppress(OSError, TypeError):
-            code += Path(inspect.getfile(cls)).read_bytes()
-    return code

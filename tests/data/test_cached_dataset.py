@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_refused
+from monai.data import NibabelReader
 from monai.transforms import Compose, NormalizeIntensityd, RandFlipd, RandSpatialCropd, SpatialCropd
 
 from scripts.console import describe_mistake
@@ -295,6 +296,17 @@ def test_a_case_that_is_refused_when_it_is_drawn_costs_one_line(cases, num_worke
     with pytest.raises((BundleError, RuntimeError)) as caught:
         take(make_dataset(cases, cache_num=0), num_workers=num_workers)
     assert re.fullmatch(r"\S*none_\d\.nii cannot be read: .*", describe_mistake(caught.value))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_that_is_not_enough_is_no_unreadable_case(cases, monkeypatch, num_workers):
+    def fail(*arguments):
+        raise MemoryError("Unable to allocate 8.0 GiB")
+
+    monkeypatch.setattr(NibabelReader, "get_data", fail)
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        take(make_dataset(cases, cache_num=0, skip_unreadable=True), num_workers=num_workers)
+    assert describe_mistake(caught.value).startswith("the memory of the device is not enough: ")
 
 
 def test_a_mistake_of_a_transform_is_no_unreadable_case(cases, monkeypatch):

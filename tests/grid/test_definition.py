@@ -52,8 +52,7 @@ def test_without_folds_the_split_of_the_data_is_taken():
 
 def test_split_file_of_a_user_with_a_number_in_it(tmp_path):
     for fold in (0, 1):
-        content = json.loads((ROOT / "configs/splits/hippocampus_16.json").read_text())
-        (tmp_path / f"mine_{fold}.json").write_text(json.dumps(content))
+        shutil.copy(ROOT / f"configs/splits/hippocampus_fold{fold}_16.json", tmp_path / f"mine_{fold}.json")
     grid = define_grid("hippocampus", ["luseg"], folds=[0, 1], split_file=str(tmp_path / "mine_{fold}.json"))
     assert names(grid.splits.values()) == ["mine_0", "mine_1"]
     with pytest.raises(BundleError, match=r"split_file must contain \{fold\}"):
@@ -66,8 +65,8 @@ def test_data_of_a_user_whose_split_lies_with_it(tmp_path, monkeypatch):
     (tmp_path / "configs" / "data_liver.json").write_text(json.dumps(overlay))
     for module in ("configuration", "grid.definition"):
         monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
-    for name in ("split", "split_fold0", "split_fold1"):
-        shutil.copy(ROOT / "configs/splits/hippocampus_16.json", tmp_path / f"{name}.json")
+    for name in ("", "_fold0", "_fold1"):
+        shutil.copy(ROOT / f"configs/splits/hippocampus{name}_16.json", tmp_path / f"split{name}.json")
     grid = define_grid("liver", ["luseg"], dataset_dir=str(tmp_path))
     assert grid.splits == {"fixed": str(tmp_path / "split.json")}
     own = str(tmp_path / "split_fold{fold}.json")
@@ -279,11 +278,12 @@ def test_settings_that_no_run_would_take_are_refused_before_the_grid_is_written(
         ({"patch_size": [40, 40, 40]}, r"patch_size must be three whole numbers .* got \[40, 40, 40\]"),
         ({"labeled_batch_size": -1}, "labeled_batch_size must be a whole number of at least 0, got -1"),
         ({"class_names": "$['a', 'b']"}, "class_names must be a list"),
+        ({"strides": [200, 200, 200]}, r"strides must be at most the patch_size \[32, 48, 32\]"),
     ):
         with pytest.raises(BundleError, match=message):
             define_grid("hippocampus", ["supervised_vnet"], overrides=overrides)
     # Here nobody knows what the machine of a run will be.
-    given = {"device": "cuda:7", "precision": "float16", "patch_size": "$[32] * 3"}
+    given = {"device": "cuda:7", "precision": "float16", "patch_size": ["$16 * 2", 32, 32]}
     assert define_grid("hippocampus", ["supervised_vnet"], overrides=given).overrides == given
 
 
@@ -295,6 +295,10 @@ def test_one_split_under_two_names_is_refused(tmp_path):
     ):
         define_grid("left_atrium", ["supervised_vnet"], folds=[0, 1]).joined(tmp_path)
     assert set(define_grid("left_atrium", ["supervised_vnet"], folds=[1]).joined(tmp_path).splits) == {"fixed", "fold1"}
+    for fold in (0, 1):
+        shutil.copy(fixed.splits["fixed"], tmp_path / f"split_{fold}.json")
+    with pytest.raises(BundleError, match=r"split_0\.json and .*split_1\.json are the same: the runs of fold1 would"):
+        define_grid("left_atrium", ["supervised_vnet"], folds=[0, 1], split_file=str(tmp_path / "split_{fold}.json"))
 
 
 def test_overlay_with_an_original_recipe_that_is_none_is_refused(tmp_path):

@@ -285,17 +285,41 @@ def test_cell_gives_signs_of_life_and_tells_how_long_its_evaluation_took(phantom
     assert both - evaluation >= 1.85
 
 
-def test_error_in_the_code_of_a_method_is_told_and_not_what_wraps_it(phantom_dir, tmp_path, quick, stand_in):
-    stand_in(
-        "print('11:00:00 INFO iteration 1/6', flush=True)\n"
-        "try: a, b, c = (1, 2)\n"
-        "except ValueError as error:\n"
-        "    raise RuntimeError('Failed to evaluate: \\n\"$trainer.run()\"') from error"
-    )
+WRAPPED = "raise RuntimeError('Failed to evaluate: \\n\"$trainer.run()\"') from error"
+UNPACKING = "ValueError: not enough values to unpack (expected 3, got 2)"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (f"try: a, b, c = (1, 2)\nexcept ValueError as error: {WRAPPED}", UNPACKING),
+        # What was passed over before is not what ended the run.
+        (
+            "try: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc()\n"
+            f"try: a, b, c = (1, 2)\nexcept ValueError as error: {WRAPPED}",
+            UNPACKING,
+        ),
+        (
+            "try: {}['image']\nexcept KeyError: raise ValueError('batch must have image')",
+            "ValueError: batch must have image",
+        ),
+        (f"try: raise Exception('mine')\nexcept Exception as error: {WRAPPED}", "Exception: mine"),
+        (
+            "try: a, b, c = (1, 2)\nexcept ValueError:\n"
+            "    text = 'Caught ValueError in DataLoader worker process 0.\\nOriginal ' + traceback.format_exc()\n"
+            f"try: raise ValueError(text) from None\nexcept ValueError as error: {WRAPPED}",
+            UNPACKING,
+        ),
+    ],
+)
+def test_error_in_the_code_of_a_method_is_told_and_not_what_wraps_it(
+    code, told, phantom_dir, tmp_path, quick, stand_in
+):
+    stand_in(f"import traceback\nprint('11:00:00 INFO iteration 1/6', flush=True)\n{code}")
     grid = tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
     (cell,) = grid.cells(tmp_path / "grid")
     assert not run_cell(cell.path)
-    assert cell.state()["error"] == "ValueError: not enough values to unpack (expected 3, got 2)"
+    assert cell.state()["error"] == told
 
 
 def test_training_that_the_system_ends_says_so_instead_of_its_last_line(phantom_dir, tmp_path, quick, stand_in):
