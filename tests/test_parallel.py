@@ -123,6 +123,7 @@ VARIANTS = {
     "literal contrast of both": {"contrastive#form": "literal", "contrastive_network": "both"},
     "winner": {"roles": "winner", "contrastive_network": "loser", "pseudo_label_source": "winner"},
     "separate passes": {"passes": "separate"},
+    "symmetric": {"roles": "symmetric", "uncertainty_region": "unlabeled"},
 }
 CASES = [*METHODS, *VARIANTS]
 
