@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 #: What a training writes down of itself in its folder: facts first, its configuration, and how to segment with it.
 FACTS_FILE, CONFIGURATION_FILE, INFERENCE_FILE = "run.json", "run_config.json", "inference.json"
+#: The packages whose versions a run writes down.
+_KNOWN_PACKAGES = {__name__.partition(".")[0], "monai", "torch"} | sys.stdlib_module_names
 #: The mask of a process is read by changing it, which two threads must not do at once.
 _UMASK_LOCK = threading.Lock()
 
@@ -178,6 +182,25 @@ def check_writable(name: str, folder: Path) -> None:
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise BundleError(f"{name} {folder} cannot be written: no permission for {existing}.")
+
+
+def code_hash(instance: object) -> str | None:
+    """Tell whether two runs of a method from elsewhere, of which no version is known, had the same code.
+
+    Args:
+        instance: the method, or another object.
+
+    Returns:
+        SHA-256 of the files of its classes; None where all are of this bundle, whose commit a run writes down.
+    """
+    code = b""
+    # One class of each file, in the order of inheritance.
+    for name, cls in {cls.__module__: cls for cls in type(instance).__mro__}.items():
+        if name.partition(".")[0] not in _KNOWN_PACKAGES:
+            # A class that was typed into a notebook has no file.
+            with suppress(OSError, TypeError):
+                code += Path(inspect.getfile(cls)).read_bytes()
+    return hashlib.sha256(code).hexdigest() if code else None
 
 
 def file_hash(path: str | Path) -> str:

@@ -4,20 +4,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-
-#: The packages whose versions a run writes down.
-_KNOWN_PACKAGES = {__name__.partition(".")[0], "monai", "torch"} | sys.stdlib_module_names
 
 
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -123,21 +115,6 @@ class Method(nn.Module):
         parts = [f"{name}={value}" for name, value in _options(self).items() if (name, value) not in added]
         parts += [f"{name}={_description(module)}" for name, module in self.named_children() if name != "network"]
         return f"{type(self).__name__}({', '.join(parts)})"
-
-    def code_hash(self) -> str | None:
-        """Tell whether two runs of a method from elsewhere, of which no version is known, had the same code.
-
-        Returns:
-            SHA-256 of the files of its classes; None for a method of the bundle, whose commit a run writes down.
-        """
-        code = b""
-        # One class of each file, in the order of inheritance.
-        for name, cls in {cls.__module__: cls for cls in type(self).__mro__}.items():
-            if name.partition(".")[0] not in _KNOWN_PACKAGES:
-                # A class that was typed into a notebook has no file.
-                with suppress(OSError, TypeError):
-                    code += Path(inspect.getfile(cls)).read_bytes()
-        return hashlib.sha256(code).hexdigest() if code else None
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """List what the optimizer moves.
