@@ -49,7 +49,15 @@ def _number(value: Any) -> bool:
 
 
 def _three(value: Any, accept: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 3 and all(map(accept, value))
+    return _many(value) and len(value) == 3 and all(map(accept, value))
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _range(value: Any) -> bool:
+    return _many(value) and len(value) == 2 and all(map(_number, value)) and 0 <= value[0] <= value[1]
 
 
 def _available(value: Any) -> bool:
@@ -111,6 +119,10 @@ _CHECKS: dict[str, Check] = {
     "spacing": _SPACING,
     "trained_spacing": _SPACING,
     "trained_extent": _SPACING,
+    "trained_class_volumes": (
+        "None, or the smallest and the largest volume in ml of each class without the background, such as [[20,150]]",
+        lambda value: value is None or (_many(value) and all(map(_range, value))),
+    ),
     "foreground_share": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "val_overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
     "overlap": ("a number of at least 0 and below 1", lambda value: _number(value) and 0 <= value < 1),
@@ -132,8 +144,7 @@ _CHECKS: dict[str, Check] = {
     "class_names": (
         "a list of different strings, one for each class without the background",
         lambda value: (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
+            _many(value)
             and all(isinstance(name, str) and name.strip() for name in value)
             and len(set(value)) == len(value)
         ),
@@ -162,6 +173,11 @@ def check_settings(**settings: Any) -> None:
     names, num_classes = settings.get("class_names"), settings.get("num_classes")
     if not problems and names is not None and num_classes is not None and len(names) != num_classes - 1:
         problems.append(f"class_names must name the {num_classes - 1} class(es) without the background, got {names!r}")
+    trained = settings.get("trained_class_volumes")
+    if not problems and trained is not None and num_classes is not None and len(trained) != num_classes - 1:
+        problems.append(
+            f"trained_class_volumes must be for the {num_classes - 1} class(es) without the background, got {trained!r}"
+        )
     if not problems and any(map(operator.gt, settings.get("strides", ()), settings.get("patch_size", ()))):
         problems.append(
             f"strides must be at most the patch_size {list(settings['patch_size'])}, got {list(settings['strides'])}: "

@@ -24,6 +24,7 @@ from monai.transforms import Compose
 from test_boundaries import MODULES, imports_of
 
 from scripts.data.boxes import CropToBoxd, write_boxes
+from scripts.data.geometry import TRAINED_KEYS
 from scripts.handlers.run_comparison import _PREPROCESSING_KEYS
 from scripts.networks.dual_network import DualNetwork
 
@@ -59,9 +60,7 @@ def test_files_are_pretty_ascii_json(path):
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_key_of_an_overlay_exists_in_train(name):
     # A data overlay also says which weights inference takes for it, and what they were trained on.
-    assert top_keys(name) <= set(read("train")) | (
-        {"ckpt_path", "trained_spacing", "trained_extent"} if name in DATA else set()
-    )
+    assert top_keys(name) <= set(read("train")) | ({"ckpt_path", *TRAINED_KEYS} if name in DATA else set())
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

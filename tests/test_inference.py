@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused, needs_bfloat16
+from monai.bundle import ConfigParser
 from scipy import ndimage
 
 from scripts.networks.dual_network import DualNetwork
@@ -92,6 +94,36 @@ def test_what_is_seen_at_another_spacing_comes_back_to_its_place(tmp_path, make_
     dice = 2 * (found & expected).sum() / (found.sum() + expected.sum())
     # The nearest voxel of the coarser grid would give less.
     assert dice > 0.99
+
+
+def test_a_segmentation_unlike_those_of_the_training_is_warned_of(
+    weights, phantom_dir, tmp_path, make_workflow, caplog
+):
+    volume = phantom_dir / "images/phantom_000.nii.gz"
+
+    def warned(output_dir, **overrides):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
+            segment(make_workflow, weights, volume, tmp_path / output_dir, trained_extent=None, **overrides)
+        return [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
+
+    # Other weights than those of the bundle: nothing is known of their training.
+    assert warned("unknown", spacing=None, trained_spacing=None) == []
+    label = nib.load(tmp_path / "unknown/phantom_000_seg.nii.gz")
+    found = np.count_nonzero(np.asanyarray(label.dataobj)) * np.prod(label.header.get_zooms()) / 1000
+    options = {"spacing": None, "trained_spacing": None}
+    assert warned("within", trained_class_volumes=[[0.9 * found, 1.1 * found]], **options) == []
+    assert warned("outside", trained_class_volumes=[[2 * found, 3 * found]], **options) == [
+        f"{volume}: class 1 fills {found:.4g} ml, in the labels of the training {2 * found:.4g} to {3 * found:.4g} ml: "
+        "check the result."
+    ]
+
+
+@pytest.mark.parametrize(("path", "expected"), [("models/model.pt", [[33.5, 126.2]]), ("output/model.pt", None)])
+def test_class_volumes_of_the_shipped_training_are_for_its_weights_alone(path, expected):
+    parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/inference.json"))
+    parser["bundle_root"], parser["ckpt_path"] = str(ROOT), str(ROOT / "configs/.." / path)
+    assert parser.get_parsed_content("trained_class_volumes") == expected
 
 
 def test_one_network_has_no_map_of_uncertainty(weights, phantom_dir, tmp_path, make_workflow):

@@ -61,6 +61,11 @@ from scripts.settings import check_evaluated_checkpoint, check_settings
         ("class_names", ["kidney", "kidney"]),
         ("class_names", ["kidney", " "]),
         ("normalization", "layer"),
+        ("trained_class_volumes", [1, 2]),
+        ("trained_class_volumes", [[1, 2, 3]]),
+        ("trained_class_volumes", [[2, 1]]),
+        ("trained_class_volumes", [[-1, 1]]),
+        ("trained_class_volumes", "[[1,2]"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(name, value):
@@ -74,6 +79,11 @@ def test_all_wrong_settings_are_named_at_once():
 
 
 def test_names_must_fit_the_classes():
+    with assert_refused(
+        r"trained_class_volumes must be for the 2 class\(es\) without the background, got \[\[1, 2\]\]"
+    ):
+        check_settings(num_classes=3, trained_class_volumes=[[1, 2]])
+    check_settings(num_classes=3, trained_class_volumes=[[1, 2], [0, 0.5]])
     with assert_refused(r"class_names must name the 2 class\(es\) without the background, got \['organ'\]"):
         check_settings(num_classes=3, class_names=["organ"])
 

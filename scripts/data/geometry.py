@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Voxel sizes and extent of the volumes of a training, and warnings of others."""
+"""Sizes of the scans of a training and of what was labeled in them, and warnings of others."""
 
 from __future__ import annotations
 
@@ -14,31 +14,46 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
+from ..nifti import rounded
+
+#: What a training measures of its files, by the key of the configuration of inference that warns of others.
+TRAINED_KEYS = ("trained_spacing", "trained_extent", "trained_class_volumes")
 #: How many times larger or smaller than in the training voxels may be without a warning.
 _MAX_SPACING_RATIO = 1.25
 #: How many times larger than in the training a volume may be along an axis without a warning.
 _MAX_EXTENT_RATIO = 1.5
+#: How many times larger or smaller than in the labels of the training a class may be without a warning.
+_MAX_CLASS_RATIO = 1.25
 #: About how many headers tell of a training.
 _NUM_HEADERS = 250
+#: About how many label maps do, which are read to their end.
+_NUM_LABELS = 64
 _logger = logging.getLogger(__name__)
 
 
 def volume_geometry(
-    data: Sequence[Mapping[str, Any]], *, box_margin: int | None = None, spacing_mm: Sequence[float] | None = None
-) -> dict[str, list[float] | None]:
-    """Describe the volumes of a training, so that inference can warn of others, see :func:`warn_of_geometry`.
+    data: Sequence[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    box_margin: int | None = None,
+    spacing_mm: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Measure the files of a training, so that inference can warn of others.
 
     Args:
-        data: dictionaries with the path of a volume under "image" or "unlabeled"; of a longer list the headers of
-            every n-th are read, some 250. Files that cannot be read are left to the training.
+        data: dictionaries with the path of a volume under "image" or "unlabeled", and of its label map under "label"
+            where it has one; of a longer list the headers of every n-th are read, some 250, and some 64 label maps.
+            Files that cannot be read are left to the training.
+        num_classes: number of classes with the background.
         box_margin: voxels around the box of a case to which the training crops it, see
             :class:`scripts.data.boxes.CropToBoxd`; None where it sees the whole volumes.
         spacing_mm: voxels of the training, which the margin counts; None for those of each file.
 
     Returns:
-        ``trained_spacing``, the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
-        ``trained_extent``, the largest extent. None for both without any header, and for the first where the volumes
-        themselves differ by more than inference would warn of.
+        by :data:`TRAINED_KEYS`: the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
+        the largest extent, see :func:`geometry_warnings`; and the smallest and the largest volume in ml of each
+        foreground class, see :func:`class_volume_warnings`. None for what no file tells, and for the first where the
+        files themselves differ by more than inference would warn of.
     """
     sizes = []
     for item in data[:: len(data) // _NUM_HEADERS + 1]:
@@ -52,26 +67,47 @@ def volume_geometry(
         # As many ways to fail as there are readers.
         except Exception as error:
             _logger.debug("%s: %s", item, error)
-    if not sizes:
-        return {"trained_spacing": None, "trained_extent": None}
-    spacings, extents = map(np.array, zip(*sizes, strict=True))
-    smallest, largest = spacings.min(axis=0), spacings.max(axis=0)
-    alike = (largest <= _MAX_SPACING_RATIO**2 * smallest).all()
-    return {
-        "trained_spacing": _rounded(np.sqrt(smallest * largest)) if alike else None,
-        "trained_extent": _rounded(extents.max(axis=0)),
-    }
+    measured: dict[str, Any] = dict.fromkeys(TRAINED_KEYS)
+    if sizes:
+        spacings, extents = map(np.array, zip(*sizes, strict=True))
+        smallest, largest = spacings.min(axis=0), spacings.max(axis=0)
+        alike = (largest <= _MAX_SPACING_RATIO**2 * smallest).all()
+        measured["trained_spacing"] = _rounded(np.sqrt(smallest * largest)) if alike else None
+        measured["trained_extent"] = _rounded(extents.max(axis=0))
+    class_volumes = _labeled_volumes([item["label"] for item in data if "label" in item], num_classes)
+    if class_volumes:
+        ranges = zip(np.min(class_volumes, axis=0), np.max(class_volumes, axis=0), strict=True)
+        measured["trained_class_volumes"] = [_rounded(pair) for pair in ranges]
+    return measured
 
 
-def warn_of_geometry(
+def _labeled_volumes(paths: Sequence[str], num_classes: int) -> list[list[float]]:
+    """Volumes of the foreground classes in ml, of some of the label maps."""
+    volumes = []
+    for path in paths[:: len(paths) // _NUM_LABELS + 1]:
+        try:
+            label: Any = nib.load(path)
+            volumes.append(_class_volumes(rounded(np.asanyarray(label.dataobj)), label.affine, num_classes))
+        except Exception as error:
+            _logger.debug("%s: %s", path, error)
+    return volumes
+
+
+def _class_volumes(label_map: NDArray[Any], affine: Any, num_classes: int) -> list[float]:
+    """Volumes of the foreground classes in ml."""
+    voxel = abs(np.linalg.det(np.asarray(affine)[:3, :3])) / 1000
+    return [voxel * float(np.count_nonzero(label_map == index)) for index in range(1, num_classes)]
+
+
+def geometry_warnings(
     path: str,
     affine: Any,
     shape: Sequence[int],
     *,
     trained_spacing: Sequence[float] | None,
     trained_extent: Sequence[float] | None,
-) -> None:
-    """Warn of a volume that is unlike those of the training.
+) -> list[str]:
+    """Tell what makes a volume unlike those of the training.
 
     Args:
         path: its file.
@@ -81,21 +117,59 @@ def warn_of_geometry(
             it.
         trained_extent: largest extent in mm, along x, y and z, of these; warned of is what is half as large again. None
             skips it.
+
+    Returns:
+        a sentence for each difference.
     """
     spacing, extent = _sizes(affine, shape)
+    warnings = []
     if trained_spacing is not None:
         ratio = spacing / np.asarray(trained_spacing)
         if ratio.max() > _MAX_SPACING_RATIO or ratio.min() < 1 / _MAX_SPACING_RATIO:
-            sizes = (_in_mm(spacing), _in_mm(trained_spacing))
-            _logger.warning("%s has voxels of %s, the weights are for %s: check the result.", path, *sizes)
+            warnings.append(
+                f"{path} has voxels of {_in_mm(spacing)}, the weights are for {_in_mm(trained_spacing)}: check the "
+                "result."
+            )
     if trained_extent is not None and (extent > _MAX_EXTENT_RATIO * np.asarray(trained_extent)).any():
-        sizes = (_in_mm(extent), _in_mm(trained_extent))
-        _logger.warning(
-            "%s spans %s, the weights are for volumes of up to %s around the organ: check the result, crop the "
-            "volume, or keep the largest component alone.",
-            path,
-            *sizes,
+        warnings.append(
+            f"{path} spans {_in_mm(extent)}, the weights are for volumes of up to {_in_mm(trained_extent)} around the "
+            "organ: check the result, crop the volume, or keep the largest component alone."
         )
+    return warnings
+
+
+def class_volume_warnings(
+    path: str,
+    label_map: NDArray[Any],
+    affine: Any,
+    *,
+    num_classes: int,
+    trained_class_volumes: Sequence[Sequence[float]] | None,
+) -> list[str]:
+    """Tell which classes of a segmentation are smaller or larger than in the training: mostly the network has failed.
+
+    Args:
+        path: file of the volume that was segmented.
+        label_map: class indices, (X, Y, Z), that the network gave.
+        affine: voxel indices to mm, 4x4, of the label map.
+        num_classes: number of classes with the background.
+        trained_class_volumes: smallest and largest volume in ml of each foreground class in the labels of the training;
+            warned of is what is a quarter smaller or larger. None warns of a map without any foreground alone.
+
+    Returns:
+        a sentence for each class, or one where nothing was found.
+    """
+    found = _class_volumes(label_map, affine, num_classes)
+    if not any(found):
+        return [f"{path}: nothing was found, the label map is empty: check the image."]
+    if trained_class_volumes is None:
+        return []
+    return [
+        f"{path}: class {index} fills {volume:.4g} ml, in the labels of the training {smallest:.4g} to {largest:.4g} "
+        "ml: check the result."
+        for index, (volume, (smallest, largest)) in enumerate(zip(found, trained_class_volumes, strict=True), start=1)
+        if not smallest / _MAX_CLASS_RATIO <= volume <= largest * _MAX_CLASS_RATIO
+    ]
 
 
 def _sizes(affine: Any, shape: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

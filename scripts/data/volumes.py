@@ -12,14 +12,15 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.transforms import Compose, SaveImaged
-from monai.utils import MetaKeys
+from monai.utils import CommonKeys, MetaKeys
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import BundleError, root_cause
 from ..nifti import WholeFiles, check_file, check_finite, check_volume
-from .geometry import warn_of_geometry
+from .geometry import class_volume_warnings, geometry_warnings
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class ReadableVolumes(IterableDataset):
         data: dictionaries with the path of a volume under "image".
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes; None skips the check.
-        trained_spacing: see :func:`scripts.data.geometry.warn_of_geometry`.
+        trained_spacing: see :func:`scripts.data.geometry.geometry_warnings`.
         trained_extent: see there.
     """
 
@@ -89,9 +90,9 @@ class ReadableVolumes(IterableDataset):
             # What the transforms clip or drop is in the file alone.
             check_file(path, "it")
             check_finite(path, "it")
-            warn_of_geometry(
-                path, affine, shape, trained_spacing=self.trained_spacing, trained_extent=self.trained_extent
-            )
+            trained = {"trained_spacing": self.trained_spacing, "trained_extent": self.trained_extent}
+            for warning in geometry_warnings(path, affine, shape, **trained):
+                _logger.warning("%s", warning)
 
     def finish(self) -> None:
         """Say at the end of a run how many volumes failed.
@@ -111,8 +112,10 @@ def segment_volumes(
     postprocessing: Compose,
     *,
     in_channels: int,
+    num_classes: int,
     trained_spacing: Sequence[float] | None = None,
     trained_extent: Sequence[float] | None = None,
+    trained_class_volumes: Sequence[Sequence[float]] | None = None,
 ) -> None:
     """Run an evaluator on volumes so that a bad one is reported, and the others go on.
 
@@ -122,8 +125,10 @@ def segment_volumes(
         transform: preprocessing of one dictionary.
         postprocessing: that of the evaluator; the files that it writes are from now on whole or not there.
         in_channels: channels that the network takes.
-        trained_spacing: see :class:`ReadableVolumes`.
-        trained_extent: see :class:`ReadableVolumes`.
+        num_classes: number of classes with the background.
+        trained_spacing: see :func:`scripts.data.geometry.geometry_warnings`.
+        trained_extent: see there.
+        trained_class_volumes: see :func:`scripts.data.geometry.class_volume_warnings`.
 
     Raises:
         BundleError: at the end, when at least one volume could not be segmented.
@@ -140,5 +145,19 @@ def segment_volumes(
     evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
     # How many volumes can be read is not known beforehand.
     evaluator.state.epoch_length = None
-    evaluator.run()
+
+    def warn(engine: Engine) -> None:
+        for item in engine.state.output:  # type: ignore[union-attr]
+            label_map = item[CommonKeys.PRED]
+            for warning in class_volume_warnings(
+                item[CommonKeys.IMAGE].meta["filename_or_obj"],
+                label_map[0].cpu().numpy(),
+                label_map.affine,
+                num_classes=num_classes,
+                trained_class_volumes=trained_class_volumes,
+            ):
+                _logger.warning("%s", warning)
+
+    with evaluator.add_event_handler(Events.ITERATION_COMPLETED, warn):
+        evaluator.run()
     volumes.finish()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -18,6 +19,7 @@ from filelock import BaseFileLock
 from monai.utils.misc import str2bool
 
 from ..configuration import own_keys
+from ..data.geometry import TRAINED_KEYS
 from ..errors import BundleError
 from ..files import (
     CONFIGS,
@@ -99,8 +101,8 @@ class RunDirectory:
             seed, sizes of patch and batch, ...
         configuration: gives the merged configuration for ``run_config.json``, or None where it is not known; with it,
             ``inference.json`` is written too, the overlay with which inference takes the weights of this run.
-        geometry: gives ``trained_spacing`` and ``trained_extent`` of the volumes, see
-            :func:`scripts.data.geometry.volume_geometry`, for that overlay, and by which a resumed run knows its data.
+        geometry: measures the files of the training, see :func:`scripts.data.geometry.volume_geometry`, for that
+            overlay, and by which a resumed run knows its data.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class RunDirectory:
         self.facts = facts or {}
         self.settings = settings or {}
         self.configuration = configuration
-        self.geometry = geometry
+        self.geometry = functools.cache(geometry)
         self._entered = self._begun = False
 
     def checkpoints(self) -> list[Path]:
@@ -226,7 +228,9 @@ class RunDirectory:
             # Cases of another data set may have the same names.
             begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
-        now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
+        # An older version did not measure all of it.
+        measured = {name: value for name, value in self.geometry().items() if name in begun.get("volumes", {})}
+        now = {**self.settings, "split": split() if callable(split) else split, "volumes": measured}
         if not self.checkpoints() and _INITIAL_HASH in facts:
             # Without a checkpoint to go on from it begins anew, with the weights that it began with.
             begun[_INITIAL_HASH], now[_INITIAL_HASH] = facts[_INITIAL_HASH], self._initial_hash()
@@ -295,7 +299,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
     Args:
         configuration: the merged configuration of the training.
         weights: file of the weights.
-        geometry: ``trained_spacing`` and ``trained_extent`` of the volumes; None where it does not tell.
+        geometry: what :func:`scripts.data.geometry.volume_geometry` measured; None where it does not tell.
 
     Returns:
         the overlay.
@@ -312,7 +316,7 @@ def inference_overlay(configuration: dict[str, Any], weights: Path, geometry: Ma
     else:
         overlay["network_def"] = {"_requires_": default["_requires_"], **network}
     # Inference must not compare with those of the shipped weights.
-    overlay |= {name: geometry.get(name) for name in ("trained_spacing", "trained_extent")}
+    overlay |= {name: geometry.get(name) for name in TRAINED_KEYS}
     overlay["ckpt_path"] = str(weights)
     return {"_desc_": "Named after configs/inference.json: the weights of this run.", **overlay}
 

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..configuration import own_keys
+from ..data.geometry import TRAINED_KEYS
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
@@ -224,7 +225,7 @@ def _inference_config(overlay: Mapping[str, Any], train: Mapping[str, Any]) -> d
     inference |= {key: train[key] for key in _VALUES if key in inference}
     inference |= own_keys(inference, overlay, ())
     # Those of inference.json belong to the weights of this repository.
-    inference |= {name: overlay.get(name) for name in ("trained_spacing", "trained_extent")}
+    inference |= {name: overlay.get(name) for name in TRAINED_KEYS}
     return inference | {"dataset_dir": "$@bundle_root + '/data/images'"}
 
 

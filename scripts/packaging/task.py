@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..configuration import named_weights, overlay_names
+from ..data.geometry import TRAINED_KEYS
 from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
 from ..handlers.run_comparison import check_preprocessing
@@ -104,13 +105,13 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     overlay = ConfigParser.load_config_file(overlay_file)
     train = ConfigParser.load_config_files([CONFIGS / "train.json", overlay_file])
     # A package has its weights where inference.json looks for them. Training does not ask what they were trained on.
-    for key in ("ckpt_path", "trained_spacing", "trained_extent"):
+    for key in ("ckpt_path", *TRAINED_KEYS):
         train.pop(key, None)
     overlay.pop("ckpt_path", None)
     inference = ConfigParser.load_config_file(CONFIGS / "inference.json")
     inference |= {key: overlay[key] for key in overlay if key in inference and key != "_desc_"}
     # Those of inference.json belong to the weights of this repository.
-    inference |= {key: overlay.get(key) for key in ("trained_spacing", "trained_extent")}
+    inference |= {key: overlay.get(key) for key in TRAINED_KEYS}
     # Training takes the folder of a data set, inference that of its volumes.
     inference["dataset_dir"] = f"{overlay['dataset_dir']} + '/images'"
     metadata = ConfigParser.load_config_files([CONFIGS / "metadata.json", CONFIGS / f"metadata_{task}.json"])

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,12 @@ from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
 from ..files import read_json_object, write_json
 from ..inference_configuration import checked_configuration
+from ..locks import locked_folder
 from ..nifti import read_nifti
 from ..predict import predict_volumes
 
 _STUDY_FILE = "study.json"
+_LOCK_FILE = ".study.lock"
 #: Keys of the configuration that a study sets itself.
 _OWN_KEYS = (
     "dataset_dir",
@@ -85,14 +88,15 @@ def study_cases(
     return [Case(entry["case"], Path(entry["image"]), Path(entry["label"])) for entry in entries]
 
 
-def claim_study(
+@contextmanager
+def claimed_study(
     output_dir: str | Path,
     cases: Sequence[Case],
     config_file: Sequence[str],
     overrides: Mapping[str, Any],
     **settings: Any,
-) -> Study:
-    """Make sure that a folder is free, or holds the beginning of this very study.
+) -> Iterator[Study]:
+    """Make sure that a folder is free, or holds the beginning of this very study; keep other processes out of it.
 
     Args:
         output_dir: folder of the study; ``study.json`` in it tells which study it is.
@@ -101,12 +105,13 @@ def claim_study(
         overrides: values by key of the configuration.
         **settings: what else changes its figures, such as the seed.
 
-    Returns:
+    Yields:
         the study.
 
     Raises:
         BundleError: when an override is of a key that a study sets itself, or when the folder holds something else, or
-            a study of other cases, weights, configuration or settings, or when the weights are missing.
+            a study of other cases, weights, configuration or settings, or one that another process is at work on, or
+            when the weights are missing.
     """
     for name in overrides:
         if name in _OWN_KEYS:
@@ -124,21 +129,25 @@ def claim_study(
     file = folder / _STUDY_FILE
     if folder.exists() and not folder.is_dir():
         raise BundleError(f"output_dir must be a folder, but {folder} is a file.")
-    # Of a study that was refused before it made anything, nothing must stay the same.
-    begun = folder.is_dir() and any(path != file for path in folder.iterdir())
-    if begun and file.is_file():
-        try:
-            known = read_json_object(file)
-        except BundleError as error:
-            raise BundleError(f"{error} Choose another --output_dir.") from error
-        other = [name for name, value in content.items() if known.get(name) != value]
-        if other:
-            raise BundleError(f"output_dir {folder} holds a study of other {', '.join(other)}: choose another.")
-    elif begun:
+    if _is_begun(folder) and not file.is_file():
         raise BundleError(f"output_dir {folder} holds files that are not of this study: choose another.")
-    else:
-        write_json(file, content)
-    return Study(folder, cases, config_file, overrides, parser)
+    with locked_folder(folder / _LOCK_FILE):
+        # Of a study that was refused before it made anything, nothing must stay the same.
+        if _is_begun(folder):
+            try:
+                known = read_json_object(file)
+            except BundleError as error:
+                raise BundleError(f"{error} Choose another --output_dir.") from error
+            other = [name for name, value in content.items() if known.get(name) != value]
+            if other:
+                raise BundleError(f"output_dir {folder} holds a study of other {', '.join(other)}: choose another.")
+        else:
+            write_json(file, content)
+        yield Study(folder, cases, config_file, overrides, parser)
+
+
+def _is_begun(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name not in (_STUDY_FILE, _LOCK_FILE) for path in folder.iterdir())
 
 
 def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **options: Any) -> None:
@@ -172,6 +181,19 @@ def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:
         the volume.
     """
     return read_nifti(folder / "maps" / f"{case_file_name(case.name)}_{kind}.nii.gz")
+
+
+def segmented_volume(folder: Path, case: Case) -> nib.Nifti1Image:
+    """Open what :func:`segment` segmented.
+
+    Args:
+        folder: its folder.
+        case: the case.
+
+    Returns:
+        the volume.
+    """
+    return read_nifti(folder / "volumes" / f"{case_file_name(case.name)}.nii.gz")
 
 
 def check_references(study: Study) -> None:

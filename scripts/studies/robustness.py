@@ -13,18 +13,30 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from monai.bundle import ConfigParser
 from monai.transforms import GaussianSmooth, RandBiasField
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
+from ..data.geometry import TRAINED_KEYS, class_volume_warnings, geometry_warnings
 from ..errors import BundleError
 from ..evaluation.canvas import light_grid, new_figure, save_figure
 from ..evaluation.case_report import read_metrics
 from ..evaluation.wording import markdown_table, mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
-from .cases import Case, Study, check_references, claim_study, measure_on_reference, segment, segmented, study_cases
+from .cases import (
+    Study,
+    check_references,
+    claimed_study,
+    label_array,
+    measure_on_reference,
+    segment,
+    segmented,
+    segmented_volume,
+    study_cases,
+)
 
 Change = Callable[[nib.Nifti1Image, np.random.RandomState], nib.Nifti1Image]
 _logger = logging.getLogger(__name__)
@@ -149,29 +161,30 @@ def study_robustness(
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    study = claim_study(output_dir, cases, config_file, overrides or {}, seed=seed)
-    in_channels = study.parser.get_parsed_content("in_channels")
-    if in_channels != 1:
-        raise BundleError(f"in_channels must be 1, as the changes are of volumes with one channel, got {in_channels}.")
-    # Before the hours of the networks.
-    check_references(study)
-    output, num_classes = study.folder, study.parser.get_parsed_content("num_classes")
-    tables = []
-    for name in CHANGES:
-        if name != "none" and changes is not None and name not in changes:
-            continue
-        path = output / f"{name}.csv"
-        if not path.is_file():
-            _logger.info("%s: %s", name, CHANGES[name][0])
-            _segment_changed(study, name, seed)
-            write_text(path, _measure(cases, output / name, num_classes).to_csv(index=False))
-        table = read_metrics(path)
-        if set(table.get("case", ())) != {case.name for case in cases}:
-            raise BundleError(f"output_dir {output}: {path.name} is of other cases; choose another --output_dir.")
-        tables.append(table.assign(change=name))
-    table = pd.concat(tables)
-    _draw(table, output / "robustness.png")
-    return write_text(output / "robustness.md", _summarize(table, len(cases)))
+    with claimed_study(output_dir, cases, config_file, overrides or {}, seed=seed) as study:
+        in_channels = study.parser.get_parsed_content("in_channels")
+        if in_channels != 1:
+            raise BundleError(
+                f"in_channels must be 1, as the changes are of volumes with one channel, got {in_channels}."
+            )
+        # Before the hours of the networks.
+        check_references(study)
+        output, tables = study.folder, []
+        for name in CHANGES:
+            if name != "none" and changes is not None and name not in changes:
+                continue
+            path = output / f"{name}.csv"
+            if not path.is_file():
+                _logger.info("%s: %s", name, CHANGES[name][0])
+                _segment_changed(study, name, seed)
+                write_text(path, _measure(study, output / name).to_csv(index=False))
+            table = read_metrics(path)
+            if set(table.get("case", ())) != {case.name for case in cases}:
+                raise BundleError(f"output_dir {output}: {path.name} is of other cases; choose another --output_dir.")
+            tables.append(table.assign(change=name))
+        table = pd.concat(tables)
+        _draw(table, output / "robustness.png")
+        return write_text(output / "robustness.md", _summarize(table, len(cases)))
 
 
 def _segment_changed(study: Study, name: str, seed: int) -> None:
@@ -182,25 +195,43 @@ def _segment_changed(study: Study, name: str, seed: int) -> None:
     segment(study, volumes, study.folder / name)
 
 
-def _measure(cases: Sequence[Case], folder: Path, num_classes: int) -> pd.DataFrame:
+def _measure(study: Study, folder: Path) -> pd.DataFrame:
+    num_classes = study.parser.get_parsed_content("num_classes")
     rows = []
-    for case in cases:
+    for case in study.cases:
+        prediction = segmented(folder, case)
         try:
-            measured = measure_on_reference(segmented(folder, case), read_nifti(case.label), num_classes)
+            measured = measure_on_reference(prediction, read_nifti(case.label), num_classes)
         except BundleError as error:
             raise BundleError(f"case {case.name!r}: {error}") from error
-        rows += [{"case": case.name, **row} for row in measured]
+        warned = _is_warned_of(segmented_volume(folder, case), prediction, study.parser)
+        rows += [{"case": case.name, **row, "warned": warned} for row in measured]
     return pd.DataFrame(rows)
+
+
+def _is_warned_of(volume: nib.Nifti1Image, prediction: nib.Nifti1Image, parser: ConfigParser) -> bool:
+    """Whether inference tells its user to check this volume or its label map."""
+    spacing, extent, class_volumes, num_classes = (
+        parser.get_parsed_content(key) for key in (*TRAINED_KEYS, "num_classes")
+    )
+    trained = {"trained_spacing": spacing, "trained_extent": extent}
+    of_classes = {"num_classes": num_classes, "trained_class_volumes": class_volumes}
+    return bool(
+        geometry_warnings("", volume.affine, volume.shape, **trained)
+        or class_volume_warnings("", label_array(prediction), prediction.affine, **of_classes)
+    )
 
 
 def _summarize(table: pd.DataFrame, num_cases: int) -> str:
     per_case = table.groupby(["change", "case"], sort=False)[["dice", "hd95_mm"]].mean()
     plain = per_case.loc["none"]
-    heading = ("Change", "Dice [%]", "difference", "worst case", "95HD [mm]", "missed")
+    heading = ("Change", "Dice [%]", "difference", "worst case", "95HD [mm]", "missed", "warned of")
     rows = []
     for name in dict.fromkeys(table["change"]):
         cases = per_case.loc[name]
-        missed = int((table.loc[table["change"] == name, "status"] == "missed").sum())
+        changed = table[table["change"] == name]
+        missed = int((changed["status"] == "missed").sum())
+        warned = int(changed.groupby("case")["warned"].any().sum())
         difference = 100 * (cases["dice"] - plain["dice"]).mean()
         row = (
             CHANGES[name][0],
@@ -209,11 +240,13 @@ def _summarize(table: pd.DataFrame, num_cases: int) -> str:
             f"{100 * cases['dice'].min():.2f}",
             mean_and_deviation(cases["hd95_mm"].mean(), cases["hd95_mm"].std(), percent=False),
             str(missed),
+            f"{warned} of {num_cases}",
         )
         rows.append(row)
     return (
         f"Mean and standard deviation over {num_cases} test {plural('case', num_cases)}, each the mean of its classes; "
-        f"95HD over the cases where a class was found.\n\n{markdown_table(heading, rows)}\n"
+        "95HD over the cases where a class was found; warned of are the volumes of which inference says to check them."
+        f"\n\n{markdown_table(heading, rows)}\n"
     )
 
 

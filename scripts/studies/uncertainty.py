@@ -23,7 +23,7 @@ from ..nifti import read_nifti
 from .cases import (
     Case,
     check_references,
-    claim_study,
+    claimed_study,
     label_array,
     measure_on_reference,
     segment,
@@ -150,17 +150,17 @@ def study_uncertainty(
     if (Path(output_dir) / "uncertainty.md").exists():
         raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    study = claim_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm)
-    # Before the hours of the networks: the maps are compared with the references voxel by voxel.
-    check_references(study)
-    output, images = study.folder, (read_nifti(case.image) for case in cases)
-    segment(study, images, output, save_probabilities=True, save_uncertainty=True)
-    measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
-    table = pd.DataFrame([row for row, _ in measured])
-    bins = {name: pool_bins([each[name] for _, each in measured]) for name in ("all", "near")}
-    write_text(output / "uncertainty_cases.csv", table.to_csv(index=False))
-    _draw(table, bins, output / "uncertainty.png")
-    return write_text(output / "uncertainty.md", _summarize(table, bins, margin_mm))
+    with claimed_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm) as study:
+        # Before the hours of the networks: the maps are compared with the references voxel by voxel.
+        check_references(study)
+        output, images = study.folder, (read_nifti(case.image) for case in cases)
+        segment(study, images, output, save_probabilities=True, save_uncertainty=True)
+        measured = [_measure(case, output, margin_mm=margin_mm) for case in cases]
+        table = pd.DataFrame([row for row, _ in measured])
+        bins = {name: pool_bins([each[name] for _, each in measured]) for name in ("all", "near")}
+        write_text(output / "uncertainty_cases.csv", table.to_csv(index=False))
+        _draw(table, bins, output / "uncertainty.png")
+        return write_text(output / "uncertainty.md", _summarize(table, bins, margin_mm))
 
 
 def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, Any], dict[str, Bins]]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,9 +119,9 @@ def test_voxels_of_other_sizes_than_in_the_training_are_warned_of(tmp_path, capl
     path = tmp_path / "a.nii"
     nib.save(volume.as_reoriented(axcodes2ornt(axes)), path)
     data = [{"image": str(path)}]
-    with caplog.at_level(logging.WARNING, logger="scripts.data.geometry"):
+    with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
         assert len(list(ReadableVolumes(data, shipped_preprocessing(), trained_spacing=[1, 1, 2]))) == 1
-    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.geometry"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
     expected = f"{path} has voxels of 1x1x{thickness} mm, the weights are for 1x1x2 mm: check the result."
     assert [line for line in warnings if "voxels" in line] == [expected] * num_warnings
 
@@ -131,10 +132,10 @@ def test_volumes_far_larger_than_in_the_training_are_warned_of(tmp_path, caplog,
     volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(2, 3, length)), np.diag([2.5, 2, 3, 1]))
     path = tmp_path / "a.nii"
     nib.save(volume.as_reoriented(axcodes2ornt(axes)), path)
-    with caplog.at_level(logging.WARNING, logger="scripts.data.geometry"):
+    with caplog.at_level(logging.WARNING, logger="scripts.data.volumes"):
         data = [{"image": str(path)}]
         assert len(list(ReadableVolumes(data, shipped_preprocessing(), trained_extent=[4, 20, 12]))) == 1
-    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.geometry"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "scripts.data.volumes"]
     expected = f"{path} spans 5x6x21 mm, the weights are for volumes of up to 4x20x12 mm around the organ: "
     assert [line[: len(expected)] for line in warnings if "spans" in line] == [expected] * num_warnings
 
@@ -218,8 +219,9 @@ def test_an_inference_writes_whole_files(tmp_path):
     evaluator = SimpleNamespace(
         data_loader=SimpleNamespace(num_workers=0),
         state=SimpleNamespace(),
+        add_event_handler=lambda *_: nullcontext(),
         run=lambda: order.extend(type(step).__name__ for step in postprocessing.transforms),
     )
     postprocessing = Compose([Identityd("pred"), SaveImaged("pred", output_dir=str(tmp_path))])
-    segment_volumes(evaluator, [{"image": "a.nii"}], Compose(), postprocessing, in_channels=1)
+    segment_volumes(evaluator, [{"image": "a.nii"}], Compose(), postprocessing, in_channels=1, num_classes=2)
     assert order == ["Identityd", "WholeFiles"]

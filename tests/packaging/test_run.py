@@ -21,6 +21,7 @@ from conftest import ROOT, SMALL, assert_refused
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
 from scripts.__main__ import main
+from scripts.data.geometry import TRAINED_KEYS
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.handlers.run_directory import inference_overlay
 from scripts.packaging.package import write_package
@@ -160,9 +161,8 @@ def test_inference_warns_of_volumes_unlike_those_of_the_training(bundle, run_dir
     inference, overlay = (
         json.loads(path.read_text()) for path in (bundle / "configs/inference.json", run_dir / "inference.json")
     )
-    for name in ("trained_spacing", "trained_extent"):
-        assert len(overlay[name]) == 3
-        assert inference[name] == overlay[name]
+    assert [len(overlay[name]) for name in TRAINED_KEYS] == [3, 3, 1]
+    assert {name: inference[name] for name in TRAINED_KEYS} == {name: overlay[name] for name in TRAINED_KEYS}
 
 
 def test_no_path_and_no_case_goes_along(bundle, run_dir, data_dir):

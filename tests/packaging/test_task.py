@@ -22,6 +22,7 @@ from conftest import ROOT, assert_refused
 from monai.bundle import download_large_files, load, push_to_hf_hub, verify_metadata
 
 from scripts.__main__ import main
+from scripts.data.geometry import TRAINED_KEYS
 from scripts.networks.dual_network import DualNetwork
 from scripts.packaging.package import write_package
 from scripts.packaging.task import TASKS, task_package
@@ -173,7 +174,7 @@ def test_train_and_inference_are_right_for_the_task_alone(task, bundle):
     del overlay["ckpt_path"]
     train, inference = read(bundle, "train"), read(bundle, "inference")
     # Training does not ask what the weights were trained on.
-    for name in ("trained_spacing", "trained_extent"):
+    for name in TRAINED_KEYS:
         assert inference[name] == overlay.pop(name)
         assert name not in train
     assert inference["ckpt_path"] == own["ckpt_path"] == "$@bundle_root + '/models/model.pt'"

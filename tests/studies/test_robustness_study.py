@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from scripts.__main__ import main
 from scripts.data.splits import hash_cases
 from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.studies.cases import measure_on_reference, study_cases
+from scripts.studies.cases import claimed_study, measure_on_reference, study_cases
 from scripts.studies.robustness import CHANGES, study_robustness
 
 QUICK = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
@@ -123,7 +124,7 @@ def test_larger_voxels_along_each_axis_of_the_patient(volume, codes):
 
 def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
-    overrides = {**QUICK, "ckpt_path": str(weights)}
+    overrides = {**QUICK, "ckpt_path": str(weights), "trained_spacing": None, "trained_extent": None}
     summary = study_robustness(*arguments, overrides=overrides, changes=["axes_sar", "intensity_10"])
     text = summary.read_text()
     assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == [
@@ -138,6 +139,12 @@ def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     # Inference reorients and standardizes each volume, so neither may matter.
     assert dice["axes_sar"] == pytest.approx(dice["none"], abs=1e-6)
     assert dice["intensity_10"] == pytest.approx(dice["none"], abs=1e-3)
+
+    # A training on other organs, of which inference would warn.
+    assert [line.split(" | ")[-1] for line in text.splitlines()[4:]] == ["0 of 1 |"] * 3
+    elsewhere = {**overrides, "trained_class_volumes": [[1e6, 2e6]]}
+    summary = study_robustness(*arguments[:2], str(tmp_path / "warned"), arguments[3], overrides=elsewhere, changes=[])
+    assert summary.read_text().splitlines()[-1].endswith(" | 1 of 1 |")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")}
     study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
@@ -179,6 +186,25 @@ def test_cases_may_be_called_by_numbers_and_lie_in_folders(weights, phantom_dir,
     table = pd.read_csv(tmp_path / "study" / "none.csv", dtype=str)
     assert table["case"].tolist() == ["001", "a/001"]
     assert table["dice"].nunique() == 1
+
+
+def test_two_studies_in_one_folder_are_kept_apart(weights, phantom_dir, tmp_path):
+    cases = study_cases(str(phantom_dir), str(phantom_dir / "split.json"))
+    overrides = {**QUICK, "ckpt_path": str(weights)}
+    claim = functools.partial(claimed_study, cases=cases, config_file=inference_configs(), overrides=overrides)
+    with claim(tmp_path / "study", seed=1):
+        with assert_refused("another process is at work on"), claim(tmp_path / "study", seed=2):
+            pass
+        assert json.loads((tmp_path / "study/study.json").read_text())["seed"] == 1
+    # Nothing was made of it.
+    with claim(tmp_path / "study", seed=2) as study:
+        assert json.loads((study.folder / "study.json").read_text())["seed"] == 2
+    # No trace in a folder of something else.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with assert_refused("holds files that are not of this study"), claim(tmp_path / "mine", seed=1):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +262,7 @@ def test_references_are_checked_before_the_networks_and_a_refused_study_is_begun
     arguments = (str(data), str(data / "split.json"), str(tmp_path / "study"), inference_configs())
     with assert_refused(label.name):
         study_robustness(*arguments, overrides={**QUICK, "ckpt_path": str(weights)}, changes=["none"])
-    assert [path.name for path in (tmp_path / "study").iterdir()] == ["study.json"]
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [".study.lock", "study.json"]
     label.write_bytes(right)
     # Of a study that has made nothing, nothing stands in the way of another.
     with assert_refused("is no key"):

@@ -17,9 +17,11 @@ from conftest import assert_refused
 
 from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
+from scripts.studies.cases import Case
 from scripts.studies.uncertainty import (
     Bins,
     _draw,
+    _measure,
     _near,
     _summarize,
     area_under_curve,
@@ -131,6 +133,35 @@ def test_a_case_without_foreground_tells_nothing_near_it(tmp_path):
     few = _summarize(table[1:], {"all": everywhere, "near": nothing}, 5.0)
     assert "near the foreground against Dice: 4 cases are too few to tell." in few
     assert _draw(table, {"all": everywhere, "near": nothing}, tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_maps_are_compared_with_the_wrong_voxels_of_their_regions(tmp_path):
+    label, predicted = np.zeros((2, 20, 1, 1), dtype=np.uint8)
+    label[:4], predicted[:3] = 1, 1
+    # Wrong is the voxel at 3; far from the foreground one is as doubtful.
+    disagreement = np.full((20, 1, 1), 0.1, dtype=np.float32)
+    disagreement[[3, 15]] = 0.9
+    # By the entropy of the probabilities it is the surest one, and right voxels are all alike.
+    foreground = np.where(predicted == 1, 0.8, 0.2).astype(np.float32)
+    foreground[3] = 0.01
+    (tmp_path / "maps").mkdir()
+    for kind, voxels in (
+        ("seg", predicted),
+        ("uncertainty", disagreement),
+        ("probabilities", np.stack([1 - foreground, foreground], axis=-1)),
+    ):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "maps" / f"a_{kind}.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
+    row, bins = _measure(Case("a", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"), tmp_path, margin_mm=2.0)
+    assert row["dice"] == pytest.approx(6 / 7)
+    # Of the 19 right voxels one is as doubtful, none of the 5 within 2 mm is.
+    assert row["auroc_disagreement_all"] == pytest.approx(18.5 / 19)
+    assert row["auroc_disagreement_near"] == 1
+    assert (row["auroc_entropy_all"], row["auroc_entropy_near"]) == (0, 0)
+    assert row["mean_disagreement"] == pytest.approx((5 * 0.1 + 0.9) / 6)
+    assert [bins[name].voxels.sum() for name in ("all", "near")] == [20, 6]
+    assert bins["all"].accuracy[12] == 1
+    assert bins["all"].accuracy[14] == 0
 
 
 def test_study_on_small_volumes(phantom_dir, tmp_path):
