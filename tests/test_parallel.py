@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scripts.losses.contrastive import PrototypeContrastiveLoss
+from scripts.losses.copy_paste import DistanceCorrectionLoss, EntropyCorrectionLoss
 from scripts.losses.pseudo_label import PseudoLabelLoss
 from scripts.losses.reliability import ReliabilityFilter
 from scripts.methods.base import Method
@@ -250,7 +251,13 @@ def losses_by_hand():
         option: PseudoLabelLoss(option)(logits_of(2.0, 0, 0, 0, 0, 0), torch.ones_like(classes), mask)
         for option in ("none", "total_over_valid")
     }
+    # The first process has one disputed voxel, the second one three.
+    corrections = {
+        loss.__name__: loss()(logits_of(2.0, 0, 0, 0.5, 1.0, 3.0), torch.zeros_like(classes), mask, mask)
+        for loss in (DistanceCorrectionLoss, EntropyCorrectionLoss)
+    }
     return {
+        **corrections,
         "batch": gather_over_processes(batch.flatten().int()),
         "per_class": gather_over_processes(per_class.flatten().int()),
         **contrastive,

@@ -76,10 +76,10 @@ class RandRegiond(Randomizable, MapTransform):
         size = np.minimum(self.patch_size, shape)
         start = self._choose(shape, size, result.get(CommonKeys.LABEL))
         result[_PLACE] = apply_affine(volume.affine.cpu().numpy(), start + (size - 1) / 2)
-        slices = self._crop.compute_slices(
-            roi_start=np.maximum(start - self.margin, 0).tolist(),
-            roi_end=np.minimum(start + size + self.margin, shape).tolist(),
-        )
+        # Moved inwards at the border, where it would be too short for a quarter turn of a patch that is no cube.
+        region = np.minimum(self.patch_size + 2 * self.margin, shape)
+        first = np.clip(start - self.margin, 0, shape - region)
+        slices = self._crop.compute_slices(roi_start=first.tolist(), roi_end=(first + region).tolist())
         return result | {key: self._crop(result[key], slices=slices) for key in self.key_iterator(result)}
 
     def _choose(self, shape: npt.NDArray[Any], size: npt.NDArray[Any], label: Any) -> npt.NDArray[Any]:

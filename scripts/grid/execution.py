@@ -14,10 +14,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from rich.console import Console
@@ -230,6 +231,8 @@ def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress, cards:
     # Several processes that all want all cores hinder each other badly.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
     waiting, running, card_of = list(pending), dict[Cell, subprocess.Popen](), dict[Cell, str]()
+    # Files and no pipes, which would stop a cell that writes more than they hold.
+    words_of: dict[Cell, IO[bytes]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -239,14 +242,16 @@ def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress, cards:
                     # Each would take the first card.
                     in_use = [card_of[other] for other in running]
                     environment["CUDA_VISIBLE_DEVICES"] = card_of[cell] = min(cards, key=in_use.count)
+                words_of[cell] = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the cell has ended
                 running[cell] = subprocess.Popen(
-                    _cell_command(cell), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                    _cell_command(cell), env=environment, stdout=subprocess.DEVNULL, stderr=words_of[cell]
                 )
                 progress.started(cell)
             for cell, process in list(running.items()):
                 if process.poll() is not None:
                     del running[cell]
-                    progress.finished(cell, reason=_end_of(cell, process))
+                    with words_of.pop(cell) as words:
+                        progress.finished(cell, reason=_end_of(cell, process.returncode, words))
             progress.refresh()
             progress.report()
             time.sleep(_POLL_SECONDS)
@@ -268,13 +273,12 @@ def _forget_outcome(cell: Cell) -> None:
         cell.write_state(status="starting")
 
 
-def _end_of(cell: Cell, process: subprocess.Popen) -> str | None:
+def _end_of(cell: Cell, exit_code: int, words: IO[bytes]) -> str | None:
     """Make sure that the state of a cell whose process here has ended tells why; gives what it does not tell."""
-    assert process.stderr is not None
-    words = process.stderr.read().strip()
-    if not process.returncode or cell.state().get("status") == "failed":
+    if not exit_code or cell.state().get("status") == "failed":
         return None
-    reason = words.splitlines()[-1] if words else f"the process ended with exit code {process.returncode}"
+    words.seek(0)
+    reason = _last_line(words.read()) or f"the process ended with exit code {exit_code}"
     # Whoever holds the lock is at work on the cell, and its state is theirs.
     with contextlib.suppress(FolderInUseError), locked_folder(cell.path / _LOCK_FILE):
         cell.write_state(status="failed", error=reason)
@@ -368,7 +372,11 @@ def _words(launcher: str) -> list[str]:
 
 
 def _last_words(cell: Cell) -> str | None:
-    lines = (cell.path / _LAUNCHER_LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+    return _last_line((cell.path / _LAUNCHER_LOG_FILE).read_bytes())
+
+
+def _last_line(words: bytes) -> str | None:
+    lines = words.decode("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
 

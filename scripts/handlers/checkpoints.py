@@ -149,10 +149,12 @@ class Checkpoints:
             "random": _random_state(),
         }
         self._write_best()
-        folder = self.run_directory.path / "checkpoints"
-        write_tensors(folder / f"checkpoint_{engine.state.iteration:08d}.pt", content)
-        for old in self.run_directory.checkpoints()[self.num_kept :]:
-            old.unlink()
+        checkpoint = self.run_directory.path / "checkpoints" / f"checkpoint_{engine.state.iteration:08d}.pt"
+        write_tensors(checkpoint, content)
+        kept = [path for path in self.run_directory.checkpoints() if path.name <= checkpoint.name][: self.num_kept]
+        # Newer ones could not be read when the run was resumed, and would be kept in the place of those that can.
+        for path in set(self.run_directory.checkpoints()).difference(kept):
+            path.unlink()
 
     def _finish(self, engine: Any) -> None:
         if engine.state.iteration % self.interval:
@@ -256,7 +258,8 @@ class PublishedWeights:
         self.path = Path(path)
         self.network = network
         expected = read_json_object(inference_file).get("spacing")
-        if spacing != expected:
+        # A text like 1,1,1 of the command line makes a tuple.
+        if (list(spacing) if spacing else spacing) != expected:
             raise BundleError(
                 f"spacing is {spacing} in this training, but {expected} in {inference_file}, which would go on with "
                 "its weights: train in the bundle of one task, as python -m scripts package makes it."

@@ -11,6 +11,7 @@ from monai.networks.utils import one_hot
 from monai.transforms.utils import get_largest_connected_component_mask
 from torch import nn
 
+from ..parallel import sum_over_processes
 from .checks import check_logits, check_mask, check_voxel_map
 from .class_maps import predicted_class
 
@@ -206,8 +207,8 @@ class EntropyCorrectionLoss(nn.Module):
 
 
 def _mean_over(voxel_map: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Mean over the voxels of a region; a connected zero where it has none."""
-    return (voxel_map * region).sum() / region.sum().clamp(min=1)
+    """Mean over the voxels of a region, of all processes; a connected zero where it has none."""
+    return sum_over_processes((voxel_map * region).sum()) / sum_over_processes(region.sum()).clamp(min=1)
 
 
 def _region_weight(labeled: torch.Tensor, unlabeled_weight: float) -> torch.Tensor:

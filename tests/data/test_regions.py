@@ -117,6 +117,15 @@ def test_a_crop_follows_a_quarter_turn():
         assert abs(np.mean(middles[0]) - np.mean(middles[1])) <= 2
 
 
+def test_a_quarter_turn_at_the_border_fills_nothing_in():
+    patch, shape = (8, 12, 8), (20, 20, 12)
+    region = RandRegiond(["image"], patch_size=patch, region_size=(12, 12, 8))
+    turn = RandRotate90d(["image"], prob=1, max_k=1, spatial_axes=(0, 1))
+    crops = crops_of(numbered(shape) + 1, [region, turn, CropRegiond(["image"], patch_size=patch)], number=60)
+    # What is filled in is 0.
+    assert all(bool(crop.all()) for crop in crops)
+
+
 def test_a_crop_follows_turns_sizes_and_shifts():
     # One voxel of foreground, which every crop holds before it is moved.
     label = torch.zeros(1, 60, 60, 60)

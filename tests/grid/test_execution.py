@@ -143,6 +143,12 @@ def test_so_many_cells_run_at_a_time_and_share_the_cores(jobs, phantom_dir, tmp_
     assert at_a_time.max() == jobs
 
 
+def test_a_cell_may_write_more_than_a_pipe_holds(phantom_dir, tmp_path, quick, stand_in):
+    stand_in("sys.stderr.write('word ' * 100_000 + '\\nthe reason\\n\\n')\nsys.exit(3)")
+    (failed,) = run_grid(tiny_grid(["luseg"], phantom_dir, tmp_path / "grid"), tmp_path / "grid")
+    assert failed.state()["error"] == "the reason"
+
+
 def test_killed_grid_takes_its_runs_with_it_and_goes_on(phantom_dir, tmp_path):
     grid = tiny_grid(
         ["supervised_dual"], phantom_dir, tmp_path / "grid", iterations=14, checkpoint_interval=2, val_interval=14

@@ -135,6 +135,15 @@ def test_the_newest_checkpoints_are_kept(tmp_path, options, kept):
     ]
 
 
+def test_checkpoints_that_cannot_be_read_are_not_kept_in_the_place_of_others(tmp_path):
+    Training(tmp_path, [0.1] * 4, interval=2)
+    (tmp_path / "model_final.pt").unlink()
+    (tmp_path / "checkpoints" / "checkpoint_00000004.pt").write_bytes(b"cut off")
+    Training(tmp_path, [0.1] * 3, resume=True, interval=1)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["checkpoint_00000002.pt", "checkpoint_00000003.pt"]
+
+
 def test_processes_that_see_other_checkpoints_are_not_resumed(tmp_path, monkeypatch):
     Training(tmp_path, [0.2, 0.5], interval=1)
     (tmp_path / "model_final.pt").unlink()
@@ -186,6 +195,9 @@ def test_weights_are_published_for_an_inference_at_their_spacing_alone(tmp_path)
     PublishedWeights("model.pt", torch.nn.Linear(1, 1), spacing=None, inference_file=str(file))
     with pytest.raises(BundleError, match=r"^spacing is \[1, 1, 2\] in this training, but None in .*inference\.json"):
         PublishedWeights("model.pt", torch.nn.Linear(1, 1), spacing=[1, 1, 2], inference_file=str(file))
+    # As --spacing 1,1,2 is read.
+    file.write_text('{"spacing": [1, 1, 2]}')
+    PublishedWeights("model.pt", torch.nn.Linear(1, 1), spacing=(1, 1, 2), inference_file=str(file))
 
 
 def test_a_checkpoint_brings_back_every_generator_and_the_schedule(tmp_path):
