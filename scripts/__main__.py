@@ -19,7 +19,7 @@ from rich.console import Console
 
 from . import arguments
 from .benchmark.benchmark import run_benchmark
-from .console import check_arguments
+from .console import check_arguments, silence_libraries
 from .data.boxes import write_boxes
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
@@ -662,14 +662,18 @@ def main(words: Any = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     words = list(sys.argv[1:] if words is None else words)
+    silence_libraries()
     try:
         # Fire runs a command with the arguments that it knows, and complains of the others afterwards.
         if words and words[0] in commands:
             check_arguments(words[0], commands[words[0]], words[1:])
         fire.Fire(commands, command=words, name="python -m scripts")
-    # An OSError names the file and the reason: a folder that cannot be made, a full disk.
-    except (BundleError, OSError) as error:
+    except BundleError as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    # A folder that cannot be made, a full disk.
+    except OSError as error:
+        sys.stderr.write(f"error: {error if error.filename is None else f'{error.filename}: {error.strerror}'}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write(

@@ -50,7 +50,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     Raises:
         BundleError: when an override names a key that none of the configuration files has, or is None.
     """
-    silence_codec_warning()
+    silence_libraries()
     arguments = sys.argv if arguments is None else arguments
     if not _is_bundle_command(arguments):
         return
@@ -107,10 +107,19 @@ def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, An
     return dict(read_configuration(given["config_file"], overrides).get())
 
 
-def silence_codec_warning() -> None:
-    """Keep MONAI from warning, whenever it makes a loader, that the GPU decoder of DICOM is not installed."""
+def _matters(record: logging.LogRecord) -> bool:
+    """Not that configuration files lie in several folders, nor that the bundle sets up its logging itself."""
+    return not record.getMessage().startswith(("Not all config files are in", "Logging file is set to False"))
+
+
+def silence_libraries() -> None:
+    """Keep libraries from warning of what their user can do nothing about."""
+    # Whenever MONAI makes a loader: the GPU decoder of DICOM is not installed.
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader", category=UserWarning)
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    logging.getLogger("monai.bundle.workflows").addFilter(_matters)
+    # A list of fonts that another matplotlib has left: the font that comes with it does.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]) -> None:

@@ -177,9 +177,12 @@ def check_writable(name: str, folder: Path) -> None:
         folder: the folder; it need not be there yet.
 
     Raises:
-        BundleError: when the user has no permission for it, or for the folder it would be made in.
+        BundleError: when a file is in its place or above it, or when the user has no permission for it or for the
+            folder it would be made in.
     """
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise BundleError(f"{name} {folder} cannot be written: {existing} is a file.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise BundleError(f"{name} {folder} cannot be written: no permission for {existing}.")
 

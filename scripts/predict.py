@@ -24,7 +24,7 @@ from monai.utils.misc import str2bool
 from pydicom import dcmread
 from tqdm import tqdm
 
-from .console import mistakes_in_one_line, silence_codec_warning
+from .console import mistakes_in_one_line, silence_libraries
 from .data.dicom import DicomSeries, NoSeriesError, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
 from .errors import BundleError, is_out_of_memory, one_line
@@ -92,7 +92,7 @@ def predict_volumes(
             else {"_target_": "torch.jit.load", "f": model, "map_location": "@device"}
         )
         given["load_pretrain"] = False
-    silence_codec_warning()
+    silence_libraries()
     with _volumes_of(path, output, series) as folder:
         with mistakes_in_one_line():
             workflow = ConfigWorkflow(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from monai.utils.misc import str2bool
@@ -46,7 +46,8 @@ def read_tensors(path: str | Path) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise DamagedFileError(f"{path} is damaged ({one_line(error)})") from error
+        kind = "damaged" if is_zipfile(path) else "no file of weights, or damaged"
+        raise DamagedFileError(f"{path} is {kind} ({one_line(error)})") from error
 
 
 def write_tensors(path: str | Path, content: Any) -> None:

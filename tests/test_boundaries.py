@@ -52,10 +52,12 @@ ALLOWED = {
     "studies": {
         "errors",
         "data.cases",
+        "data.geometry",
         "data.loading",
         "evaluation",
         "files",
         "inference_configuration",
+        "locks",
         "nifti",
         "predict",
     },

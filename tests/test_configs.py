@@ -23,8 +23,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
 from test_boundaries import MODULES, imports_of
 
+from scripts.configuration import TRAINED_KEYS
 from scripts.data.boxes import CropToBoxd, write_boxes
-from scripts.data.geometry import TRAINED_KEYS
 from scripts.handlers.run_comparison import _PREPROCESSING_KEYS
 from scripts.networks.dual_network import DualNetwork
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from ..nifti import rounded
 
-#: What a training measures of its files, by the key of the configuration of inference that warns of others.
-TRAINED_KEYS = ("trained_spacing", "trained_extent", "trained_class_volumes")
 #: How many times larger or smaller than in the training voxels may be without a warning.
 _MAX_SPACING_RATIO = 1.25
 #: How many times larger than in the training a volume may be along an axis without a warning.
@@ -50,10 +48,10 @@ def volume_geometry(
         spacing_mm: voxels of the training, which the margin counts; None for those of each file.
 
     Returns:
-        by :data:`TRAINED_KEYS`: the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
-        the largest extent, see :func:`geometry_warnings`; and the smallest and the largest volume in ml of each
-        foreground class, see :func:`class_volume_warnings`. None for what no file tells, and for the first where the
-        files themselves differ by more than inference would warn of.
+        ``trained_spacing``, the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
+        ``trained_extent``, the largest extent, see :func:`geometry_warnings`; and ``trained_class_volumes``, the
+        smallest and the largest volume in ml of each foreground class, see :func:`class_volume_warnings`. None for what
+        no file tells, and for the first where the files themselves differ by more than inference would warn of.
     """
     sizes = []
     for item in data[:: len(data) // _NUM_HEADERS + 1]:
@@ -67,7 +65,7 @@ def volume_geometry(
         # As many ways to fail as there are readers.
         except Exception as error:
             _logger.debug("%s: %s", item, error)
-    measured: dict[str, Any] = dict.fromkeys(TRAINED_KEYS)
+    measured: dict[str, Any] = {"trained_spacing": None, "trained_extent": None, "trained_class_volumes": None}
     if sizes:
         spacings, extents = map(np.array, zip(*sizes, strict=True))
         smallest, largest = spacings.min(axis=0), spacings.max(axis=0)

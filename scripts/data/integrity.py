@@ -212,14 +212,16 @@ def _inspect_label(
         findings.problems.append(f"{start} has no foreground")
 
 
-def _gap_problems(all_findings: Iterable[_Findings], split_file: str | Path) -> list[str]:
+def _gap_problems(all_findings: Sequence[_Findings], split_file: str | Path) -> list[str]:
     values = {value for findings in all_findings for value in findings.label_values}
     absent = sorted(set(range(max(values, default=0) + 1)) - values)
     if not values or not absent:
         return []
+    beyond = [findings.case for findings in all_findings if max(findings.label_values, default=0) > absent[0]]
     return [
         f"{split_file}: label values must be 0, 1, 2, ... without a gap, "
-        f"but over all cases they are {_some_numbers(sorted(values))}, without {_some_numbers(absent)}"
+        f"but over all cases they are {_some_numbers(sorted(values))}, without {_some_numbers(absent)}; "
+        f"above {absent[0]} in {', '.join(beyond[:5])}{', ...' * (len(beyond) > 5)}"
     ]
 
 

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import logging
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import nibabel as nib
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform
@@ -15,6 +17,34 @@ from monai.utils import CommonKeys
 
 from ..errors import BundleError, is_out_of_memory, root_cause
 from ..nifti import check_file, check_same_grid, check_volume, unfit_labels
+
+_logger = logging.getLogger(__name__)
+
+
+def check_grids(cases: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse cases whose label lies on another grid than its image, by their headers alone, before any is segmented.
+
+    Args:
+        cases: dictionaries with the paths of a NIfTI image and its label.
+
+    Raises:
+        BundleError: for the first such case; names the file. Those that cannot be read are left to their loading.
+    """
+    for case in cases:
+        try:
+            files: list[Any] = [nib.load(case[key]) for key in (CommonKeys.LABEL, CommonKeys.IMAGE)]
+        # As many ways to fail as there are readers.
+        except Exception as error:
+            _logger.debug("%s: %s", case, error)
+            continue
+        label, image = files
+        _check_grid(label.shape[:3], image.shape[:3], label.affine, image.affine, case[CommonKeys.LABEL])
+
+
+def _check_grid(shape: Sequence[int], image_shape: Sequence[int], affine: Any, image_affine: Any, path: str) -> None:
+    if tuple(shape) != tuple(image_shape):
+        raise BundleError(f"{path} has shape {list(shape)}, but its image has {list(image_shape)}: they must agree.")
+    check_same_grid(affine, image_affine, path)
 
 
 class LoadCased(MapTransform):
@@ -70,11 +100,7 @@ class LoadCased(MapTransform):
         return result
 
     def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:
-        if label.shape[1:] != image.shape[1:]:
-            raise BundleError(
-                f"{path} has shape {list(label.shape[1:])}, but its image has {list(image.shape[1:])}: they must agree."
-            )
-        check_same_grid(label.affine, image.affine, path)
+        _check_grid(label.shape[1:], image.shape[1:], label.affine, image.affine, path)
         unfit = unfit_labels(label.unique().numpy(), highest=self.num_classes - 1)
         if unfit.size:
             found = ", ".join(f"{value:.7g}" for value in unfit[:8].tolist())

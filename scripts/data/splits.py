@@ -163,6 +163,17 @@ def hash_cases(lists: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def _difference_of(split: Split, lists: Mapping[str, Sequence[str]]) -> str:
+    """Name some of the cases that a split and new lists have not in common."""
+    before, now = (
+        {case for list_name in LIST_NAMES for case in cases(list_name)}
+        for cases in (split.cases, lambda list_name: lists.get(list_name, ()))
+    )
+    differences = {"new": sorted(now - before), "gone": sorted(before - now)}
+    words = [f"{word}: {', '.join(some[:5])}{', ...' * (len(some) > 5)}" for word, some in differences.items() if some]
+    return "; ".join(words) or "the same in other lists"
+
+
 def write_split(
     split_file: str | Path, *, name: str, description: str, lists: Mapping[str, Sequence[str]], seed: int | None = None
 ) -> Split:
@@ -187,8 +198,8 @@ def write_split(
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             raise BundleError(
-                f"{path} is already there with other cases, and a split is written once, because trained runs depend "
-                "on it: move it away to have the new one written."
+                f"{path} is already there with other cases ({_difference_of(present, lists)}), and a split is written "
+                "once, because trained runs depend on it: move it away to have the new one written."
             )
         return present
     content: dict[str, Any] = {"version": 1, "name": name, "description": description}

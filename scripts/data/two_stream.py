@@ -174,7 +174,8 @@ class TwoStreamLoader:
             raise ValueError(f"labeled_batch_size must be at least 0, got {labeled_batch_size}.")
         if len(labeled) == 0 and labeled_batch_size:
             raise ValueError(
-                "labeled must hold at least one case, got an empty data set; labeled_batch_size 0 trains without."
+                "the list labeled of the split must hold at least one case, and it is empty; labeled_batch_size 0 "
+                "trains without."
             )
         if unlabeled_batch_size < 0:
             raise ValueError(f"unlabeled_batch_size must be at least 0, got {unlabeled_batch_size}.")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,14 @@ def learning_curves(
     if not panels:
         raise BundleError(f"{history_csv} must have a column loss, loss_*, weight_* or learning_rate with numbers.")
 
+    # A term and its weight have one color.
+    terms = dict.fromkeys(_term(name) for _, _, names in panels for name in names)
+    colors = {term: _COLORS[number % len(_COLORS)] for number, term in enumerate(terms)}
     heights = [3.4 if label.startswith("loss") else 2.0 for label, _, _ in panels]
     figure = new_figure(9.5, sum(heights) + 0.4, layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (label, table, names) in zip(grid, panels, strict=True):
-        _draw_curves(axes, table, names, label=label)
+        _draw_curves(axes, table, names, label=label, colors=colors)
     grid[-1].set_xlabel("iteration")
     return save_figure(figure, path)
 
@@ -97,7 +100,13 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     return table.replace([np.inf, -np.inf], np.nan)
 
 
-def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str) -> None:
+def _term(name: str) -> str:
+    return name.removeprefix("loss_").removeprefix("weight_")
+
+
+def _draw_curves(
+    axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label: str, colors: Mapping[str, str]
+) -> None:
     """Draw columns of a table over the iteration; losses are smoothed, and "loss" has a logarithmic axis."""
     smooth = label.startswith("loss")
     logarithmic = label == "loss" and bool((table[list(names)] > 0).any(axis=None))
@@ -105,7 +114,9 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, names: Sequence[str], *, label
     drawn: list[float] = []
     for number, name in enumerate(names):
         rows = table[["iteration", name]].dropna()
-        color, style = _COLORS[number % len(_COLORS)], ("-", "--", ":")[number // len(_COLORS) % 3]
+        # Weights are often equal: a line over another one must let it be seen.
+        turn = number if label == "weight" else number // len(_COLORS)
+        color, style = colors[_term(name)], ("-", "--", ":")[turn % 3]
         if smooth and window > 1:
             axes.plot(rows["iteration"], rows[name], color=color, alpha=0.18, linewidth=0.6)
         values = rows[name].rolling(window, min_periods=1).mean() if smooth else rows[name]

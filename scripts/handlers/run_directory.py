@@ -18,8 +18,7 @@ from typing import Any
 from filelock import BaseFileLock
 from monai.utils.misc import str2bool
 
-from ..configuration import own_keys
-from ..data.geometry import TRAINED_KEYS
+from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError
 from ..files import (
     CONFIGS,

@@ -16,8 +16,7 @@ import pandas as pd
 from monai.bundle import ConfigParser
 from torch import nn
 
-from ..configuration import own_keys
-from ..data.geometry import TRAINED_KEYS
+from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object

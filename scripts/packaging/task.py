@@ -11,8 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..configuration import named_weights, overlay_names
-from ..data.geometry import TRAINED_KEYS
+from ..configuration import TRAINED_KEYS, named_weights, overlay_names
 from ..errors import BundleError, one_of
 from ..files import CONFIGS, ROOT
 from ..handlers.run_comparison import check_preprocessing

@@ -19,7 +19,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
-from ..data.geometry import TRAINED_KEYS, class_volume_warnings, geometry_warnings
+from ..data.geometry import class_volume_warnings, geometry_warnings
 from ..errors import BundleError
 from ..evaluation.canvas import light_grid, new_figure, save_figure
 from ..evaluation.case_report import read_metrics
@@ -211,11 +211,10 @@ def _measure(study: Study, folder: Path) -> pd.DataFrame:
 
 def _is_warned_of(volume: nib.Nifti1Image, prediction: nib.Nifti1Image, parser: ConfigParser) -> bool:
     """Whether inference tells its user to check this volume or its label map."""
-    spacing, extent, class_volumes, num_classes = (
-        parser.get_parsed_content(key) for key in (*TRAINED_KEYS, "num_classes")
+    trained, of_classes = (
+        {key: parser.get_parsed_content(key) for key in keys}
+        for keys in (("trained_spacing", "trained_extent"), ("num_classes", "trained_class_volumes"))
     )
-    trained = {"trained_spacing": spacing, "trained_extent": extent}
-    of_classes = {"num_classes": num_classes, "trained_class_volumes": class_volumes}
     return bool(
         geometry_warnings("", volume.affine, volume.shape, **trained)
         or class_volume_warnings("", label_array(prediction), prediction.affine, **of_classes)

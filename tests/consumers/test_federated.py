@@ -120,5 +120,7 @@ def test_a_site_without_labels_needs_a_method_that_trains_without(make_site):
 
 
 def test_a_site_without_labels_has_to_say_so(make_site):
-    with assert_refused("labeled must hold at least one case.*labeled_batch_size 0 trains without", ValueError):
+    with assert_refused(
+        "the list labeled of the split must hold at least one case.*labeled_batch_size 0 trains without", ValueError
+    ):
         make_site("two", evaluates=False, unlabeled=(3,))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt
 
+from scripts.configuration import TRAINED_KEYS
 from scripts.data.geometry import class_volume_warnings, volume_geometry
 
 
@@ -26,7 +27,7 @@ def test_the_volumes_of_a_training_are_measured(tmp_path, axes):
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([1, 1, 3.2, 1])), tmp_path / "c.nii")
     wide = volume_geometry([*data, {"image": str(tmp_path / "c.nii")}], num_classes=2)
     assert wide == {**expected, "trained_spacing": None}
-    assert volume_geometry([], num_classes=2) == dict.fromkeys(expected)
+    assert volume_geometry([], num_classes=2) == dict.fromkeys(TRAINED_KEYS)
 
 
 def test_geometry_of_a_training_on_boxes_is_that_of_what_it_sees(tmp_path):

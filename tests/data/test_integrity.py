@@ -209,7 +209,7 @@ def test_gap_in_the_label_values(folder):
     change(folder, "labels", LABELED, with_value(5))
     assert check(folder) == [
         f"{folder / 'split.json'}: label values must be 0, 1, 2, ... without a gap, "
-        "but over all cases they are 0, 1, 2, 5, without 3, 4"
+        f"but over all cases they are 0, 1, 2, 5, without 3, 4; above 3 in {LABELED}"
     ]
     assert check(folder, num_classes=6) == []
 

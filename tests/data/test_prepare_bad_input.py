@@ -156,6 +156,27 @@ def test_a_label_without_image(source, bad_lines):
     assert bad_lines() == "bad: labels/bad.nii.gz has no image."
 
 
+def test_a_label_whose_image_has_a_longer_name(source, bad_lines):
+    image, label = volumes(9)[:2]
+    save(source / "images/bad_0000.nii.gz", image)
+    save(source / "labels/bad.nii.gz", label)
+    # Without its label it must not become an unlabeled case.
+    assert bad_lines() == (
+        "bad: labels/bad.nii.gz has no image, or is it of bad_0000? Give both one name, or name them in a --table."
+    )
+
+
+def test_an_image_in_two_files(source, tmp_path, capsys):
+    image = volumes(9)[0]
+    for name in ("images/bad.nii.gz", "images/bad.nii"):
+        save(source / name, image)
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(source), "--output_dir", str(tmp_path / "out"), "--num_folds", "3"])
+    files = f"{source / 'images/bad.nii'}, {source / 'images/bad.nii.gz'}"
+    told = f"several cases of the source have this name, {files}: rename or remove all but one."
+    assert told in capsys.readouterr().out
+
+
 def shift(dataset, index):
     dataset.ImagePositionPatient = [-10, -20 + index, 30 + 3 * index]
 

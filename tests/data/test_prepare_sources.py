@@ -464,7 +464,7 @@ def test_a_label_in_another_format_makes_no_unlabeled_case(tmp_path, prepare):
     assert code == 1
     for name, file in (("a", "a.mha"), ("b", "b"), ("c", "c.seg.nrrd")):
         assert any(f"{name}: labels/{file} is no label map in NIfTI or NRRD" in line for line in lines), name
-    assert any("1 files are no volumes and passed over, such as labels/readme.txt." in line for line in lines)
+    assert any("1 file is no volume and passed over, such as labels/readme.txt." in line for line in lines)
     # e has its label beside a file of another kind; d has none, and is unlabeled.
     assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"d", "e", "f"}
     assert read_split(tmp_path / "prepared/split.json").unlabeled == ("d",)
@@ -515,8 +515,8 @@ def test_a_split_that_fails_tells_of_the_cases_that_lack_for_it(tmp_path, prepar
         path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
     status, lines = prepare("folder")[:2]
     assert status == 1
-    assert any("labels/x0.nii.gz has no image" in line for line in lines)
-    assert "there are 0 groups" in lines[-1]
+    assert lines[-7] == f"error: none of the 6 cases in {tmp_path / 'source'} could be prepared:"
+    assert lines[-6].startswith("- x0: labels/x0.nii.gz has no image, or is it of x0_0000? Give both one name, or ")
 
 
 @pytest.mark.parametrize("names", ["12_1,007", "12_1", "1e5", "3"])
@@ -635,7 +635,7 @@ def test_another_source_of_a_published_data_set_is_told_of(name, tmp_path, prepa
     assert not any("is not what" in line for line in lines)
     record.write_text(written)
     _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
-    assert any("of 1 cases, such as " in line and "is not what they were prepared of" in line for line in lines)
+    assert any("of 1 case, such as " in line and "is not what they were prepared of" in line for line in lines)
 
 
 def test_another_source_with_files_of_the_same_names_is_told_of(tmp_path, prepare):
@@ -649,7 +649,7 @@ def test_another_source_with_files_of_the_same_names_is_told_of(tmp_path, prepar
     save(image, volumes(7)[0])
     os.utime(image, (0, 0))
     _, lines = prepare("folder", "--num_folds", 2)
-    assert any("of 1 cases, such as b, the source is not what they were prepared of" in line for line in lines)
+    assert any("of 1 case, such as b, the source is not what they were prepared of" in line for line in lines)
 
 
 def test_a_label_of_the_same_size_and_an_older_date_is_told_of(tmp_path, prepare):
@@ -658,7 +658,7 @@ def test_a_label_of_the_same_size_and_an_older_date_is_told_of(tmp_path, prepare
     label = tmp_path / "source/labels/b.nii.gz"
     os.utime(label, (label.stat().st_mtime - 3600,) * 2)
     _, lines = prepare("folder", "--num_folds", 2)
-    assert any("of 1 cases, such as b, the source is not what they were prepared of" in line for line in lines)
+    assert any("of 1 case, such as b, the source is not what they were prepared of" in line for line in lines)
     # A record of an older version tells of no dates.
     record = tmp_path / "prepared/prepared_from.jsonl"
     entries = [json.loads(line) for line in record.read_text().splitlines()]
@@ -698,9 +698,18 @@ def test_a_split_is_written_once(tmp_path, prepare):
     make_pairs(tmp_path / "source", "abcdef")
     assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
     before = (tmp_path / "prepared/split.json").read_text()
-    assert "is already there with other cases" in prepare("folder", "--num_folds", 2, "--num_labeled", 2)[1][-1]
+    assert "(the same in other lists)" in prepare("folder", "--num_folds", 2, "--num_labeled", 2)[1][-1]
     assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
     assert (tmp_path / "prepared/split.json").read_text() == before
+    # What was mended in the source since then is told as well where the split stands in the way.
+    make_pairs(tmp_path / "source", "g")
+    label = tmp_path / "source/labels/a.nii.gz"
+    label.write_bytes((tmp_path / "source/labels/b.nii.gz").read_bytes())
+    lines = prepare("folder", "--num_folds", 2, "--num_labeled", 1)[1]
+    assert lines[-2].startswith(
+        f"error: {tmp_path / 'prepared/split.json'} is already there with other cases (new: g), "
+    )
+    assert lines[-1].startswith("- of 1 case, such as a, the source is not what they were prepared of: delete")
 
 
 @pytest.mark.parametrize(

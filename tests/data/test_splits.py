@@ -215,8 +215,14 @@ def test_write_split_writes_once(tmp_path):
     assert (split.seed, split.cases_hash, split.image) == (3, hash_cases(SPLIT), "images/{case}.nii.gz")
     before = split.path.read_text()
     assert write_split(tmp_path / "split.json", **{**arguments, "description": "Again."}) == split
-    with pytest.raises(BundleError, match="is already there with other cases"):
-        write_split(tmp_path / "split.json", **{**arguments, "lists": {**lists, "test": ["e"]}})
+    for other, difference in (
+        ({"test": ["e"]}, "gone: f"),
+        ({"test": [*lists["test"], "x", "y"]}, "new: x, y"),
+        ({"test": ["x"]}, "new: x; gone: e, f"),
+        ({"test": lists["validation"], "validation": lists["test"]}, "the same in other lists"),
+    ):
+        with pytest.raises(BundleError, match=rf"is already there with other cases \({difference}\), and a split is"):
+            write_split(tmp_path / "split.json", **{**arguments, "lists": {**lists, **other}})
     assert split.path.read_text() == before
     with pytest.raises(BundleError, match="case 'a' is in two lists"):
         write_split(tmp_path / "other.json", **{**arguments, "lists": {**lists, "test": ["a"]}})

@@ -236,7 +236,7 @@ def test_loaders_of_two_processes_share_the_batch_of_one(monkeypatch):
 @pytest.mark.parametrize(
     ("num_labeled", "options", "message"),
     [
-        (0, {}, "labeled must hold at least one case, got an empty data set"),
+        (0, {}, "the list labeled of the split must hold at least one case, and it is empty"),
         (0, {}, "labeled_batch_size 0 trains without"),
         (1, {"labeled_batch_size": -1}, "labeled_batch_size must be at least 0, got -1"),
         (1, {"labeled_batch_size": 0}, "labeled and unlabeled are both switched off or empty"),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import assert_is_picture
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from scripts.errors import BundleError
@@ -50,12 +51,26 @@ def test_names_are_texts_and_no_formulas(tmp_path):
 
 def test_learning_curves_show_the_dice_in_percent(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(curves, "_draw_curves", lambda axes, table, names, *, label: drawn.update({label: table}))
+    monkeypatch.setattr(curves, "_draw_curves", lambda axes, table, names, *, label, **_: drawn.update({label: table}))
     (tmp_path / "history.csv").write_text("iteration,loss\n1,0.5\n")
     (tmp_path / "validation.csv").write_text("iteration,mean_dice,dice_organ\n1,0.5,0.25\n")
     learning_curves(tmp_path / "history.csv", tmp_path / "c.png", tmp_path / "validation.csv")
     assert drawn["validation Dice [%]"].to_numpy().tolist() == [[1, 50, 25]]
     assert drawn["loss"].to_numpy().tolist() == [[1, 0.5]]
+
+
+def test_a_term_and_its_weight_have_one_color_and_equal_weights_can_be_seen(tmp_path, monkeypatch):
+    lines = {}
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, *data, **style: lines.update({style["label"]: style}) or plot(axes, *data, **style)
+    )
+    names = ("loss", "loss_a", "loss_b", "weight_b", "weight_c")
+    pd.DataFrame({"iteration": [1, 2], **dict.fromkeys(names, 1.0)}).to_csv(tmp_path / "history.csv", index=False)
+    learning_curves(tmp_path / "history.csv", tmp_path / "c.png")
+    assert lines["loss_b"]["color"] == lines["weight_b"]["color"]
+    assert len({lines[name]["color"] for name in (*names[:3], "weight_c")}) == 4
+    assert lines["weight_b"]["ls"] != lines["weight_c"]["ls"]
 
 
 @pytest.mark.parametrize(

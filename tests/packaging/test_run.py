@@ -21,7 +21,7 @@ from conftest import ROOT, SMALL, assert_refused
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 
 from scripts.__main__ import main
-from scripts.data.geometry import TRAINED_KEYS
+from scripts.configuration import TRAINED_KEYS
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.handlers.run_directory import inference_overlay
 from scripts.packaging.package import write_package

@@ -22,7 +22,7 @@ from conftest import ROOT, assert_refused
 from monai.bundle import download_large_files, load, push_to_hf_hub, verify_metadata
 
 from scripts.__main__ import main
-from scripts.data.geometry import TRAINED_KEYS
+from scripts.configuration import TRAINED_KEYS
 from scripts.networks.dual_network import DualNetwork
 from scripts.packaging.package import write_package
 from scripts.packaging.task import TASKS, task_package

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import json
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,7 +155,7 @@ def prepare_dataset(
     try:
         paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
     except BundleError as error:
-        raise _beside(problems, error) from error
+        raise _beside([*problems, *_outdated_notes(there, output_dir)], error) from error
     return Prepared(
         cases={case.name: case.has_label for case in there},
         split_files=paths,
@@ -166,8 +166,8 @@ def prepare_dataset(
 
 
 def _beside(problems: Sequence[str], error: BundleError) -> BundleError:
-    """Tell what could not be prepared, which is often the cause, before what went wrong then."""
-    return BundleError("\n".join([*(f"- {problem}" for problem in problems), str(error)]))
+    """Tell what went wrong and, below it, what could not be prepared, which is often the cause."""
+    return BundleError("\n".join([str(error), *(f"- {problem}" for problem in problems)]))
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -225,9 +225,16 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
 def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], list[str]]:
     # Some file systems do not tell capital letters from small ones.
     counts = Counter(case.name.casefold() for case in cases)
-    repeated = sorted({case.name for case in cases if counts[case.name.casefold()] > 1})
+    repeated = defaultdict[str, list[str]](list)
+    for case in sorted(cases, key=lambda case: case.name):
+        if counts[case.name.casefold()] > 1:
+            repeated[case.name] += [str(file) for file in case.files[:1]]
     unfit = sorted({case.name for case in cases if leads_out(case.name) or starts_formula(case.name)})
-    problems = [f"{name}: several cases of the source have this name." for name in repeated]
+    problems = [
+        f"{name}: several cases of the source have this name{''.join(f', {file}' for file in files)}: rename or remove "
+        "all but one."
+        for name, files in repeated.items()
+    ]
     problems += [
         f"{name!r}: no name for a case; rename the file to printable characters without '..', not beginning with "
         "=, +, - or @."
@@ -371,8 +378,8 @@ def _outdated_notes(there: Sequence[SourceCase], output_dir: Path) -> list[str]:
     if not outdated:
         return []
     return [
-        f"of {len(outdated)} cases, such as {outdated[0]}, the source is not what they were prepared of: delete "
-        f"their images in {output_dir}, and they are prepared again."
+        f"of {len(outdated)} case{'s' * (len(outdated) != 1)}, such as {outdated[0]}, the source is not what they were "
+        f"prepared of: delete their images in {output_dir}, and they are prepared again."
     ]
 
 

@@ -106,18 +106,32 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
             others.append(f"{_LABELS}/{path.name}")
         elif case not in labels and case not in repeated:
             unfit[case] = path
-    rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in {*repeated, *unfit}]
+    named = {_name(path) for path in images}
+    meant = {name: _nearest(name, named) for name in labels if name not in named}
+    withheld = {*repeated, *unfit, *meant.values()}
+    rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in withheld]
     problems = [
         f"{name}: {_LABELS}/{path.name} is no label map in NIfTI or NRRD: export it as one, on the grid of the image."
         for name, path in sorted(unfit.items())
     ]
-    problems += [f"{name}: {_LABELS}/{path.name} has no image." for name, path in sorted(labels.items())]
+    for name, path in sorted(labels.items()):
+        image = meant.get(name)
+        advice = f", or is it of {image}? Give both one name, or name them in a --table" if image else ""
+        problems.append(f"{name}: {_LABELS}/{path.name} has no image{advice}.")
     problems += [
         f"{name}: one label is needed, got {' and '.join(path.name for path in paths)} in {_LABELS}."
         for name, paths in sorted(repeated.items())
     ]
-    notes = [f"{len(others)} files are no volumes and passed over, such as {others[0]}."] if others else []
+    notes = []
+    if others:
+        verb = "is no volume" if len(others) == 1 else "are no volumes"
+        notes = [f"{len(others)} file{'s' * (len(others) != 1)} {verb} and passed over, such as {others[0]}."]
     return rows, problems, notes
+
+
+def _nearest(label: str, images: Iterable[str]) -> str | None:
+    """Find the image that may be meant: exports add ``_0000`` to the one or ``_label`` to the other."""
+    return min((name for name in images if name.startswith(f"{label}_") or label.startswith(f"{name}_")), default=None)
 
 
 def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[str]]:

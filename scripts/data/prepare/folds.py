@@ -100,8 +100,8 @@ def draw_lists(
     }
     if len(dealt) < num_folds:
         raise BundleError(
-            f"num_folds is {num_folds}, but there are {len(dealt)} groups (patients) with a label to deal; "
-            "0 leaves the test list empty."
+            f"num_folds is {num_folds}, but there are {len(dealt)} groups (patients) with a label to deal"
+            f"{'; 0 leaves the test list empty' if dealt else ''}."
         )
     number_of = _deal(dealt, num_folds=num_folds, seed=seed) if num_folds else {}
     tested = {name for name, number in number_of.items() if number == fold}
