@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,9 +115,9 @@ def _draw_curves(
     drawn: list[float] = []
     for number, name in enumerate(names):
         rows = table[["iteration", name]].dropna()
-        # Weights are often equal: a line over another one must let it be seen.
-        turn = number if label == "weight" else number // len(_COLORS)
-        color, style = colors[_term(name)], ("-", "--", ":")[turn % 3]
+        color, turn = colors[_term(name)], number // len(_COLORS)
+        # Weights are often equal: every second one is dashed, and above the others.
+        dashed = label == "weight" and number % 2
         if smooth and window > 1:
             axes.plot(rows["iteration"], rows[name], color=color, alpha=0.18, linewidth=0.6)
         values = rows[name].rolling(window, min_periods=1).mean() if smooth else rows[name]
@@ -126,7 +127,12 @@ def _draw_curves(
         marker = "o" if len(rows) == 1 or label == "validation Dice [%]" else None
         # A logarithmic axis has no place for zeros: the name says why its line is not there.
         shown = f"{name} (zero)" if logarithmic and not (rows[name] > 0).any() else name
-        axes.plot(rows["iteration"], values, color=color, ls=style, lw=1.4, marker=marker, markersize=3, label=shown)
+        style: dict[str, Any] = {
+            "ls": "--" if dashed else ("-", "--", ":")[turn % 3],
+            "zorder": 3 if dashed else 2,
+            "marker": marker,
+        }
+        axes.plot(rows["iteration"], values, color=color, lw=1.4, markersize=3, label=shown, **style)
         drawn.extend(values[values > 0])
     if logarithmic:
         axes.set_yscale("log", nonpositive="mask")

@@ -70,7 +70,8 @@ def test_a_term_and_its_weight_have_one_color_and_equal_weights_can_be_seen(tmp_
     learning_curves(tmp_path / "history.csv", tmp_path / "c.png")
     assert lines["loss_b"]["color"] == lines["weight_b"]["color"]
     assert len({lines[name]["color"] for name in (*names[:3], "weight_c")}) == 4
-    assert lines["weight_b"]["ls"] != lines["weight_c"]["ls"]
+    assert [lines[name]["ls"] for name in ("weight_b", "weight_c")] == ["-", "--"]
+    assert lines["weight_c"]["zorder"] > lines["weight_b"]["zorder"]
 
 
 @pytest.mark.parametrize(
