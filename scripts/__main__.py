@@ -673,7 +673,9 @@ def main(words: Any = None) -> None:
         raise SystemExit(1) from None
     # A folder that cannot be made, a full disk.
     except OSError as error:
-        sys.stderr.write(f"error: {error if error.filename is None else f'{error.filename}: {error.strerror}'}\n")
+        # Of two files the second is the one to be written, the first a temporary one.
+        path = error.filename2 or error.filename
+        sys.stderr.write(f"error: {f'{path}: {error.strerror}' if path and error.strerror else error}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write(

@@ -110,7 +110,7 @@ def test_a_segmentation_unlike_those_of_the_training_is_warned_of(
     # Other weights than those of the bundle: nothing is known of their training.
     assert warned("unknown", spacing=None, trained_spacing=None) == []
     label = nib.load(tmp_path / "unknown/phantom_000_seg.nii.gz")
-    found = np.count_nonzero(np.asanyarray(label.dataobj)) * np.prod(label.header.get_zooms()) / 1000
+    found = float(np.count_nonzero(np.asanyarray(label.dataobj)) * np.prod(label.header.get_zooms()) / 1000)
     options = {"spacing": None, "trained_spacing": None}
     assert warned("within", trained_class_volumes=[[0.9 * found, 1.1 * found]], **options) == []
     assert warned("outside", trained_class_volumes=[[2 * found, 3 * found]], **options) == [
@@ -119,10 +119,20 @@ def test_a_segmentation_unlike_those_of_the_training_is_warned_of(
     ]
 
 
-@pytest.mark.parametrize(("path", "expected"), [("models/model.pt", [[33.5, 126.2]]), ("output/model.pt", None)])
-def test_class_volumes_of_the_shipped_training_are_for_its_weights_alone(path, expected):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [[33.5, 126.2]]),
+        ({"ckpt_path": str(ROOT / "configs/../models/model.pt")}, [[33.5, 126.2]]),
+        ({"ckpt_path": str(ROOT / "output/model.pt")}, None),
+        # An exported model, or none.
+        ({"load_pretrain": "false", "ckpt_path": None}, None),
+        ({"num_classes": 3}, None),
+    ],
+)
+def test_class_volumes_of_the_shipped_training_are_for_its_weights_alone(options, expected):
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/inference.json"))
-    parser["bundle_root"], parser["ckpt_path"] = str(ROOT), str(ROOT / "configs/.." / path)
+    parser.update({"bundle_root": str(ROOT), **options})
     assert parser.get_parsed_content("trained_class_volumes") == expected
 
 

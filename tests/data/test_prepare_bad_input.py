@@ -20,6 +20,7 @@ from pydicom.uid import JPEG2000Lossless
 from scripts.__main__ import main
 from scripts.data.dicom import read_series
 from scripts.data.prepare.archive import unpack
+from scripts.data.prepare.folder import find_folder
 from scripts.data.prepare.folds import shipped_splits
 
 SHAPE = (12, 11, 6)
@@ -164,6 +165,25 @@ def test_a_label_whose_image_has_a_longer_name(source, bad_lines):
     assert bad_lines() == (
         "bad: labels/bad.nii.gz has no image, or is it of bad_0000? Give both one name, or name them in a --table."
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "cases", "unlabeled"),
+    [
+        ("a_post, b", "a, a_post, b", "a_post, b", ""),
+        ("a, b", "a, a_old, b, b_old", "a, b", ""),
+        ("p1, p1_b", "p1, p1_b_label", "p1", ""),
+        ("case_0000, case_0001, b", "case", "b", "b"),
+    ],
+)
+def test_images_with_a_label_of_their_own_are_never_withheld(images, labels, cases, unlabeled, tmp_path):
+    for kind, names in (("images", images), ("labels", labels)):
+        (tmp_path / kind).mkdir()
+        for name in names.split(", "):
+            (tmp_path / kind / f"{name}.nii.gz").touch()
+    found = find_folder(tmp_path).cases
+    assert ", ".join(case.name for case in found) == cases
+    assert ", ".join(case.name for case in found if not case.has_label) == unlabeled
 
 
 def test_an_image_in_two_files(source, tmp_path, capsys):

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from pydicom.misc import is_dicom
@@ -107,16 +108,16 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
         elif case not in labels and case not in repeated:
             unfit[case] = path
     named = {_name(path) for path in images}
-    meant = {name: _nearest(name, named) for name in labels if name not in named}
-    withheld = {*repeated, *unfit, *meant.values()}
+    free = named.difference(labels, repeated, unfit)
+    meant = {name: _alike(name, free) for name in labels if name not in named}
+    withheld = {*repeated, *unfit, *chain.from_iterable(meant.values())}
     rows = [_Row(path, labels.pop(_name(path), None)) for path in images if _name(path) not in withheld]
     problems = [
         f"{name}: {_LABELS}/{path.name} is no label map in NIfTI or NRRD: export it as one, on the grid of the image."
         for name, path in sorted(unfit.items())
     ]
     for name, path in sorted(labels.items()):
-        image = meant.get(name)
-        advice = f", or is it of {image}? Give both one name, or name them in a --table" if image else ""
+        advice = f", or is it of {meant[name][0]}? Give both one name, or name them in a --table" if meant[name] else ""
         problems.append(f"{name}: {_LABELS}/{path.name} has no image{advice}.")
     problems += [
         f"{name}: one label is needed, got {' and '.join(path.name for path in paths)} in {_LABELS}."
@@ -129,9 +130,9 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     return rows, problems, notes
 
 
-def _nearest(label: str, images: Iterable[str]) -> str | None:
-    """Find the image that may be meant: exports add ``_0000`` to the one or ``_label`` to the other."""
-    return min((name for name in images if name.startswith(f"{label}_") or label.startswith(f"{name}_")), default=None)
+def _alike(label: str, images: Iterable[str]) -> list[str]:
+    """Find images without a label that may be meant: exports add ``_0000`` to the one or ``_label`` to the other."""
+    return sorted(name for name in images if name.startswith(f"{label}_") or label.startswith(f"{name}_"))
 
 
 def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[str]]:
