@@ -46,7 +46,7 @@ def read_tensors(path: str | Path) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        kind = "damaged" if is_zipfile(path) else "no file of weights, or damaged"
+        kind = "damaged" if is_zipfile(path) else "damaged, or no file of tensors"
         raise DamagedFileError(f"{path} is {kind} ({one_line(error)})") from error
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
-from os.path import commonprefix
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -192,10 +191,7 @@ def listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _difference(was: str, value: str) -> str:
     if len(was) + len(value) > _MAX_TEXT:
-        # Nor what both are within.
-        common = commonprefix([was, value])  # noqa: RUF071 - of texts, not of paths
-        start = max(common.rfind(bracket) for bracket in "({[") + 1
-        before, now = was[start:].split(", "), value[start:].split(", ")
+        before, now = was.split(", "), value.split(", ")
         if sorted(before) == sorted(now):
             return "is in another order"
         steps = SequenceMatcher(None, before, now, autojunk=False).get_opcodes()

@@ -168,16 +168,6 @@ def test_of_long_settings_the_parts_that_differ_are_told(tmp_path):
         RunDirectory(str(tmp_path), settings={"method": f"Method({', '.join(options)})"}, resume=True).claim()
 
 
-def test_brackets_that_are_around_both_are_not_told(tmp_path):
-    rest = ", ".join(f"'option_{number}': 0.5" for number in range(40))
-    RunDirectory(str(tmp_path), settings={"optimizer": f"AdamW {{'lr': 0.001, {rest}}}"}).begin()
-    with pytest.raises(BundleError, match=r"\(optimizer was 'lr': 0\.001, is 'lr': 0\.5\)"):
-        RunDirectory(str(tmp_path), settings={"optimizer": f"AdamW {{'lr': 0.5, {rest}}}"}, resume=True).claim()
-    # What differs before the first bracket is told with it.
-    with pytest.raises(BundleError, match=r"\(optimizer was AdamW \{'lr': 0\.001, is SGD \{'lr': 0\.001\)"):
-        RunDirectory(str(tmp_path), settings={"optimizer": f"SGD {{'lr': 0.001, {rest}}}"}, resume=True).claim()
-
-
 def test_a_file_in_the_place_of_a_folder_above_a_run_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match=rf"^output_dir .*sub cannot be written: {tmp_path / 'file'} is a file\.$"):

@@ -161,7 +161,7 @@ def test_inference_warns_of_volumes_unlike_those_of_the_training(bundle, run_dir
     inference, overlay = (
         json.loads(path.read_text()) for path in (bundle / "configs/inference.json", run_dir / "inference.json")
     )
-    assert [len(overlay[name]) for name in TRAINED_KEYS] == [3, 3, 1]
+    assert [len(overlay[name]) for name in TRAINED_KEYS] == [3, 3, 2]
     assert {name: inference[name] for name in TRAINED_KEYS} == {name: overlay[name] for name in TRAINED_KEYS}
 
 
