@@ -62,11 +62,10 @@ def task_package(
     others = tuple(f"_{other}.json" for other in TASKS if other != task)
     recipes = [path.name for path in CONFIGS.glob("recipe_*.json") if not path.name.endswith(others)]
     metadata, network = configs["metadata"], load_network(configs["inference"], source)
-    story = (ROOT / f"docs/packages/{task}_weights.md").read_text(encoding="utf-8") if metadata["eval_metrics"] else ""
     return Package(
         name=f"{task}_{_MODALITIES[_modality(metadata)]}_dual_network_segmentation",
         configs=configs,
-        readme=readme_text((task, "usage"), configs, network, weights=story),
+        readme=readme_text((task, "usage"), configs, network, **_story(task, metadata)),
         data_license=_data_license(metadata),
         network=network,
         weights=source,
@@ -118,6 +117,15 @@ def _task_configs(task: str, data: str) -> dict[str, dict[str, Any]]:
     return {"train": train, "inference": inference, "metadata": metadata, f"data_{data}": overlay}
 
 
+def _story(task: str, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What is told of the weights that this bundle has for the task, by the place on the page of their package."""
+    path = ROOT / f"docs/packages/{task}_weights.md"
+    text = path.read_text(encoding="utf-8") if metadata["eval_metrics"] else ""
+    _, *parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {f"weights_{part}": told.get(part, "").strip() for part in ("training", "performance", "limitations")}
+
+
 def _modality(metadata: Mapping[str, Any]) -> str:
     modality: str = metadata["network_data_format"]["inputs"]["image"]["modality"]
     return modality
@@ -130,6 +138,6 @@ def _data_license(metadata: Mapping[str, Any]) -> str:
     url = metadata["data_source"].split()[-1]
     (section,) = [section for section in sections if url in section]
     # The line of the repository's own weights: here they have another path, or are others.
-    line = "   Weights:  models/model.pt was trained on these data\n" if metadata["eval_metrics"] else ""
-    section = re.sub(r"^ +Weights:.*\n", line, section, flags=re.MULTILINE)
+    line = r"\1models/model.pt,\2" if metadata["eval_metrics"] else ""
+    section = re.sub(r"^( +Weights: +)\S+ of this repository,(.*\n)", line, section, flags=re.MULTILINE)
     return f"{head}{section.rstrip()}\n"

@@ -88,12 +88,16 @@ def _spacing(factor: float) -> Change:
     return change
 
 
-def _field_of_view(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
-    voxels = volume.get_fdata(dtype=np.float32)
-    margins = [size // 2 for size in voxels.shape]
-    affine = volume.affine.copy()
-    affine[:3, 3] -= affine[:3, :3] @ margins
-    return _with(volume, np.pad(voxels, [(margin, margin) for margin in margins], mode="reflect"), affine)
+def _field_of_view(of_air: bool) -> Change:
+    def change(volume: nib.Nifti1Image, random: np.random.RandomState) -> nib.Nifti1Image:
+        voxels = volume.get_fdata(dtype=np.float32)
+        margins = [size // 2 for size in voxels.shape]
+        affine = volume.affine.copy()
+        affine[:3, 3] -= affine[:3, :3] @ margins
+        filling = {"mode": "constant", "constant_values": voxels.min()} if of_air else {"mode": "reflect"}
+        return _with(volume, np.pad(voxels, [(margin, margin) for margin in margins], **filling), affine)
+
+    return change
 
 
 def _intensity(factor: float, offset: float) -> Change:
@@ -119,7 +123,11 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "axes_lpi": ("axes flipped, stored as LPI", _orientation("LPI")),
     "axes_sar": ("axes permuted, stored as SAR", _orientation("SAR")),
     "spacing_150": ("voxels 1.5 times as large along each axis", _spacing(1.5)),
-    "field_of_view": ("twice the size along each axis, filled with reflected tissue", _field_of_view),
+    "field_of_view": ("twice the size along each axis, filled with reflected tissue", _field_of_view(of_air=False)),
+    "field_of_air": (
+        "twice the size along each axis, filled with air: the least gray value",
+        _field_of_view(of_air=True),
+    ),
     "intensity_10": ("gray values times 10, plus 100", _intensity(10.0, 100.0)),
     "inverted": ("gray values inverted: what was bright is dark", _inverted),
 }

@@ -422,12 +422,22 @@ def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path,
     own, _ = package("hippocampus", tmp_path / "own")
     other, _ = package("hippocampus", tmp_path / "other", weights=weights)
     assert read(own, "metadata")["eval_metrics"] == {"mean_dice": 0.9}
-    assert "- mean_dice: 0.9\n" in (own / "docs/README.md").read_text()
-    assert "The weights were trained in" in (own / "docs/README.md").read_text()
-    assert "Weights:  models/model.pt was trained" in (own / "docs/data_license.txt").read_text()
+    text = (own / "docs/README.md").read_text()
+    assert "- mean_dice: 0.9\n" in text
+    # Each part of what is told of them in its place.
+    places = (
+        "Training configuration",
+        "The weights were trained on",
+        "Performance",
+        "| Cases |",
+        "Limitations",
+        "- T1-weighted",
+    )
+    assert list(places) == sorted(places, key=text.index)
+    assert "Weights:  models/model.pt, trained on these data: CC BY-SA" in (own / "docs/data_license.txt").read_text()
     assert read(other, "metadata")["eval_metrics"] == {}
     assert "No figure has been measured" in (other / "docs/README.md").read_text()
-    assert "The weights were trained in" not in (other / "docs/README.md").read_text()
+    assert "The weights were trained on" not in (other / "docs/README.md").read_text()
     assert "Weights:" not in (other / "docs/data_license.txt").read_text()
 
 

@@ -92,6 +92,17 @@ def test_intensity_by_hand(volume):
     assert np.allclose(changed("intensity_10", volume).get_fdata(), 10 * volume.get_fdata() + 100, rtol=1e-5)
 
 
+def test_surroundings_are_tissue_or_air(volume):
+    before = volume.get_fdata()
+    margins = [(size // 2, size // 2) for size in before.shape]
+    around = np.pad(np.zeros_like(before), margins, constant_values=1) == 1
+    tissue, air = (changed(name, volume).get_fdata() for name in ("field_of_view", "field_of_air"))
+    assert np.array_equal(tissue[~around], before.ravel())
+    assert np.array_equal(air[~around], before.ravel())
+    assert (air[around] == before.min()).all()
+    assert tissue[around].std() == pytest.approx(before.std(), rel=0.3)
+
+
 @pytest.mark.parametrize(("name", "codes"), [("axes_lpi", "LPI"), ("axes_sar", "SAR")])
 def test_axes_are_stored_in_another_order(volume, name, codes):
     other = changed(name, volume)
@@ -99,14 +110,14 @@ def test_axes_are_stored_in_another_order(volume, name, codes):
     assert not np.array_equal(other.affine, volume.affine)
 
 
-@pytest.mark.parametrize("name", ["none", "axes_lpi", "axes_sar", "field_of_view"])
+@pytest.mark.parametrize("name", ["none", "axes_lpi", "axes_sar", "field_of_view", "field_of_air"])
 def test_label_maps_come_back_to_the_grid_of_the_reference(name):
     # The same change of a label map, measured against the map itself, loses nothing.
     voxels = np.zeros((12, 10, 8), dtype=np.uint8)
     voxels[2:7, 3:9, 1:5] = 1
     label = nib.Nifti1Image(voxels, np.diag([-0.5, 1.0, 2.0, 1.0]))
     other = changed(name, label)
-    if name == "field_of_view":
+    if name.startswith("field"):
         assert other.shape == (24, 20, 16)
     assert measure_on_reference(other, label, 2)[0]["dice"] == 1.0
     shifted = nib.Nifti1Image(np.roll(voxels, 3, axis=0), label.affine)
