@@ -118,7 +118,8 @@ def make_nifti(voxels: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> nib
     Returns:
         the image, its affine in both the qform and the sform.
     """
-    volume = nib.Nifti1Image(voxels, affine)
+    # Named, as nibabel refuses to choose 64-bit integers by itself.
+    volume = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     volume.header.set_xyzt_units(_MILLIMETER)
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")
@@ -180,7 +181,7 @@ def check_geometry(volume: Any, name: str) -> None:
             or that MONAI would replace.
     """
     if "sform_code" in volume.header and not (volume.header["sform_code"] or volume.header["qform_code"]):
-        _warn_of_lost_axes(volume.get_filename() or name)
+        warn_of_lost_axes(volume.get_filename() or name, "sform and qform are 0")
     # The lower bits are for space; a code without a meaning is read as mm, as no code is.
     unit = _OTHER_UNITS.get(int(volume.header["xyzt_units"]) % 8) if "xyzt_units" in volume.header else None
     if unit is not None:
@@ -199,12 +200,31 @@ def check_geometry(volume: Any, name: str) -> None:
 
 
 @functools.cache
-def _warn_of_lost_axes(file: str) -> None:
+def warn_of_lost_axes(file: str, reason: str) -> None:
+    """Warn, once a file, of a volume whose header does not say where its axes point.
+
+    Args:
+        file: the file.
+        reason: what its header has, or lacks.
+    """
     _logger.warning(
-        "%s does not tell the directions of its axes (sform and qform are 0): left and right may be exchanged, also in "
-        "pictures.",
+        "%s does not tell the directions of its axes (%s): left and right may be exchanged, also in pictures.",
         file,
+        reason,
     )
+
+
+def is_same_grid(affine: npt.ArrayLike, image_affine: npt.ArrayLike) -> bool:
+    """Tell whether the voxels of two volumes of one shape lie at the same places.
+
+    Args:
+        affine: voxel indices to mm, 4x4.
+        image_affine: that of the other one.
+
+    Returns:
+        True when they differ by no more than a rounding.
+    """
+    return _difference(affine, image_affine) <= _AFFINE_TOLERANCE
 
 
 def check_same_grid(affine: npt.ArrayLike, image_affine: npt.ArrayLike, name: str) -> None:
@@ -218,12 +238,15 @@ def check_same_grid(affine: npt.ArrayLike, image_affine: npt.ArrayLike, name: st
     Raises:
         BundleError: when they differ by more than a rounding.
     """
-    difference = float(np.abs(np.asarray(affine) - np.asarray(image_affine)).max())
-    if not difference <= _AFFINE_TOLERANCE:
+    if not is_same_grid(affine, image_affine):
         raise BundleError(
-            f"{name} has another affine than its image (they differ by up to {difference:g}): both must lie on one "
-            "grid."
+            f"{name} has another affine than its image (they differ by up to {_difference(affine, image_affine):g}): "
+            "both must lie on one grid."
         )
+
+
+def _difference(affine: npt.ArrayLike, image_affine: npt.ArrayLike) -> float:
+    return float(np.abs(np.asarray(affine) - np.asarray(image_affine)).max())
 
 
 def check_file(path: str | os.PathLike[str], name: str) -> None:

@@ -80,6 +80,12 @@ def test_what_is_written_is_read(tmp_path):
         assert [volume.header[code] for code in ("qform_code", "sform_code", "xyzt_units")] == [1, 1, 2]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64])
+def test_voxels_keep_their_type(dtype, tmp_path):
+    write_nifti(make_nifti(np.ones((2, 3, 4), dtype), AFFINE), tmp_path / "a.nii")
+    assert nib.load(tmp_path / "a.nii").get_data_dtype() == dtype
+
+
 @pytest.mark.parametrize("dtype", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_colors_and_complex_numbers_are_refused(tmp_path, dtype):
     nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), dtype=np.dtype(dtype)), AFFINE), tmp_path / "a.nii.gz")
@@ -150,6 +156,16 @@ def test_a_file_without_directions_is_warned_of_once(tmp_path, caplog):
         f"{tmp_path / 'lost.nii'} does not tell the directions of its axes (sform and qform are 0): left and right may "
         "be exchanged, also in pictures."
     )
+
+
+def test_a_fourth_axis_with_which_the_affine_would_be_lost(tmp_path):
+    # MONAI compares the origin with the size along the fourth axis, and takes the empty qform instead.
+    header = nib.Nifti1Header()
+    header.set_data_shape((3, 3, 3, 1))
+    header.set_sform([[-1, 0, 0, 30], [0, -1, 0, 40], [0, 0, 1, 5], [0, 0, 0, 1]], code=1)
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3, 1), np.int16), None, header), tmp_path / "a.nii")
+    with pytest.raises(BundleError, match=r"^it must have one geometry: "):
+        check_file(tmp_path / "a.nii", "it")
 
 
 def test_values_that_readers_would_change(tmp_path):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from ..files import write_json
 from ..nifti import read_nifti, rounded
 from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
+_logger = logging.getLogger(__name__)
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
 BOX_KEY = "box"
 BOXES_FILE_NAME = "boxes.json"
+_NO_LABEL = "without a label file a box must be added by hand, or uses_boxes be set to false"
 
 
 class CropToBoxd(Cropd):
@@ -80,7 +83,7 @@ class CropToBoxd(Cropd):
         if any(end > length for end, length in zip(stop, size, strict=False)):
             raise BundleError(
                 f"the box of {data.get('case', 'a case')} ends at voxel {list(stop)}, but its volume has {size}: "
-                "boxes.json is of another version of the data; write it anew by python -m scripts boxes."
+                "boxes.json is of another version of the data; python -m scripts boxes --overwrite true writes it anew."
             )
 
     def _slices(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> tuple[slice, ...]:
@@ -104,7 +107,7 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
     how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
     a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
-    only to results with boxes.
+    only to results with boxes. Cases without a label file get no box; a warning names them.
 
     Args:
         dataset_dir: folder of the data set.
@@ -140,6 +143,9 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     if not boxes:
         raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
     write_json(boxes_path, boxes)
+    without = [case for case in split.all_cases() if case not in boxes]
+    if without:
+        _logger.warning("%s has no box of %s: %s.", boxes_path, some_of(without), _NO_LABEL)
     return boxes_path
 
 
@@ -158,13 +164,17 @@ def read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[s
         BundleError: when the file is missing, or broken, or has no box of one of these cases.
     """
     boxes_path = dataset_path / BOXES_FILE_NAME
-    remedy = f"`python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}` writes it"
+    command = f"python -m scripts boxes --dataset_dir {dataset_path} --split_file {split.path}"
+    remedy = f"`{command}{' --overwrite true' * boxes_path.exists()}` writes it"
     if not boxes_path.is_file():
         raise BundleError(f"uses_boxes: {boxes_path} not found; {remedy}.")
     boxes = read_json(boxes_path, "uses_boxes")
     if not isinstance(boxes, dict):
         raise BundleError(f"uses_boxes: {boxes_path} must be a JSON object of boxes, got {kind_of(boxes)}; {remedy}.")
     without = [case for case in cases if case not in boxes]
+    unlabeled = [case for case in without if not (dataset_path / split.label_path(case)).is_file()]
+    if unlabeled:
+        raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(unlabeled)}: {_NO_LABEL}.")
     if without:
         raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(without)}; {remedy}.")
     broken = [case for case in cases if not _is_box(boxes[case])]

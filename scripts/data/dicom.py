@@ -160,7 +160,8 @@ def read_series(source: str | Path | DicomSeries) -> DicomVolume:
     _check_same_plane(series, datasets)
     positions = np.array([dataset.ImagePositionPatient for dataset in datasets], dtype=np.float64)
     row, column = np.array(datasets[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    normal = np.cross(row, column)
+    # Rounded to few digits they are not quite of length 1.
+    row, column, normal = (vector / np.linalg.norm(vector) for vector in (row, column, np.cross(row, column)))
     order = np.argsort(positions @ normal, kind="stable")
     files = [series.files[index] for index in order]
     height, width = (float(size) for size in datasets[0].PixelSpacing)
@@ -224,6 +225,9 @@ def _parts_of(folder: Path) -> list[_Part]:
                 header = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
                 is_image = _is_image(header)
                 uid = str(header.get("SeriesInstanceUID") or "")
+                # A value is converted when it is asked for.
+                for tag in _HEADER_TAGS:
+                    header.get(tag)
         # Damaged files make pydicom raise errors of many unrelated classes.
         except Exception:
             damaged.append(path)
@@ -259,14 +263,14 @@ def _part(folder: Path, uid: str, files: Sequence[tuple[Path, Dataset]], damaged
 
 
 def _numbers(header: Dataset, tag: str, count: int) -> tuple[float, ...]:
-    """The numbers of a tag; none where it has not so many."""
+    """The numbers of a tag; none where it has not so many, or one that is not finite."""
     try:
         with _quiet():
             values = np.atleast_1d(np.array(header.get(tag), dtype=np.float64))
-    # The values are read here for the first time, with whatever stands there.
+    # It may be no number, or damaged, of which pydicom makes errors of many unrelated classes.
     except Exception:
         return ()
-    return tuple(values.tolist()) if values.shape == (count,) else ()
+    return tuple(values.tolist()) if values.shape == (count,) and np.isfinite(values).all() else ()
 
 
 def _joined(parts: Sequence[_Part]) -> list[DicomSeries]:
@@ -375,8 +379,8 @@ def _check_slice(series: DicomSeries, path: Path, dataset: Dataset) -> None:
     if missing:
         raise _refusal(series, f"{name} lacks {', '.join(missing)}, without which it has no place in a volume")
     for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-        if np.size(dataset[tag].value) != count:
-            raise _refusal(series, f"{tag} of {name} must be {count} numbers, got {_decimals(dataset[tag].value)}")
+        if not _numbers(dataset, tag, count):
+            raise _refusal(series, f"{tag} of {name} must be {count} numbers, got {dataset[tag].value}")
     directions = np.array(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=100 * _SAME):
         raise _refusal(

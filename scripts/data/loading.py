@@ -86,17 +86,22 @@ class LoadCased(MapTransform):
         for key in self.key_iterator(result):
             path = result[key]
             try:
+                # Before the readers, which fail at colors with words of their own.
+                check_file(path, str(path))
                 result = self._load[key](result)
+            except BundleError:
+                raise
             # Files fail in as many ways as there are readers.
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 raise BundleError(f"{path} cannot be read: {root_cause(error)}") from error
-            check_file(path, str(path))
             check_volume(result[key], str(path), channels=1 if key == CommonKeys.LABEL else self.in_channels)
         if CommonKeys.LABEL in result and CommonKeys.IMAGE in result:
             self._check_label(result[CommonKeys.LABEL], result[CommonKeys.IMAGE], str(data[CommonKeys.LABEL]))
             result[CommonKeys.LABEL] = result[CommonKeys.LABEL].round()
+            # A rounding must not turn the two to different axes, as it could near 45 degrees.
+            result[CommonKeys.LABEL].affine = result[CommonKeys.IMAGE].affine
         return result
 
     def _check_label(self, label: MetaTensor, image: MetaTensor, path: str) -> None:

@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,11 +71,13 @@ class ReadableVolumes(IterableDataset):
 
     def _read(self, item: Mapping[str, Any]) -> Any:
         try:
+            if isinstance(item["image"], str | Path):
+                check_file(item["image"], "it")
             volume = self.transform(dict(item))
             check_volume(volume["image"], "it", channels=self.in_channels)
             if volume["image"].min() == volume["image"].max():
                 raise BundleError("it has one gray value alone, at least within the window of the configuration.")
-            self._check_file(item["image"], volume["image"])
+            self._check_values(item["image"], volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:
             with self._num_failed.get_lock():
@@ -83,12 +86,11 @@ class ReadableVolumes(IterableDataset):
             return None
         return volume
 
-    def _check_file(self, path: str, image: torch.Tensor) -> None:
+    def _check_values(self, path: str, image: torch.Tensor) -> None:
         meta = getattr(image, "meta", {})
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is not None and shape is not None:
             # What the transforms clip or drop is in the file alone.
-            check_file(path, "it")
             check_finite(path, "it")
             trained = {"trained_spacing": self.trained_spacing, "trained_extent": self.trained_extent}
             for warning in geometry_warnings(path, affine, shape, **trained):

@@ -72,6 +72,15 @@ def test_voxels_are_where_dicom_puts_them(angles, stored, tmp_path):
         np.testing.assert_allclose((volume.affine @ [i, j, k, 1])[:3], expected, atol=1e-5)
 
 
+def test_rounded_directions_keep_the_distances(stored, tmp_path):
+    def edit(dataset, index):
+        dataset.ImageOrientationPatient = [0.71, 0.71, 0, -0.71, 0.71, 0]
+
+    half = np.sqrt(0.5)
+    write_series(tmp_path, stored, orientation=((half, half, 0), (-half, half, 0)), edit=edit)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(read_series(tmp_path).affine), [2.5, 1.5, 3], atol=1e-5)
+
+
 def test_nifti_has_the_values_and_the_geometry(stored, tmp_path):
     write_series(tmp_path / "series", stored)
     volume = read_series(tmp_path / "series")
@@ -382,6 +391,33 @@ def test_a_header_with_a_broken_number(stored, tmp_path):
     assert content.count(b"-1024") == 1
     path.write_bytes(content.replace(b"-1024", b"-1o24"))
     assert_series_refused(tmp_path, "IM003.dcm cannot be read, the file may be truncated or damaged: ")
+
+
+def rewrite(path, before, after):
+    """Replace bytes that a file has once by as many others."""
+    content = path.read_bytes()
+    assert (content.count(before), len(before)) == (1, len(after))
+    path.write_bytes(content.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("position", "shown"), [(rb"0,5\0,5\36,0", "['0,5', '0,5', '36,0']"), (rb"nan\-20\36.0", "[nan, -20, 36.0]")]
+)
+def test_a_position_that_is_no_place(position, shown, stored, tmp_path):
+    def edit(dataset, index):
+        if index == 2:
+            dataset.ImagePositionPatient = ["-10", "-20", "36.0"]
+
+    path = write_series(tmp_path, stored, edit=edit)[2]
+    rewrite(path, rb"-10\-20\36.0", position)
+    assert_series_refused(tmp_path, re.escape(f"ImagePositionPatient of IM003.dcm must be 3 numbers, got {shown}."))
+
+
+def test_a_header_with_a_broken_type(stored, tmp_path):
+    for path in write_series(tmp_path, stored):
+        # That of Columns, (0028,0011).
+        rewrite(path, b"\x28\x00\x11\x00US", b"\x28\x00\x11\x00UX")
+    assert_series_refused(tmp_path, r"IM001\.dcm and IM002\.dcm and 3 more cannot be read as DICOM")
 
 
 def test_a_file_that_is_no_dicom_in_spite_of_its_name(stored, tmp_path):

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.data import NibabelReader
+from monai.transforms import Orientationd
 
 from scripts.data.loading import LoadCased, check_grids
 from scripts.errors import BundleError, innermost, is_out_of_memory
@@ -109,10 +110,32 @@ def test_a_rounding_of_the_affine_is_the_same_far_from_the_origin(case, differen
         load(case)
 
 
+def in_plane(degrees):
+    """An affine turned in its plane."""
+    angle = np.radians(degrees)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return affine
+
+
+def test_a_rounding_of_the_affine_near_45_degrees_does_not_turn_the_label(case):
+    label = nib.load(case["label"]).get_fdata().astype(np.uint8)
+    replace(case["image"], label.astype(np.float32), in_plane(44.99))
+    replace(case["label"], label, in_plane(45.01))
+    result = Orientationd(["image", "label"], axcodes="RAS", labels=None)(load(case))
+    np.testing.assert_array_equal(result["image"].numpy(), result["label"].numpy())
+
+
 def test_truncated_file_is_named(case):
     with open(case["image"], "r+b") as file:
         file.truncate(200)
-    with pytest.raises(BundleError, match=r"image\.nii\.gz cannot be read: "):
+    with pytest.raises(BundleError, match=r"image\.nii\.gz cannot be read to its end, the file is damaged: "):
+        load(case)
+
+
+def test_colors_are_refused(case):
+    replace(case["image"], np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    with pytest.raises(BundleError, match=r"^\S*image\.nii\.gz must hold numbers, got \[\('R', 'u1'\)"):
         load(case)
 
 

@@ -10,6 +10,7 @@ import tarfile
 
 import h5py
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 from conftest import assert_refused
@@ -22,6 +23,7 @@ from scripts.data.dicom import read_series
 from scripts.data.prepare.archive import unpack
 from scripts.data.prepare.folder import find_folder
 from scripts.data.prepare.folds import shipped_splits
+from scripts.data.prepare.reading import read_image
 
 SHAPE = (12, 11, 6)
 
@@ -284,6 +286,13 @@ def test_a_table_without_its_columns(source, tmp_path, capsys):
     assert "must have the columns image, label, group, got scan;mask." in capsys.readouterr().err
 
 
+def test_a_table_without_a_row(source, tmp_path):
+    table = tmp_path / "cases.csv"
+    table.write_text("image,label,group\n")
+    with assert_refused(rf"^table {table} has no row below its columns\.$"):
+        find_folder(source, table=str(table))
+
+
 def test_a_task_whose_list_leads_out(source, bad_lines, tmp_path):
     save(tmp_path / "elsewhere/bad.nii.gz", volumes(9)[0])
     names = [f"images/{name}.nii.gz" for name in ("good a", "gut ä", "good c")] + ["../elsewhere/bad.nii.gz"]
@@ -458,6 +467,22 @@ def test_sizes_of_nrrd_in_another_unit(unit, source, bad_lines):
     )
     (source / "images/bad.nrrd").write_bytes(f"{header}{space}{unit}\n\n".encode() + bytes(range(60)))
     assert "bad.nrrd must have sizes in mm, its header has the unit" in bad_lines()
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4, 3)])
+def test_nrrd_of_other_dimensions(shape, source, bad_lines):
+    nrrd.write(str(source / "images/bad.nrrd"), np.zeros(shape, np.uint8), {"spacings": np.ones(len(shape))})
+    assert f"bad.nrrd must be a 3D volume of one channel, got shape {shape}." in bad_lines()
+
+
+def test_nrrd_without_directions_is_warned_of(tmp_path, caplog):
+    path = tmp_path / "a.nrrd"
+    nrrd.write(str(path), np.ones((5, 4, 3), np.uint8), {"spacings": [1.0, 1.0, 2.0]})
+    np.testing.assert_array_equal(read_image(path, source=tmp_path).affine, np.diag([1, 1, 2, 1]))
+    assert caplog.messages == [
+        f"{path} does not tell the directions of its axes (no space directions): left and right may be exchanged, also "
+        "in pictures."
+    ]
 
 
 def test_a_unit_that_means_nothing_is_passed_over(source, tmp_path):

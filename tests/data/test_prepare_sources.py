@@ -22,6 +22,7 @@ from dicom_series import write_series
 from scripts.__main__ import main
 from scripts.data.prepare import conversion
 from scripts.data.prepare.dataset import SplitSettings
+from scripts.data.prepare.folder import find_folder
 from scripts.data.prepare.folds import shipped_splits
 from scripts.data.prepare.reading import Volumes, resample
 from scripts.data.splits import LIST_NAMES, read_split
@@ -425,6 +426,36 @@ def test_a_tenth_of_the_labels(tmp_path, prepare):
     assert split.unlabeled == tuple(f"p{i:02d}" for i in range(18))
 
 
+@pytest.mark.parametrize("is_archive", [False, True], ids=["folder", "tar"])
+def test_the_folder_above_the_data(is_archive, tmp_path, prepare):
+    make_pairs(tmp_path / "above/scans", "ab")
+    (tmp_path / "above/papers").mkdir()
+    if is_archive:
+        with tarfile.open(tmp_path / "scans.tar", "w") as tar:
+            tar.add(tmp_path / "above/scans", "scans")
+    code, lines = prepare("folder", "--num_folds", 2, source="scans.tar" if is_archive else "above")
+    assert code == 0, lines
+    assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"a", "b"}
+
+
+def test_a_folder_images_of_a_case_in_dicom_is_not_that_of_the_data(tmp_path):
+    for name in ("p1/images", "p2/series"):
+        write_series(tmp_path / name, volumes(0)[0])
+    assert [case.name for case in find_folder(tmp_path).cases] == ["p1", "p2"]
+
+
+def test_a_label_near_45_degrees_is_not_turned_for_a_rounding(tmp_path, prepare):
+    source = tmp_path / "source"
+    make_pairs(source, "ab")
+    for kind, degrees in (("images", 44.99), ("labels", 45.01)):
+        angle = np.radians(degrees)
+        affine = np.eye(4)
+        affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        save(source / kind / "a.nii.gz", volumes(0)[kind == "labels"], affine)
+    assert prepare("folder", "--num_folds", 2)[0] == 0
+    np.testing.assert_array_equal(voxels_of(tmp_path / "prepared/labels/a.nii.gz"), volumes(0)[1])
+
+
 def test_labels_turned_otherwise_are_brought_onto_their_image(tmp_path, prepare):
     source = tmp_path / "source"
     make_pairs(source, "ab")
@@ -694,6 +725,20 @@ def test_a_folder_keeps_one_kind_of_preparation(tmp_path, prepare):
     assert "that were not prepared here" in prepare("folder", "--num_folds", 2)[1][-1]
 
 
+def test_a_table_in_another_place_is_the_same_preparation(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "ab")
+    for name in ("cases.csv", "moved.csv"):
+        (tmp_path / name).write_text("image,label,group\nimages/a.nii.gz,labels/a.nii.gz,\n")
+    words = ["--num_folds", 0, "--num_labeled", 1]
+    assert prepare("folder", *words, "--table", tmp_path / "cases.csv")[0] == 0
+    # An older version wrote down the path.
+    settings = tmp_path / "prepared/prepared.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "table": "cases.csv"}))
+    for _ in range(2):
+        assert prepare("folder", *words, "--table", tmp_path / "moved.csv")[0] == 0
+    assert "choose another folder" in prepare("folder", *words)[1][-1]
+
+
 def test_a_split_is_written_once(tmp_path, prepare):
     make_pairs(tmp_path / "source", "abcdef")
     assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
@@ -725,7 +770,8 @@ def test_a_split_is_written_once(tmp_path, prepare):
         (["folder", "--num_folds", "0", "--fold", "all"], "fold must not be given with num_folds 0, got 'all'."),
         (["folder", "--num_folds", "3"], "num_folds is 3, but there are 2 groups (patients) with a label to deal; "),
         (["folder", "--num_labeled", "2"], "num_labeled must be from 1 to 1, the training cases with foreground"),
-        (["folder", "--labeled", "z"], "labeled must name cases with foreground in their label, got z."),
+        (["folder", "--labeled", "z"], "labeled must name cases of the source, got z: no such case."),
+        (["folder", "--labeled", "b,case_10"], "got case_10: no such case. Did you mean case_1?"),
         (["folder", "--spacing", "0"], "spacing must be one or three sizes above 0 mm, got 0."),
         (["folder", "--spacing", "1,2"], "spacing must be one or three sizes above 0 mm, got (1, 2)."),
         (["folder", "--jobs", "0"], "jobs must be a whole number of at least 1, got 0."),
@@ -735,7 +781,7 @@ def test_a_split_is_written_once(tmp_path, prepare):
     ],
 )
 def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
-    make_pairs(tmp_path / "source", "ab")
+    make_pairs(tmp_path / "source", ["case_1", "b"])
     if "--num_folds" not in words:
         words = [*words, "--num_folds", "2"]
     code, lines = prepare(*words)
@@ -748,7 +794,7 @@ def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
     ("words", "message"),
     [
         (["--fold", 7], "fold must be from 0 to 1, got 7."),
-        (["--labeled", "z"], "labeled must name cases with foreground in their label, got z."),
+        (["--labeled", "z"], "labeled must name cases of the source, got z: no such case."),
         (["--num_folds", 5], "num_folds is 5, but there are 2 groups"),
         (["--num_labeled", 9], "num_labeled must be from 1 to 1"),
         (["--num_validation", 2], "num_validation must be at most 1"),

@@ -414,7 +414,7 @@ def test_split_of_phantom_cases_kept_elsewhere_generates_them(tmp_path):
     assert cases["labeled"][0]["image"] == str(folder / "images/phantom_011.nii.gz")
 
 
-def test_boxes_hold_the_foreground(dataset, tmp_path):
+def test_boxes_hold_the_foreground(dataset, tmp_path, caplog):
     split_path = write_split_text(tmp_path)
     save_label(dataset / "labels/a.nii.gz", np.s_[1:3, 2:7, 4:5])
     save_label(dataset / "labels/b.nii.gz", np.s_[:, :, :])
@@ -434,7 +434,9 @@ def test_boxes_hold_the_foreground(dataset, tmp_path):
     assert [entry["box"] for name in ("labeled", "test") for entry in cases[name]] == [
         expected[case] for case in ("a", "e", "f")
     ]
-    with pytest.raises(BundleError, match=r"has no box of c; `python -m scripts boxes --dataset_dir .* --split_file"):
+    reason = "has no box of c: without a label file a box must be added by hand, or uses_boxes be set to false."
+    assert caplog.messages == [f"{dataset / 'boxes.json'} {reason}"]
+    with pytest.raises(BundleError, match=reason):
         load_cases(dataset, split_path, uses_boxes=True)
     assert "box" not in load_cases(dataset, split_path)["labeled"][0]
 
@@ -486,7 +488,7 @@ def test_boxes_need_labels(dataset, tmp_path):
     [
         (None, r"boxes\.json not found; `python -m scripts boxes"),
         ("{", "uses_boxes: .* is not JSON"),
-        ("[]", "must be a JSON object of boxes, got a list"),
+        ("[]", "must be a JSON object of boxes, got a list; `python -m scripts boxes .* --overwrite true` writes it"),
         ("{}", "has no box of a;"),
         ('{"a": [[0, 0, 0], [1, 1]]}', r"must hold \[\[x0, y0, z0\], \[x1, y1, z1\]\] .* not for a;"),
         ('{"a": [[0, 0, 0]]}', "does not for a;"),

@@ -47,6 +47,7 @@ def with_value(value):
     return array
 
 
+COLORS = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 BAD = {
     "truncated.nii": truncated,
     "header.nii": lambda path: truncated(path, kept=0.2),
@@ -60,6 +61,7 @@ BAD = {
     "infinite.nii": lambda path: save(path, with_value(-np.inf)),
     "missing.nii": lambda path: None,
     "folder.nii": lambda path: path.mkdir(),
+    "colors.nii": lambda path: nib.save(nib.Nifti1Image(np.zeros((6, 5, 4), COLORS), np.eye(4)), path),
     "constant.nii": lambda path: save(path, np.full((6, 5, 4), 7.0)),
 }
 
@@ -93,6 +95,7 @@ def test_a_bad_volume_costs_one_line(tmp_path, caplog, preprocessing, name):
         ("series.nii", "it must have 1 channel(s), got 3."),
         ("nan.nii", "it holds values that are not finite."),
         ("infinite.nii", "it holds values that are not finite."),
+        ("colors.nii", f"it must hold numbers, got {COLORS}."),
     ],
 )
 def test_reasons(tmp_path, caplog, name, reason):
@@ -149,20 +152,21 @@ def test_channels_are_checked_on_request_only(tmp_path, caplog):
     assert error_lines(caplog) == []
 
 
-def test_an_error_without_words_is_named_by_its_kind(caplog):
+def test_an_error_without_words_is_named_by_its_kind(tmp_path, caplog):
     def fail(_):
         raise MemoryError
 
-    assert list(ReadableVolumes([{"image": "a.nii"}], fail)) == []
-    assert error_lines(caplog) == ["a.nii cannot be segmented: MemoryError"]
+    path = save(tmp_path / "a.nii")
+    assert list(ReadableVolumes([{"image": str(path)}], fail)) == []
+    assert error_lines(caplog) == [f"{path} cannot be segmented: MemoryError"]
 
 
-def test_an_interruption_is_no_bad_volume():
+def test_an_interruption_is_no_bad_volume(tmp_path):
     def interrupt(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(ReadableVolumes([{"image": "a.nii"}], interrupt))
+        list(ReadableVolumes([{"image": str(save(tmp_path / "a.nii"))}], interrupt))
 
 
 def test_finish_resets(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BundleError
+from ...errors import BundleError, did_you_mean
 from ...files import read_json_object, write_json
 from ...nifti import read_nifti
 from ..splits import LIST_NAMES, is_inside, leads_out, starts_formula, write_split
@@ -126,6 +126,7 @@ def prepare_dataset(
     _check_source(source, output_dir, task=options.get("task"))
     defaults = {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
     settings = json.loads(json.dumps({"name": name, "spacing": spacing_mm, **defaults, **options}))
+    settings |= _table_setting(settings)
     if source is not None and source.is_file():
         settings["archive"] = f"{source.name}, {source.stat().st_size} bytes"
     _refuse_other_settings(output_dir, settings)
@@ -208,6 +209,8 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
     path = output_dir / _SETTINGS_FILE
     if path.is_file():
         present = read_json_object(path)
+        # An older version wrote down the path of a table.
+        present |= _table_setting(present)
         # A folder may be moved and its files be read from elsewhere; an archive is the same file wherever it lies.
         if "archive" not in present or "archive" not in settings:
             present, settings = ({**each, "archive": None} for each in (present, settings))
@@ -220,6 +223,11 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
         raise BundleError(
             f"output_dir {output_dir} holds images or labels that were not prepared here: choose another."
         )
+
+
+def _table_setting(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """Keep whether there is a table, which may be moved as the source may."""
+    return {"table": bool(settings["table"])} if "table" in settings else {}
 
 
 def _with_usable_names(cases: Sequence[SourceCase]) -> tuple[list[SourceCase], list[str]]:
@@ -261,9 +269,11 @@ def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Sou
     num_folds = _num_folds(found, splits)
     if isinstance(splits.fold, int) and splits.fold >= num_folds:
         raise BundleError(f"fold must be from 0 to {num_folds - 1}, got {splits.fold}.")
-    unknown = sorted(set(splits.labeled) - {case.name for case in cases})
+    names = {case.name for case in cases}
+    unknown = sorted(set(splits.labeled) - names)
     if unknown:
-        raise BundleError(f"labeled must name cases with foreground in their label, got {', '.join(unknown[:5])}.")
+        hint = did_you_mean(unknown[0], sorted(names))
+        raise BundleError(f"labeled must name cases of the source, got {', '.join(unknown[:5])}: no such case.{hint}")
     if cases and not _follows_protocol(found, splits):
         # As if every label had foreground: what is refused then is refused in any case.
         assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]

@@ -37,8 +37,8 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
     Images are NIfTI or NRRD files, or folders of one DICOM series each.
 
     Args:
-        source: folder with ``images/`` and ``labels/``, matched by name; images without a label are unlabeled. Without
-            ``images/``, each folder in it but ``labels/`` is a case in DICOM.
+        source: folder with ``images/`` and ``labels/``, matched by name, or the folder above it; images without a
+            label are unlabeled. Without ``images/``, each folder in it but ``labels/`` is a case in DICOM.
         table: CSV file with the columns image, label and group instead, its paths relative to the source; label and
             group may be empty. Cases of one group, such as a patient, stay on one side of a split.
 
@@ -46,8 +46,10 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
         The cases, named as their image files or folders; where names repeat, with their folders before them.
 
     Raises:
-        BundleError: when there is no image, or the table does not have these columns.
+        BundleError: when there is no image, or the table does not have these columns or no row.
     """
+    if table is None:
+        source = _data_folder(source)
     rows, problems, notes = _list_folder(source) if table is None else _read_table(source, Path(table))
     counts = Counter(_name(row.image) for row in rows)
     cases = []
@@ -66,6 +68,15 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
     if not cases and not problems:
         raise BundleError(f"source {source} holds no image: NIfTI or NRRD files, or folders of DICOM, are expected.")
     return Source(cases, problems, notes)
+
+
+def _data_folder(source: Path) -> Path:
+    """Find the folder with images/ and labels/: the only one in the source that has both, otherwise the source."""
+    if (source / _IMAGES).is_dir():
+        return source
+    # A case in DICOM may have a folder images/, too.
+    folders = [path for path in _visible(source) if (path / _IMAGES).is_dir() and (path / _LABELS).is_dir()]
+    return folders[0] if len(folders) == 1 else source
 
 
 def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
@@ -160,6 +171,8 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
             continue
         label = source / values["label"] if values["label"] else None
         rows.append(_Row(source / values["image"], label, values["group"]))
+    if not rows and not problems:
+        raise BundleError(f"table {table} has no row below its columns.")
     return rows, problems, []
 
 

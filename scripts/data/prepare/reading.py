@@ -18,7 +18,16 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from ...errors import BundleError, one_line
-from ...nifti import check_compression, check_geometry, check_same_grid, make_nifti, rounded, unfit_labels
+from ...nifti import (
+    check_compression,
+    check_geometry,
+    check_same_grid,
+    is_same_grid,
+    make_nifti,
+    rounded,
+    unfit_labels,
+    warn_of_lost_axes,
+)
 from ..dicom import read_series
 from ..splits import composed, is_inside
 
@@ -237,8 +246,11 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
     Raises:
         BundleError: when the two do not have one grid.
     """
-    orientations = [nib.orientations.io_orientation(volume.affine) for volume in (label, image)]
-    turned = label.as_reoriented(nib.orientations.ornt_transform(*orientations))
+    turned = label
+    # A rounding must not turn what lies there already, as it could near 45 degrees.
+    if label.shape != image.shape or not is_same_grid(label.affine, image.affine):
+        orientations = [nib.orientations.io_orientation(volume.affine) for volume in (label, image)]
+        turned = label.as_reoriented(nib.orientations.ornt_transform(*orientations))
     if turned.shape != image.shape:
         raise BundleError(f"the label has shape {turned.shape}, its image {image.shape}: they must agree.")
     if not ignore_affine:
@@ -297,6 +309,8 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         # It may lie anywhere.
         raise BundleError(f"{path} must hold its voxels itself, got a header that names another file for them.")
     voxels, header = nrrd.read(str(path))
+    if voxels.ndim != 3:
+        raise BundleError(f"{path} must be a 3D volume of one channel, got shape {voxels.shape}.")
     given = header.get("space units", ()) if "space directions" in header else header.get("units", ())
     units = {str(unit).strip('" ').lower() for unit in given} - _MILLIMETERS
     if units:
@@ -310,6 +324,7 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         affine[:3, 3] = header.get("space origin", np.zeros(3))
         affine[:3] *= np.array(_NRRD_SPACES[space])[:, None]
     elif "spacings" in header:
+        warn_of_lost_axes(str(path), "no space directions")
         affine[:3, :3] = np.diag(header["spacings"])
     else:
         raise BundleError(f"{path} tells neither space directions nor spacings.")
