@@ -51,8 +51,8 @@ class FilledWindowInferer(SlidingWindowInferer):
 
         def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal empty
-            values = windows.flatten(1)
-            filled = values.amax(dim=1) > values.amin(dim=1)
+            values = windows.flatten(2)
+            filled = (values.amax(dim=2) > values.amin(dim=2)).any(dim=1)
             computed = network(windows[filled], *args, **kwargs) if filled.any() else None
             if empty is None:
                 known = network(windows[:1], *args, **kwargs) if computed is None else computed[:1]

@@ -104,11 +104,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> list[dict]:  # type: ignore[override]
         batch = {
-            key: convert_to_tensor(value).to(
+            key: convert_to_tensor(batchdata[key]).to(
                 engine.state.device, non_blocking=engine.non_blocking, memory_format=self.memory_format
             )
-            for key, value in batchdata.items()
-            if isinstance(value, torch.Tensor)
+            # Whatever else a case has is not for the method.
+            for key in (CommonKeys.IMAGE, CommonKeys.LABEL, "unlabeled")
+            if key in batchdata
         }
         method = self._bare_method
         method.check_batch_sizes(len(batch.get(CommonKeys.LABEL, ())), len(batch.get("unlabeled", ())))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -14,6 +15,9 @@ from torch import nn
 
 from .errors import BundleError, is_out_of_memory, one_line
 from .files import replacing
+
+#: Numbers of system errors that say something of the file: it is missing, or its end lies before its beginning.
+_OF_THE_FILE = (None, errno.ENOENT, errno.EINVAL)
 
 
 class DamagedFileError(BundleError):
@@ -32,7 +36,7 @@ def read_tensors(path: str | Path) -> Any:
     Raises:
         DamagedFileError: when it is missing, cannot be read or a checksum is wrong, which ``torch.load`` alone does not
             notice.
-        PermissionError: when it may not be read: nothing is known of its content then.
+        OSError: when the system fails to read it: nothing is known of its content then.
     """
     try:
         with ZipFile(path) as archive:
@@ -40,11 +44,9 @@ def read_tensors(path: str | Path) -> Any:
         if broken is not None:
             raise DamagedFileError(f"the checksum of {broken} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
     # A damaged file makes zip and unpickling fail in a dozen unrelated ways.
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno not in _OF_THE_FILE):
             raise
         kind = "damaged" if is_zipfile(path) else "damaged, or no file of tensors"
         raise DamagedFileError(f"{path} is {kind} ({one_line(error)})") from error

@@ -16,7 +16,8 @@ class CountingNetwork:
 
     def __call__(self, windows):
         self.num_windows += len(windows)
-        return torch.cat((torch.full_like(windows, 0.25), torch.full_like(windows, 0.75)), dim=1)
+        background = torch.full_like(windows[:, :1], 0.25)
+        return torch.cat((background, 1 - background), dim=1)
 
 
 @pytest.fixture
@@ -36,6 +37,14 @@ def test_empty_windows_are_background_without_the_network(network, sw_batch_size
     assert probabilities[0, :, 20, 3, 3].tolist() == [0.25, 0.75]
     assert probabilities[0, 1].amax(dim=(1, 2)).gt(0).nonzero().squeeze(1).tolist() == list(range(16, 32))
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 64, 16, 16))
+
+
+def test_windows_are_empty_where_each_channel_has_one_value(network):
+    volume = torch.tensor([-7.0, 3.0]).view(1, 2, 1, 1, 1).repeat(1, 1, 32, 16, 16)
+    volume[:, 1, :16] = torch.randn(16, 16, 16)
+    probabilities = FilledWindowInferer(roi_size=16, overlap=0)(volume, network)
+    assert network.num_windows == 1
+    assert probabilities[0, 1, :, 0, 0].tolist() == [0.75] * 16 + [0.0] * 16
 
 
 def test_a_volume_of_one_value_is_background(network):

@@ -20,7 +20,7 @@ class Loader:
 
     def __iter__(self):
         while True:
-            yield {"image": torch.ones(1, 1, 32, 1, 1), "label": torch.ones(1, 1, 32, 1, 1)}
+            yield {"fold": torch.zeros(1), "image": torch.ones(1, 1, 32, 1, 1), "label": torch.ones(1, 1, 32, 1, 1)}
 
 
 class Steep(Method):
@@ -31,6 +31,8 @@ class Steep(Method):
         self.slopes = slopes
 
     def forward(self, batch, step):
+        # What else a case has, such as its fold, is not for the method.
+        assert list(batch) == ["image", "label"]
         zero = self.network.weight.sum() - self.network.weight.detach().sum()
         zero.register_hook(lambda gradient: gradient * self.slopes[step])
         return weighted_sum({"loss_steep": zero * 1.0}, {})

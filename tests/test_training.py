@@ -397,6 +397,9 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         run(make_workflow, phantom_dir, folder, overwrite=True, precision="bf16")
     with assert_refused("does not exist"):
         run(make_workflow, tmp_path / "nothing", folder, overwrite=True)
+    # It fails at the first step of the schedule.
+    with assert_refused("modulo by zero", ZeroDivisionError):
+        run(make_workflow, phantom_dir, folder, overwrite=True, **{"lr_scheduler#step_size": 0})
     for method, sizes, message in (
         ("bcp", {"labeled_batch_size": 3}, "labeled_batch_size must be even, .* got 3"),
         ("sdcl", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be that of the labeled crops, .* got 1"),

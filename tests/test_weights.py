@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 
 import pytest
@@ -101,14 +102,15 @@ def test_other_file(weights, content):
         check_weights(str(weights), make_network())
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(weights, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_file_that_the_system_does_not_read_is_not_called_damaged(weights, monkeypatch, number):
     def refuse(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("scripts.weights.ZipFile", refuse)
-    with pytest.raises(PermissionError) as caught:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
         check_weights(str(weights), make_network())
-    assert describe_mistake(caught.value) == f"{weights}: Permission denied"
+    assert describe_mistake(caught.value) == f"{weights}: {os.strerror(number)}"
 
 
 def test_no_code_of_the_file_is_run(weights):

@@ -54,7 +54,7 @@ class CaseReportHandler:
         settings: what the figures depend on beside weights and split, such as the windows, for that file.
 
     Raises:
-        BundleError: when the names do not fit the classes, or ``num_pictures`` is negative.
+        BundleError: when the names do not fit the classes, or ``num_pictures`` is no number of them.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class CaseReportHandler:
         split: Callable[[], Mapping[str, Any]] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if num_pictures < 0:
-            raise BundleError(f"num_pictures must not be negative, got {num_pictures}.")
+        if not isinstance(num_pictures, int) or num_pictures < 0:
+            raise BundleError(f"num_pictures must be a whole number of at least 0, got {num_pictures!r}.")
         self.num_classes = num_classes
         self.output_dir = Path(output_dir)
         self.class_names = foreground_names(num_classes, class_names)

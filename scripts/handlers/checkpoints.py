@@ -63,7 +63,7 @@ class Checkpoints:
         num_kept: how many checkpoints stay.
 
     Raises:
-        ValueError: when a number is out of range.
+        ValueError: when a number is out of range, or the schedule needs a metric.
     """
 
     def __init__(
@@ -79,10 +79,11 @@ class Checkpoints:
         interval: int = 200,
         num_kept: int = 2,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"interval must be at least 1 iteration, got {interval}.")
-        if num_kept < 1:
-            raise ValueError(f"num_kept must be at least 1, got {num_kept}.")
+        for name, value in (("interval", interval), ("num_kept", num_kept)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("lr_scheduler must step without a metric, got ReduceLROnPlateau.")
         self.run_directory = run_directory
         self.method = method
         self.network = network

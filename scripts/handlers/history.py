@@ -77,6 +77,7 @@ class TrainingHistory:
         if not is_main_process():
             return
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._abort)
@@ -102,13 +103,17 @@ class TrainingHistory:
             writer.add_text("run", f"```json\n{text}```", self._first_iteration)
         return writer
 
+    def _begin(self, engine: Any) -> None:
+        # At the end of the iteration it may be that of the next one.
+        self._learning_rate = self.optimizer.param_groups[0]["lr"]
+
     def _record(self, engine: Any) -> None:
         self._writer = self._writer or self._open()
         iteration = engine.state.iteration
         row = {
             "iteration": iteration,
             "seconds": round(self._seconds_before + time.monotonic() - self._start_time, 3),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             **engine.state.terms,
         }
         _append_row(self.output_dir / "history.csv", row)

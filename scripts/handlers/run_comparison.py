@@ -29,7 +29,14 @@ _TRAINING_STEPS, _EVALUATION_STEPS = "train#deterministic_transforms", "validate
 #: What makes label maps of what the network says, and names their classes.
 _SEGMENTATION_KEYS = ("patch_size", "largest_component", "class_names")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
-_TRAINING_KEYS = ("lr_scheduler", "augmentation", *_PREPROCESSING_KEYS, _TRAINING_STEPS, _EVALUATION_STEPS)
+_TRAINING_KEYS = (
+    "network_def",
+    "lr_scheduler",
+    "augmentation",
+    *_PREPROCESSING_KEYS,
+    _TRAINING_STEPS,
+    _EVALUATION_STEPS,
+)
 #: What makes crops of volumes.
 _CROP_KEYS = (
     "region_size",

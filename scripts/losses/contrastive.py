@@ -119,8 +119,8 @@ class PrototypeContrastiveLoss(nn.Module):
             raise ValueError(f"sample_fraction must be above 0 and at most 1, got {sample_fraction!r}.")
         least = (("num_classes", num_classes, 2), ("max_samples", max_samples, 1), ("min_reliable", min_reliable, 1))
         for name, value, minimum in least:
-            if value < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {value!r}.")
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
         self.num_classes = num_classes
         self.form = form
         self.margin = margin

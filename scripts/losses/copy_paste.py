@@ -8,7 +8,8 @@ import math
 
 import torch
 from monai.networks.utils import one_hot
-from monai.transforms.utils import get_largest_connected_component_mask
+from monai.transforms import KeepLargestConnectedComponent
+from monai.utils import convert_to_tensor
 from torch import nn
 
 from ..parallel import sum_over_processes
@@ -58,12 +59,9 @@ def keep_largest_components(label: torch.Tensor) -> torch.Tensor:
     Returns:
         the cleaned label, same shape and type.
     """
-    kept = torch.zeros_like(label)
-    for crop, cleaned in zip(label.squeeze(1), kept.squeeze(1)):
-        for index in crop.unique():
-            if index > 0:
-                cleaned[get_largest_connected_component_mask(crop == index)] = index
-    return kept
+    keep_largest = KeepLargestConnectedComponent(is_onehot=False)
+    # It writes into what it is given.
+    return torch.stack([convert_to_tensor(keep_largest(crop.clone())) for crop in label])
 
 
 class CopyPasteLoss(nn.Module):

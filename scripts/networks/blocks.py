@@ -98,11 +98,12 @@ def upsampling_unit(
 
 
 class DeepestStage(nn.Sequential):
-    """The encoder stage at 1/16 of the size; on a CPU it trains maps of size 2 in float32 also under autocast.
+    """The encoder stage at 1/16 of the size; on a CPU it computes the smallest maps in float32 also under autocast.
 
-    PyTorch 2.13 computes the weight gradient of a 3x3x3 convolution in bfloat16 wrongly, often as infinity, on CPUs
-    where the first spatial axis of the map has size 2, as it has for patches of 32 voxels. The map is so small there
-    that float32 costs nothing.
+    PyTorch 2.13 computes two convolutions in bfloat16 wrongly on CPUs, often as infinity: the weight gradient of a
+    3x3x3 one where the first spatial axis of the map has size 2, as it has for patches of 32 voxels, and the output of
+    one of stride 2 where the last axis shrinks to 1, as it does for patches of 16 voxels
+    (https://github.com/pytorch/pytorch/issues/169688). The map is so small there that float32 costs nothing.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -114,7 +115,8 @@ class DeepestStage(nn.Sequential):
         Returns:
             features, (B, 256, X/16, Y/16, Z/16).
         """
-        if not torch.jit.is_scripting() and features.device.type == "cpu" and features.shape[2] == 4:
+        smallest = features.shape[2] == 4 or features.shape[4] == 2
+        if not torch.jit.is_scripting() and features.device.type == "cpu" and smallest:
             with torch.autocast("cpu", enabled=False):
                 return self._layers(features.float())
         return self._layers(features)

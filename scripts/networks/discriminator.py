@@ -62,9 +62,10 @@ class Discriminator(nn.Module):
         """
         self._check(distance, image)
         features = self.stages(self.distance_stem(distance) + self.image_stem(image))
-        if features.device.type == "cpu" and features.shape[3] == 2:
-            # PyTorch 2.13 computes the weight gradient of this convolution in bfloat16 wrongly, often as not a number,
-            # on CPUs where the second axis shrinks to 1. The map is so small there that float32 costs nothing.
+        if features.device.type == "cpu" and 2 in features.shape[3:]:
+            # PyTorch 2.13 computes this convolution in bfloat16 wrongly on CPUs, often as not a number: its weight
+            # gradient where the second axis shrinks to 1, its output where the third does. The map is so small there
+            # that float32 costs nothing.
             with torch.autocast("cpu", enabled=False):
                 features = self.deepest(features.float())
         else:

@@ -270,7 +270,8 @@ def test_handler_refuses_an_engine_that_does_not_decollate(tmp_path):
 
 
 def test_handler_refuses_options(tmp_path):
-    with pytest.raises(BundleError, match="num_pictures must not be negative, got -1"):
-        CaseReportHandler(2, tmp_path, num_pictures=-1)
+    for value in (-1, 3.0):
+        with pytest.raises(BundleError, match=f"num_pictures must be a whole number of at least 0, got {value}"):
+            CaseReportHandler(2, tmp_path, num_pictures=value)
     with pytest.raises(BundleError, match="class_names must be a list of 1"):
         CaseReportHandler(2, tmp_path, ["a", "b"])

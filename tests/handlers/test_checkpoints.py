@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import assert_refused
 from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from scripts.errors import BundleError
 from scripts.handlers import checkpoints
@@ -25,11 +26,13 @@ NAN = float("nan")
 class Training:
     """A trainer that adds 1 to its only weight at each iteration, and an evaluator with metrics from a list."""
 
-    def __init__(self, folder, metrics, *, resume=False, overwrite=False, gradient_scale=None, **options):
+    def __init__(
+        self, folder, metrics, *, resume=False, overwrite=False, gradient_scale=None, schedule=StepLR, **options
+    ):
         self.network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.network.weight)
         optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2)
+        scheduler = schedule(optimizer, 2)
         self.evaluator = Engine(self._measure)
         self.checkpoints = Checkpoints(
             RunDirectory(str(folder), resume=resume, overwrite=overwrite),
@@ -94,6 +97,22 @@ def test_a_resumed_run_beats_the_best_before_it_or_keeps_it(tmp_path, later, bes
     assert training.trainer.state.iteration == 4
     assert weight_of(tmp_path / "model.pt") == best
     assert training.checkpoints.best_iteration == best
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": 0}, "interval must be a whole number of at least 1, got 0"),
+        ({"num_kept": 3.0}, r"num_kept must be a whole number of at least 1, got 3\.0"),
+        (
+            {"schedule": lambda optimizer, _: ReduceLROnPlateau(optimizer)},
+            "lr_scheduler must step without a metric, got ReduceLROnPlateau",
+        ),
+    ],
+)
+def test_options_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        Training(tmp_path, [0.1], **options)
 
 
 def test_the_best_weights_of_steps_that_a_resumed_run_has_dropped_are_not_kept(tmp_path, monkeypatch):

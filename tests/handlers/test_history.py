@@ -29,6 +29,7 @@ def resume(folder, iteration, loss=0.25, **terms):
     engine = SimpleNamespace(state=state)
     history._start(engine)
     state.iteration += 1
+    history._begin(engine)
     history._record(engine)
     history._finish(engine)
 

@@ -217,6 +217,7 @@ def begin_with(folder, configuration):
 @pytest.mark.parametrize(
     "change",
     [
+        {"network_def": {"_target_": "scripts.networks.single_network.SingleNetwork", "architecture": "vnet"}},
         {"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2}},
         {"augmentation": [{"_target_": "RandFlipd", "prob": 0.2}]},
         {"window": {"_target_": "ScaleIntensityRanged", "a_min": -200}},

@@ -328,14 +328,15 @@ def test_refused_shapes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"num_classes": 1}, "num_classes must be a whole number of at least 2, got 1"),
         ({"form": "triplet"}, "form must be 'hinge', .* got 'triplet'"),
         ({"margin": -1.0}, "margin must be at least 0, got -1.0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"sample_fraction": 0.0}, "sample_fraction must be above 0 and at most 1, got 0.0"),
         ({"sample_fraction": 2.0}, "sample_fraction must be above 0 and at most 1, got 2.0"),
-        ({"max_samples": 0}, "max_samples must be at least 1, got 0"),
-        ({"min_reliable": 0}, "min_reliable must be at least 1, got 0"),
+        ({"max_samples": 0}, "max_samples must be a whole number of at least 1, got 0"),
+        ({"max_samples": 1e4}, "max_samples must be a whole number of at least 1, got 10000.0"),
+        ({"min_reliable": 0}, "min_reliable must be a whole number of at least 1, got 0"),
     ],
 )
 def test_refused_options(options, message):

@@ -95,7 +95,7 @@ def test_dropout_switches_channels_off_in_training_alone(discriminator):
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("size", [(32, 16, 16), (16, 16, 16), (32, 32, 32)])
+@pytest.mark.parametrize("size", [(32, 16, 16), (16, 16, 16), (32, 32, 16), (32, 32, 32)])
 def test_autocast_gives_the_gradients_of_float32(discriminator, size):
     """PyTorch's own gradient of the deepest weights is of another direction, or not a number, for the first size."""
     inputs = make_input(size)
