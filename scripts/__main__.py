@@ -137,7 +137,6 @@ def prepare(
     channel: int | None = None,
     test_images: bool | None = None,
     table: str | None = None,
-    **others: Any,
 ) -> None:
     """Turn a data set as it comes from its source into images/, labels/ and split files, check it and draw it.
 
@@ -165,7 +164,6 @@ def prepare(
         channel: decathlon: which channel of images with several, from 0.
         test_images: decathlon: add the test images, which have no label, to the unlabeled cases.
         table: folder: CSV file with the columns image, label, group instead of images/ and labels/.
-        **others: none; any other option is refused.
     """
     folder = Path(arguments.text("output_dir", output_dir))
     splits = SplitSettings(
@@ -177,7 +175,7 @@ def prepare(
         seed=arguments.whole_number("seed", seed, at_least=0),
     )
     # Only what was given: an option of another data set is refused.
-    options = dict(others)
+    options: dict[str, Any] = {}
     for key, flag in (("crop_to_label", crop_to_label), ("test_images", test_images)):
         options |= {} if flag is None else {key: true_or_false(key, flag)}
     for key, text in (("form", form), ("tumor", tumor), ("task", task), ("table", table)):
@@ -300,7 +298,7 @@ def predict(
         dicom_seg: write a DICOM SEG beside the label map of each DICOM series.
         class_names: names of the foreground classes in the DICOM SEG, with commas between; by default those of data.
         overwrite: replace files that are there.
-        **overrides: values by key of the configuration, such as --ckpt_path FILE or --patch_size "[96,96,96]".
+        overrides: values by key of the configuration, such as --ckpt_path FILE or --patch_size "[96,96,96]".
     """
     predict_volumes(
         arguments.text("input", input),
@@ -325,7 +323,7 @@ def crossval(
     dataset_dir: str | None = None,
     split_file: str | None = None,
     num_labeled: int | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     launcher: str | None = None,
     relaunch: bool = False,
     reference: str | None = None,
@@ -347,11 +345,11 @@ def crossval(
         dataset_dir: folder of the data set; by default that of the data overlay.
         split_file: split file of your own, with {fold} for the number of the fold.
         num_labeled: labeled cases of the bundle's split files.
-        jobs: runs at the same time on this machine.
+        jobs: runs at the same time on this machine; by default 1.
         launcher: command that takes a run elsewhere, such as "sbatch --gres=gpu:1 --wrap {command}".
         relaunch: with a launcher, hand over again what was handed over and has not begun, since it was cancelled.
         reference: method that the report compares the others with.
-        **overrides: further keys of the configuration for all runs, such as --iterations 3000.
+        overrides: further keys of the configuration for all runs, such as --iterations 3000.
     """
     chosen = arguments.texts("methods", methods)
     grid = define_grid(
@@ -373,7 +371,7 @@ def crossval(
     failed = run_grid(
         grid,
         folder,
-        jobs=arguments.whole_number("jobs", jobs, at_least=1),
+        jobs=arguments.optional(arguments.whole_number, "jobs", jobs, at_least=1),
         launcher=arguments.optional(arguments.text, "launcher", launcher),
         relaunch=true_or_false("relaunch", relaunch),
         console=_console,
@@ -436,7 +434,7 @@ def robustness(
         changes: which changes of the images, with commas between; by default all.
         num_cases: the first so many test cases; by default all.
         seed: of noise and bias fields.
-        **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
+        overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
     path = study_robustness(
         arguments.text("dataset_dir", dataset_dir),
@@ -465,11 +463,11 @@ def uncertainty(
     Args:
         dataset_dir: folder of the data set.
         split_file: its split file; the test list counts.
-        output_dir: folder of the table, the picture and the maps.
+        output_dir: folder of the table, the picture and the maps; a study that was stopped goes on.
         data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
         config_file: configuration files instead of configs/inference.json and that of data.
         num_cases: the first so many test cases; by default all.
-        **overrides: values by key of the inference configuration, such as --ckpt_path FILE.
+        overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
     path = study_uncertainty(
         arguments.text("dataset_dir", dataset_dir),
@@ -679,7 +677,8 @@ def main(words: Any = None) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write(
-            "stopped; crossval, prepare and robustness go on by the same command, predict with --skip_existing true\n"
+            "stopped; crossval, prepare, robustness and uncertainty go on by the same command, predict with "
+            "--skip_existing true\n"
         )
         raise SystemExit(130) from None
 

@@ -123,7 +123,7 @@ def silence_libraries() -> None:
 
 
 def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]) -> None:
-    """Refuse arguments of a command of Fire that it does not have.
+    """Refuse arguments of a command of Fire that it does not have, or that come twice.
 
     Args:
         name: name of the command.
@@ -131,8 +131,8 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
         words: the command line behind the name.
 
     Raises:
-        BundleError: for the first argument that the function does not have, a value without a name too many, one of
-            which Fire would take the part behind a # for a comment, or a list with a space in it.
+        BundleError: for the first argument that the function does not have or that is given twice, a value without a
+            name too many, one of which Fire would take the part behind a # for a comment, or a list with a space in it.
     """
     for word in words:
         value = word.partition("=")[2] if _FLAG.match(word) else word
@@ -141,11 +141,14 @@ def check_arguments(name: str, command: Callable[..., Any], words: Sequence[str]
     for word, following in pairwise(words):
         if (word.endswith(",") and not _FLAG.match(following)) or following.startswith(","):
             raise BundleError(f"{word} {following} are two arguments: leave out the space beside the comma.")
+    words = list(words)[: words.index("--") if "--" in words else None]
+    named = [option for option, _ in _named_arguments(words)]
+    if (repeated := next((option for option in named if named.count(option) > 1), None)) is not None:
+        raise BundleError(f"--{repeated} is given twice: give it once, several values with commas between them.")
     parameters = inspect.signature(command).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = {*parameters, *(f"no{parameter}" for parameter in parameters), "help", "h"}
-    words = list(words)[: words.index("--") if "--" in words else None]
     positional, is_value = 0, False
     for word in words:
         if not _FLAG.match(word):
@@ -245,7 +248,7 @@ def describe_mistake(error: BaseException) -> str | None:
             return (
                 "the memory of the device is not enough: begin a training anew with a smaller patch_size or batch "
                 "size, or segment with another sw_batch_size, stitching_device cpu or whole_volume false; a prediction "
-                "goes on by --skip_existing true, a study by the same command with these."
+                "goes on by --skip_existing true, a study by the same command with sw_batch_size or stitching_device."
             )
         if isinstance(cause, ModuleNotFoundError) and str(cause).startswith("Cannot locate class"):
             return f"the configuration names what is not there: {one_line(cause)}"

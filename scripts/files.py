@@ -41,11 +41,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         block ends, and is deleted when the block fails.
 
     Raises:
-        OSError: when the file cannot be written, as on a full disk; names the file.
+        OSError: when the file cannot be written, as on a full disk or without permission; names the file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     os.close(handle)
     temporary = Path(name)
     try:

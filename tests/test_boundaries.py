@@ -37,7 +37,7 @@ ALLOWED = {
     "trainer": {"errors", "parallel", "precision"},
     "handlers": {"errors", "configuration", "files", "evaluation", "locks", "parallel", "weights"},
     "settings": {"errors", "precision"},
-    "grid": {"errors", "configuration", "files", "locks", "data.splits", "settings"},
+    "grid": {"errors", "configuration", "console", "files", "locks", "data.splits", "settings"},
     "inference_configuration": {"errors", "configuration", "console", "files", "handlers.run_comparison", "settings"},
     "predict": {
         "errors",
@@ -51,6 +51,7 @@ ALLOWED = {
     },
     "studies": {
         "errors",
+        "console",
         "data.cases",
         "data.geometry",
         "data.loading",
@@ -60,6 +61,7 @@ ALLOWED = {
         "locks",
         "nifti",
         "predict",
+        "weights",
     },
     "export": {"errors", "weights"},
     "packaging": {"errors", "configuration", "evaluation.case_report", "files", "handlers.run_comparison", "weights"},

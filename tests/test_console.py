@@ -468,6 +468,8 @@ def test_a_device_without_memory_is_one_line(cause, capsys):
     line = report(wrapped, capsys)
     assert line.startswith("error: the memory of the device is not enough: ")
     assert "--skip_existing true" in line
+    # Without the options that make another study.
+    assert line.endswith("a study by the same command with sw_batch_size or stitching_device.\n")
     assert line.count("\n") == 1
 
 
@@ -608,6 +610,26 @@ def test_no_value_is_cut_off_at_its_hash(words):
         check_arguments("command", command, words)
     for value in ("./scans#2", "data/scans#2", '"Ward #3"'):
         check_arguments("command", command, ["--path", value, "--optimizer#lr", "0.1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("folds", ["--folds", "8", "--folds", "9"]),
+        ("folds", ["--folds=8", "--output_dir", "a", "-folds", "9"]),
+        ("output_dir", ["--output-dir", "a", "--output_dir", "a"]),
+        ("relaunch", ["--relaunch", "--norelaunch"]),
+        ("optimizer#lr", ["--optimizer#lr", "0.1", "--optimizer#lr=0.2"]),
+    ],
+)
+def test_an_option_that_comes_twice_is_refused(name, words):
+    def command(output_dir, folds=None, relaunch=False, **overrides):
+        pass
+
+    with pytest.raises(BundleError, match=f"^--{name} is given twice: give it once, several values with commas"):
+        check_arguments("command", command, words)
+    # Behind -- stand the options of Fire.
+    check_arguments("command", command, ["--folds", "8", "--iterations", "8", "--", "--folds"])
 
 
 def test_a_space_in_a_list_is_refused():

@@ -107,6 +107,16 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path, small_file
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_in_which_nothing_can_be_written_costs_one_line_with_the_file(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".model.0y_z33uv.pt"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught, replacing(tmp_path / "model.pt"):
+        pass
+    assert describe_mistake(caught.value) == f"{tmp_path / 'model.pt'}: Permission denied"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_permissions_are_the_usual_ones(tmp_path):
     umask = os.umask(0o027)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -292,6 +293,16 @@ def test_arguments_may_be_written_as_fire_reads_them(tmp_path):
     target = tmp_path / "data"
     main(["phantom", str(target), "-num-cases=4", "--size", "32", "--nooverwrite", "--", "--separator=+"])
     assert len(list((target / "images").iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["crossval", "predict", "robustness", "uncertainty"])
+def test_help_tells_of_the_keys_of_the_configuration(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert re.search(r"Additional flags are accepted\.\n\s+\S.* (keys?) of the .*, such as --", text)
+    assert "**" not in text
 
 
 def test_who_is_stopped_leaves_no_temporary_folder(tmp_path):

@@ -63,6 +63,8 @@ def markdown_text(text: str) -> str:
     Returns:
         the text with the signs of Markdown and HTML escaped.
     """
-    # Angle brackets would begin a tag. Underscores within a word and brackets without an address mean nothing.
+    # Angle brackets would begin a tag. An underscore within a word means nothing.
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = re.sub(r"([\\`*|~\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    # Brackets around a unit, as in "Dice [%]", mean nothing either where no address follows them.
+    return re.sub(r"\\\[(%|\w+)\\\](?![(:\\])", r"[\1]", text)

@@ -17,7 +17,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
 from ..configuration import check_overrides, overlay_names, read_configuration, read_configuration_file
+from ..console import mistakes_in_one_line
 from ..data.splits import read_split
 from ..errors import BundleError, did_you_mean
 from ..files import CONFIGS, file_hash, read_json_object, write_json
@@ -51,8 +54,20 @@ OWN_KEYS = (
     "resume",
     "overwrite",
 )
-
-
+#: Keys of the configuration that change no result of a run, or, as the precision, one of which the report tells.
+_WITHOUT_EFFECT = (
+    "cache_dir",
+    "cache_gigabytes",
+    "cache_memory_gigabytes",
+    "cache_num",
+    "cache_rate",
+    "checkpoint_interval",
+    "device",
+    "keep_memory",
+    "log_interval",
+    "num_workers",
+    "precision",
+)
 #: Keys of the configuration that say what the volumes of all methods are, and how they are measured.
 _OF_ALL_METHODS = {
     "num_classes",
@@ -174,7 +189,8 @@ class Grid:
         class_names: names of the foreground classes.
         method_files: path of the overlay of each method that is not one of the bundle's.
         cases: image and label of each test case, for the pictures of the report.
-        file_hashes: SHA-256 of the file behind each split, and behind each method that is not one of the bundle's.
+        file_hashes: SHA-256 of the file behind each split, and behind each method that is not one of the bundle's; and
+            of the bundle's overlays by their file names.
     """
 
     data: str
@@ -219,6 +235,21 @@ class Grid:
         if self.recipe == ORIGINAL_RECIPE and original.is_file():
             files.append(original)
         return [str(path) for path in files]
+
+    def hashed_files(self, method: str, split: str) -> dict[str, str]:
+        """List the files that make the runs of a method on a split what they are.
+
+        Args:
+            method: name of a method of this grid.
+            split: name of a split of this grid.
+
+        Returns:
+            their paths by the names that they have in ``file_hashes``.
+        """
+        own = self.method_files.get(method)
+        # train.json is a part of the code, whose commit each run writes down.
+        overlays = {Path(path).name: path for path in self.config_files(method)[1:] if path != own}
+        return {split: self.splits[split], **({method: own} if own else {}), **overlays}
 
     def recipe_of(self, method: str) -> str:
         """Name the recipe of a method's runs.
@@ -267,8 +298,13 @@ class Grid:
         Returns:
             the number.
         """
-        configured = read_configuration(self.config_files(method))["iterations"]
-        return int(self.overrides.get("iterations", configured))
+        config = read_configuration(self.config_files(method))
+        config.update({name: self.overrides[name] for name in ("iterations",) if name in self.overrides})
+        with mistakes_in_one_line():
+            iterations = config.get_parsed_content("iterations")
+        if not isinstance(iterations, int):
+            raise BundleError(f"iterations must be a whole number, got {iterations!r} for {method}.")
+        return iterations
 
     def joined(self, output_dir: str | Path) -> Grid:
         """Join this grid with what earlier calls have put into its folder.
@@ -281,10 +317,15 @@ class Grid:
 
         Raises:
             BundleError: when the folder holds a grid of other data, another recipe or other overrides, or other files
-                for the same methods or splits, whose cells would stand in one table with these.
+                for the same methods or splits, whose cells would stand in one table with these. A grid of which no cell
+                was begun is replaced instead.
         """
         path = Path(output_dir) / GRID_FILE
-        return Grid.read(output_dir)._merge(self, path) if path.is_file() else self
+        if not path.is_file():
+            return self
+        known = Grid.read(output_dir)
+        is_begun = any(cell.path.exists() for cell in known.cells(output_dir))
+        return known._merge(self, path) if is_begun or known._is_alike(self) else self
 
     def write(self, output_dir: str | Path) -> None:
         """Write ``grid.json``, together with what an earlier call of the same grid had put there.
@@ -300,12 +341,20 @@ class Grid:
             content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
             write_json(Path(output_dir) / GRID_FILE, content)
 
+    def _shared(self) -> dict[str, Any]:
+        """What the cells of a grid have in common."""
+        overrides = {name: value for name, value in self.overrides.items() if name not in _WITHOUT_EFFECT}
+        return {"data": self.data, "recipe": self.recipe, "dataset_dir": self.dataset_dir, "overrides": overrides}
+
+    def _is_alike(self, new: Grid) -> bool:
+        return self._shared() == new._shared()
+
     def _merge(self, new: Grid, path: Path) -> Grid:
-        for name in ("data", "recipe", "dataset_dir", "overrides"):
-            if getattr(self, name) != getattr(new, name):
+        asked = new._shared()
+        for name, value in self._shared().items():
+            if value != asked[name]:
                 raise BundleError(
-                    f"{path} is a grid with {name} {getattr(self, name)!r}, got {getattr(new, name)!r}: "
-                    "choose another --output_dir."
+                    f"{path} is a grid with {name} {value!r}, got {asked[name]!r}: choose another --output_dir."
                 )
         sources = [
             *((split, self.splits[split], new.splits[split]) for split in new.splits if split in self.splits),
@@ -321,11 +370,14 @@ class Grid:
                     f"{path} has {new.splits[name]} as {splits[new.file_hashes[name]]}, got it as {name}: its runs "
                     "would count twice. Leave it out, or choose another --output_dir."
                 )
-        trained = {name for cell in self.cells(path.parent) if cell.trained for name in (cell.method, cell.split)}
         # A file that was mended before anything came of it is no other one.
-        for name in trained & self.file_hashes.keys() & new.file_hashes.keys():
+        trained: dict[str, str] = {}
+        for cell in self.cells(path.parent):
+            if cell.trained:
+                trained |= self.hashed_files(cell.method, cell.split)
+        for name in trained.keys() & self.file_hashes.keys() & new.file_hashes.keys():
             if self.file_hashes[name] != new.file_hashes[name]:
-                file = {**new.splits, **new.method_files}[name]
+                file = trained[name]
                 raise BundleError(
                     f"{path}: {file} was changed since cells with it were trained: choose another --output_dir."
                 )
@@ -333,6 +385,7 @@ class Grid:
         hashes = {name: value for name, value in new.file_hashes.items() if name not in trained}
         return dataclasses.replace(
             self,
+            overrides=new.overrides,
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
             seeds=tuple(dict.fromkeys((*self.seeds, *new.seeds))),
             splits={**self.splits, **new.splits},
@@ -348,11 +401,11 @@ class Grid:
             cell: one of :meth:`cells`.
 
         Returns:
-            the path of its split or overlay; None where both are as they were, or gone, of which the training tells.
+            its path; None where all are as they were, or gone, of which the training tells.
         """
-        for name, path in ((cell.split, self.splits[cell.split]), (cell.method, self.method_files.get(cell.method))):
+        for name, path in self.hashed_files(cell.method, cell.split).items():
             known = self.file_hashes.get(name)
-            if path is not None and known is not None and Path(path).is_file() and file_hash(path) != known:
+            if known is not None and Path(path).is_file() and file_hash(path) != known:
                 return path
         return None
 
@@ -439,9 +492,9 @@ def define_grid(
     known = {"class_names": class_names, "iterations": iterations, "evaluated_checkpoint": evaluated}
     sizes = {name: config[name] for name in ("patch_size", "strides")}
     check_settings(**(checkable({**sizes, **given}) | known))
-    folder = Path(dataset_dir or config.get_parsed_content("dataset_dir")).expanduser().resolve()
+    folder = Path(dataset_dir or _path_of(config, "dataset_dir")).expanduser().resolve()
     config["dataset_dir"] = str(folder)
-    splits = _split_files(Path(config.get_parsed_content("split_file")), folds, split_file, num_labeled)
+    splits = _split_files(Path(_path_of(config, "split_file")), folds, split_file, num_labeled)
     hashes = {name: file_hash(path) for name, path in {**splits, **files}.items()}
     for one, other in combinations(splits, 2):
         if hashes[one] == hashes[other]:
@@ -460,6 +513,12 @@ def define_grid(
         cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
         file_hashes=hashes,
     )
+    overlays_of_all: dict[str, str] = {}
+    for name in names:
+        # Refused here and not in the first cell.
+        grid.iterations(name)
+        overlays_of_all |= grid.hashed_files(name, next(iter(splits)))
+    hashes |= {name: file_hash(path) for name, path in overlays_of_all.items() if name not in hashes}
     if recipe == ORIGINAL_RECIPE:
         _warn_of_other_data(grid)
     return grid
@@ -478,6 +537,15 @@ def _warn_of_other_data(grid: Grid) -> None:
     ]
     if others:
         logger.warning("recipe original: where there is none for %s, %s.", grid.data, ", ".join(others))
+
+
+def _path_of(config: ConfigParser, key: str) -> str:
+    """Evaluate a path of the data overlay."""
+    with mistakes_in_one_line():
+        value = config.get_parsed_content(key)
+    if not isinstance(value, str):
+        raise BundleError(f"{key} must be a path, got {value!r}: give it as an argument, or in the data overlay.")
+    return value
 
 
 def _named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -628,6 +696,8 @@ def _split_files(
         fold = (found.group(2) or "") if folds is None else "_fold{fold}"
         number = found.group(3) if num_labeled is None else num_labeled
         pattern = str(default.with_name(f"{found.group(1)}{fold}_{number}.json"))
+    if folds is None and "{fold}" in pattern:
+        raise BundleError(f"folds must be given where split_file has {{fold}}, got split_file {split_file!r} alone.")
     if folds is not None and "{fold}" not in pattern:
         raise BundleError(f"split_file must contain {{fold}} where folds are given, got {split_file!r}.")
     names = {FIXED_SPLIT: pattern}
@@ -635,9 +705,8 @@ def _split_files(
         names = {f"fold{fold}": pattern.replace("{fold}", str(fold)) for fold in folds}
     for path in names.values():
         if not Path(path).is_file():
-            shipped = (
-                sorted(file.stem for file in (CONFIGS / "splits").glob(f"{found.group(1)}_*.json")) if found else []
-            )
+            family = found.group(1) if found and split_file is None else None
+            shipped = sorted(file.stem for file in (CONFIGS / "splits").glob(f"{family}_*.json"))
             hint = f"; the bundle has {', '.join(shipped)}" if shipped else ""
             raise BundleError(f"split file {path} not found{hint}.")
     return {name: str(Path(path).resolve()) for name, path in names.items()}

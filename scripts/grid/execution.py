@@ -159,7 +159,7 @@ def run_grid(
     grid: Grid,
     output_dir: str | Path,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     launcher: str | None = None,
     relaunch: bool = False,
     console: Console | None = None,
@@ -172,23 +172,27 @@ def run_grid(
     Args:
         grid: the grid.
         output_dir: its folder.
-        jobs: cells at a time; the processor's cores are shared out among them, and so are its graphics cards, unless
-            the grid sets a device.
+        jobs: cells at a time without a launcher, by default 1; the processor's cores are shared out among them, and so
+            are its graphics cards, unless the grid sets a device.
         launcher: command that takes a cell elsewhere, such as ``sbatch --gres=gpu:1 --wrap {command}``; ``{command}``
             stands for the cell's command as one word, ``{name}`` for its name. All cells are handed over at once, and
             their progress is watched through the common folder. The launcher may return at once, as ``sbatch`` does,
             or with the end of the cell, as ``srun`` does. What it says goes to ``launcher.log`` in the cell's folder.
-        relaunch: hand over also what was handed over before and has not begun, since it was cancelled. A cell that
-            began and then gave no sign of life for five minutes is handed over again without it.
+        relaunch: with a launcher, hand over also what was handed over before and has not begun, since it was cancelled.
+            A cell that began and then gave no sign of life for five minutes is handed over again without it.
         console: where progress is shown.
 
     Returns:
         the cells that failed.
 
     Raises:
-        BundleError: when the launcher is not usable or refuses a cell, a file of a test case is not there, or the
-            folder holds another grid, see :meth:`Grid.joined`.
+        BundleError: when the launcher is not usable or refuses a cell, or an option is for the other way to run cells,
+            a file of a test case is not there, or the folder holds another grid, see :meth:`Grid.joined`.
     """
+    if launcher is not None and jobs is not None:
+        raise BundleError(f"jobs is for runs on this machine, got {jobs} with a launcher: leave out one of the two.")
+    if launcher is None and relaunch:
+        raise BundleError("relaunch needs the launcher to which runs are handed over again: give --launcher.")
     if launcher is not None and not any("{command}" in word for word in _words(launcher)):
         raise BundleError(f"launcher must contain {{command}}, such as 'sbatch --wrap {{command}}', got {launcher!r}.")
     splits = (("split_file", path) for path in grid.splits.values())
@@ -202,7 +206,7 @@ def run_grid(
     grid.write(output_dir)
     with GridProgress(grid, cells, console=console) as progress:
         if launcher is None:
-            _run_here(pending, jobs, progress, [] if "device" in grid.overrides else _graphics_cards())
+            _run_here(pending, jobs or 1, progress, [] if "device" in grid.overrides else _graphics_cards())
         else:
             _run_elsewhere(pending, launcher, relaunch, progress)
     return [cell for cell in pending if not cell.evaluated]

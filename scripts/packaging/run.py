@@ -306,4 +306,4 @@ def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from monai.bundle import ConfigParser
 from monai.utils import CommonKeys
+from monai.utils.misc import str2bool
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
+from ..console import mistakes_in_one_line
 from ..data.cases import load_cases
 from ..data.loading import LoadCased
 from ..errors import BundleError
@@ -30,6 +32,7 @@ from ..inference_configuration import checked_configuration
 from ..locks import locked_folder
 from ..nifti import read_nifti
 from ..predict import predict_volumes
+from ..weights import check_weights
 
 _STUDY_FILE = "study.json"
 _LOCK_FILE = ".study.lock"
@@ -111,12 +114,13 @@ def claimed_study(
     Raises:
         BundleError: when an override is of a key that a study sets itself, or when the folder holds something else, or
             a study of other cases, weights, configuration or settings, or one that another process is at work on, or
-            when the weights are missing.
+            when a setting of the configuration is not allowed, or the weights are missing or of another network.
     """
     for name in overrides:
         if name in _OWN_KEYS:
             raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
     parser = checked_configuration(config_file, overrides)
+    _check_settings_and_weights(parser)
     weights = Path(parser.get_parsed_content("ckpt_path"))
     configuration = {name: value for name, value in parser.get().items() if name not in _WITHOUT_EFFECT}
     content = {
@@ -146,6 +150,14 @@ def claimed_study(
         yield Study(folder, cases, config_file, overrides, parser)
 
 
+def _check_settings_and_weights(parser: ConfigParser) -> None:
+    """Refuse what an inference refuses at its beginning, which would leave a study that no other can take over."""
+    with mistakes_in_one_line():
+        parser.get_parsed_content("settings")
+        if str2bool(parser.get_parsed_content("load_pretrain")):
+            check_weights(parser.get_parsed_content("ckpt_path"), parser.get_parsed_content("network_def"))
+
+
 def _is_begun(folder: Path) -> bool:
     return folder.is_dir() and any(path.name not in (_STUDY_FILE, _LOCK_FILE) for path in folder.iterdir())
 
@@ -156,7 +168,8 @@ def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **op
     Args:
         study: the study.
         volumes: an image for each of its cases, one after the other.
-        folder: the files go to its subfolder ``volumes``, the maps to ``maps``; those of an earlier call are replaced.
+        folder: the files go to its subfolder ``volumes``, the maps to ``maps``; whole maps of an earlier call of the
+            same study are kept.
         **options: values by key of the configuration, beside the overrides of the study.
     """
     source = folder / "volumes"
@@ -165,8 +178,8 @@ def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **op
     for case, volume in zip(study.cases, volumes, strict=True):
         files.append(str(source / f"{case_file_name(case.name)}.nii.gz"))
         nib.save(volume, files[-1])
-    settings = {**study.overrides, **options, "datalist": files}
-    predict_volumes(source, folder / "maps", study.config_file, overrides=settings, overwrite=True, logging_file=False)
+    settings = {**study.overrides, **options, "datalist": files, "skip_existing": True}
+    predict_volumes(source, folder / "maps", study.config_file, overrides=settings, logging_file=False)
 
 
 def segmented(folder: Path, case: Case, kind: str = "seg") -> nib.Nifti1Image:

@@ -133,7 +133,7 @@ def study_uncertainty(
     Args:
         dataset_dir: folder of the data set.
         split_file: its split file; the test list counts.
-        output_dir: folder of the tables, the pictures and the maps; must not hold a study.
+        output_dir: folder of the tables, the pictures and the maps; a study that was stopped goes on.
         config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of that configuration, such as ckpt_path.
         num_cases: the first so many cases of the list.
@@ -143,7 +143,7 @@ def study_uncertainty(
         the summary, ``uncertainty.md``.
 
     Raises:
-        BundleError: when an argument is not allowed, or the folder holds a study.
+        BundleError: when an argument is not allowed, or the folder holds a finished study.
     """
     if not margin_mm > 0:
         raise BundleError(f"margin_mm must be above 0, got {margin_mm!r}.")

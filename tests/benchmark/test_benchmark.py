@@ -182,7 +182,7 @@ def test_a_training_on_a_whole_data_set_needs_no_test_list(phantom_dir, tmp_path
 
 
 def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
-    words = ["benchmark", "--output_dir", str(tmp_path), "--dataset_dir", str(phantom_dir)]
+    words = ["benchmark", "--dataset_dir", str(phantom_dir)]
     (tmp_path / "earlier").mkdir()
     earlier = tmp_path / "earlier" / "benchmark.json"
     earlier.write_text("{}")
@@ -203,8 +203,9 @@ def test_bad_arguments_cost_a_line(capsys, tmp_path, phantom_dir):
         (["--parts", "speed"], "parts must be of step, inference, start, pools, got 'speed'."),
         (["--patch_size", "32"], "patch_size must be three whole numbers, such as [96,96,96], got 32."),
     ):
+        folder = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path)]
         with pytest.raises(SystemExit):
-            main([*words, *arguments])
+            main([*words, *folder, *arguments])
         assert capsys.readouterr().err == f"error: {message}\n"
     assert earlier.read_text() == "{}"
 

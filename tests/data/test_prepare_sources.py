@@ -762,7 +762,7 @@ def test_a_split_is_written_once(tmp_path, prepare):
     [
         (["liver"], "name must be one of left_atrium, pancreas, decathlon, folder, got 'liver'."),
         (["folder", "--tumor", "keep"], "--tumor is no option of folder; allowed are --table and those of all."),
-        (["left_atrium", "--tabel", "x"], "--tabel is no option of left_atrium; allowed are --crop_to_label, --form"),
+        (["left_atrium", "--tabel", "x"], "--tabel is no argument of prepare. Did you mean --table?"),
         (["pancreas", "--tumor", "cut"], "tumor must be one of merge, keep, got 'cut'."),
         (["decathlon", "--channel", "-1"], "channel must be a whole number of at least 0, got -1."),
         (["folder", "--fold", "7"], "fold must be from 0 to 1, got 7."),
@@ -803,7 +803,8 @@ def test_mistakes_cost_one_line(words, message, tmp_path, prepare):
 def test_a_split_that_cannot_be_is_refused_before_the_work(words, message, tmp_path, prepare):
     make_pairs(tmp_path / "source", "ab")
     (tmp_path / "source" / "labels" / "c.nii.gz").touch()
-    code, lines = prepare("folder", "--num_folds", 2, *words)
+    words = words if "--num_folds" in words else [*words, "--num_folds", 2]
+    code, lines = prepare("folder", *words)
     assert code == 1
     assert any(message in line for line in lines)
     assert not (tmp_path / "prepared").exists()

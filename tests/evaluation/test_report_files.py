@@ -14,7 +14,7 @@ import pytest
 from report_grid import change_facts, write_cells, write_grid
 
 from scripts.evaluation.report.documents import latex_text, markdown
-from scripts.evaluation.report.report import write_report
+from scripts.evaluation.report.report import _OF_A_REPORT, write_report
 from scripts.evaluation.report.tables import Table
 
 VOID = {"meta", "img"}
@@ -101,12 +101,19 @@ def test_all_files_are_written_and_nothing_else_is_touched(reported):
 def test_the_same_grid_makes_the_same_report_and_old_pictures_go(folder):
     report = folder / "report"
     first = {path.name: path.read_bytes() for path in report.iterdir()}
-    for name in ("figure_case_old.png", "table_old.csv", "notes.txt"):
+    own = ("figure_for_paper.png", "table_edited.csv", "notes.txt")
+    for name in ("table_class_9.csv", "table_terms_3.csv", *own):
         (report / name).write_text("of another time")
     assert write_report(folder) == report / "report.html"
     again = {path.name: path.read_bytes() for path in report.iterdir()}
-    (report / "notes.txt").unlink()
-    assert again == {**first, "notes.txt": b"of another time"}
+    for name in own:
+        (report / name).unlink()
+    assert again == {**first, **dict.fromkeys(own, b"of another time")}
+
+
+def test_all_that_a_report_writes_goes_with_the_next_one(folder):
+    for path in (folder / "report").glob("*_*"):
+        assert _OF_A_REPORT.fullmatch(path.name), path.name
 
 
 def test_the_page_is_whole_and_needs_nothing_else(folder):

@@ -218,6 +218,13 @@ def test_runs_of_a_method_with_other_settings_are_remarked(make_cells):
     change_facts(folder, "a", "f_seed0", settings={"cases": "8 labeled, 73 unlabeled, 456"})
     change_facts(folder, "a", "f_seed1", settings={"cases": "8 labeled, 72 unlabeled, 123"})
     assert "The runs of a are" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    measured = folder / "cells/a/f_seed0/evaluation/metrics_weights.json"
+    measured.write_text(json.dumps({"settings": {"strides": [16, 16, 16]}}))
+    other = folder / "cells/a/f_seed1/evaluation/metrics_weights.json"
+    other.write_text(json.dumps({"settings": {"strides": [48, 48, 48]}}))
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "The runs of a are averaged, but differ in their settings: strides of the evaluation." in text
+    other.write_text(measured.read_text())
     change_facts(folder, "a", "f_seed0", settings={"cases": "16 labeled, 64 unlabeled, 456"})
     text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
     assert "The runs of a are averaged, but differ in their settings: cases." in text

@@ -169,7 +169,8 @@ def test_settings_that_differ_by_method_are_listed_by_method(make_cells):
     folder = make_cells({"a": cell, "b": cell})
     for method in "ab":
         for seed in (0, 1):
-            settings = {"seed": seed, "unlabeled_batch_size": 2 if method == "a" else 0}
+            settings = {"seed": seed, "unlabeled_batch_size": 2 if method == "a" else 0, "class_names": ["Gefäß"]}
+            settings["network"] = 'Net(normalization="batch")'
             change_facts(folder, method, f"f_seed{seed}", settings=settings)
     change_facts(folder, "b", "f_seed1", versions={"torch": "3"})
     path = folder / "cells" / "a" / "f_seed1" / "run.json"
@@ -178,7 +179,9 @@ def test_settings_that_differ_by_method_are_listed_by_method(make_cells):
     table = next(table for table in make_tables(read_grid(folder), "a") if table.name == "table_settings")
     assert table.heading == ["method", "method_def", "unlabeled_batch_size", "commit", "torch"]
     assert table.rows == [["a", "a", "2", "-; c0; c1", "2.13.0"], ["b", "b", "0", "-", "2.13.0; 3"]]
-    assert settings_by_method(read_grid(folder), "settings")["seed"].tolist() == ["0; 1", "0; 1"]
+    table = settings_by_method(read_grid(folder), "settings")
+    assert table["seed"].tolist() == ["0; 1", "0; 1"]
+    assert table.loc["a", ["class_names", "network"]].tolist() == ['["Gefäß"]', 'Net(normalization="batch")']
 
 
 def test_terms_that_methods_of_one_class_leave_out_are_a_table_as_in_the_paper(make_cells):

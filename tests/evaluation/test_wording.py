@@ -27,6 +27,21 @@ def test_escaped_text_stays_within_its_cell():
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("__init__ of _a b_, mean_teacher", r"\_\_init\_\_ of \_a b\_, mean_teacher"),
+        ("~~old~~", r"\~\~old\~\~"),
+        ("a]b [c", r"a\]b \[c"),
+        ("[a](b), [a][b], [a]: b, [f[x](y)]", r"\[a\](b), \[a\][b], \[a\]: b, \[f\[x\](y)\]"),
+        ("Dice [%], 95HD [mm]", "Dice [%], 95HD [mm]"),
+        (r"\[%], *`", r"\\[%], \*\`"),
+    ],
+)
+def test_signs_of_markdown_are_escaped(text, expected):
+    assert markdown_text(text) == expected
+
+
+@pytest.mark.parametrize(
     ("mean", "deviation", "percent", "expected"),
     [
         (0.84053, 0.0385, True, "84.05 ± 3.85"),

@@ -55,6 +55,8 @@ def test_split_file_of_a_user_with_a_number_in_it(tmp_path):
         shutil.copy(ROOT / f"configs/splits/hippocampus_fold{fold}_16.json", tmp_path / f"mine_{fold}.json")
     grid = define_grid("hippocampus", ["luseg"], folds=[0, 1], split_file=str(tmp_path / "mine_{fold}.json"))
     assert names(grid.splits.values()) == ["mine_0", "mine_1"]
+    with pytest.raises(BundleError, match=r"folds must be given where split_file has \{fold\}, got .*mine_\{fold\}"):
+        define_grid("hippocampus", ["luseg"], split_file=str(tmp_path / "mine_{fold}.json"))
     with pytest.raises(BundleError, match=r"split_file must contain \{fold\}"):
         define_grid("hippocampus", ["luseg"], folds=[0], split_file=str(tmp_path / "mine_0.json"))
 
@@ -429,11 +431,81 @@ def locked_folder_of_a_test(waited, path, *, wait_seconds):
     ],
 )
 def test_other_grid_in_the_same_folder_is_refused(tmp_path, changes, match):
-    define_grid("hippocampus", ["luseg"]).write(tmp_path)
+    grid = define_grid("hippocampus", ["luseg"])
+    grid.write(tmp_path)
+    next(grid.cells(tmp_path)).path.mkdir(parents=True)
     before = (tmp_path / "grid.json").read_text()
     with pytest.raises(BundleError, match=match):
         define_grid("hippocampus", ["luseg"], **changes).write(tmp_path)
     assert (tmp_path / "grid.json").read_text() == before
+
+
+def test_a_grid_of_which_nothing_was_begun_is_replaced(tmp_path):
+    define_grid("hippocampus", ["luseg"], recipe="paper", dataset_dir="/misspelled").write(tmp_path)
+    grid = define_grid("hippocampus", ["mcf"], overrides={"iterations": 9})
+    grid.write(tmp_path)
+    assert Grid.read(tmp_path) == grid
+
+
+def test_options_without_effect_may_change(tmp_path):
+    grid = define_grid("hippocampus", ["luseg"], overrides={"iterations": 9, "num_workers": 4})
+    grid.write(tmp_path)
+    next(grid.cells(tmp_path)).path.mkdir(parents=True)
+    overrides = {"iterations": 9, "num_workers": 0, "cache_num": 20}
+    define_grid("hippocampus", ["mcf"], overrides=overrides).write(tmp_path)
+    assert Grid.read(tmp_path).overrides == overrides
+    assert Grid.read(tmp_path).methods == ("luseg", "mcf")
+
+
+@pytest.mark.parametrize("name", ["data_hippocampus", "recipe_budget", "method_luseg"])
+def test_overlays_of_the_bundle_that_were_changed_are_refused(name, tmp_path, monkeypatch):
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    for module in ("scripts.grid.definition", "scripts.configuration"):
+        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    (cell,) = define_grid("hippocampus", ["luseg"]).cells(tmp_path / "grid")
+    define_grid("hippocampus", ["luseg"]).write(tmp_path / "grid")
+    cell.path.mkdir(parents=True)
+    (cell.path / "model_final.pt").touch()
+    define_grid("hippocampus", ["luseg"]).write(tmp_path / "grid")
+    file = configs / f"{name}.json"
+    file.write_text(file.read_text() + "\n")
+    with assert_refused(f"{name}.json was changed since cells with it were trained"):
+        define_grid("hippocampus", ["luseg"]).write(tmp_path / "grid")
+    assert Grid.read(tmp_path / "grid").changed_file(cell) == str(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("data_mine", {"dataset_dir": "$foo + 'x'"}, "foo"),
+        ("data_mine", {"dataset_dir": "@nope"}, "nope"),
+        ("data_mine", {"split_file": None}, "split_file must be a path, got None"),
+        ("recipe_mine", {"iterations": "$1000 / 3"}, r"iterations must be a whole number, got 333\.\d+ for luseg"),
+    ],
+)
+def test_mistakes_in_overlays_of_ones_own_cost_one_line(file, content, message, tmp_path, monkeypatch):
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    for module in ("scripts.grid.definition", "scripts.configuration"):
+        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    for kind, name in (("data", "hippocampus"), ("recipe", "budget")):
+        shutil.copyfile(configs / f"{kind}_{name}.json", configs / f"{kind}_mine.json")
+    path = configs / f"{file}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
+    with pytest.raises(BundleError, match=message):
+        define_grid("mine", ["luseg"], recipe="mine")
+
+
+def test_iterations_may_be_an_expression(tmp_path, monkeypatch):
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    for module in ("scripts.grid.definition", "scripts.configuration"):
+        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    path = configs / "recipe_budget.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "iterations": "$1000 * 2"}))
+    assert define_grid("hippocampus", ["luseg"]).iterations("luseg") == 2000
+    assert define_grid("hippocampus", ["luseg"], overrides={"iterations": 7}).iterations("luseg") == 7
 
 
 @pytest.mark.parametrize(

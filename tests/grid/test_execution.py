@@ -449,12 +449,20 @@ def test_launcher_that_refuses(phantom_dir, tmp_path):
         run_grid(grid, tmp_path / "grid", launcher="no-such-program {command}")
 
 
-def test_a_refused_call_leaves_the_grid_as_it_was(phantom_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"launcher": "sbatch"}, "launcher must contain"),
+        ({"launcher": "bash -c {command}", "jobs": 2}, "jobs is for runs on this machine, got 2 with a launcher"),
+        ({"relaunch": True}, "relaunch needs the launcher"),
+    ],
+)
+def test_a_refused_call_leaves_the_grid_as_it_was(options, message, phantom_dir, tmp_path):
     tiny_grid(["luseg"], phantom_dir, tmp_path / "grid")
     before = (tmp_path / "grid" / "grid.json").read_text()
     more = dataclasses.replace(Grid.read(tmp_path / "grid"), seeds=(11,))
-    with pytest.raises(BundleError, match="launcher must contain"):
-        run_grid(more, tmp_path / "grid", launcher="sbatch")
+    with pytest.raises(BundleError, match=f"^{message}"):
+        run_grid(more, tmp_path / "grid", **options)
     assert (tmp_path / "grid" / "grid.json").read_text() == before
 
 

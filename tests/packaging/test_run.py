@@ -253,13 +253,14 @@ def test_a_run_without_unlabeled_cases_does_not_boast_of_them(bundle, run_dir, t
     assert "trained by SupervisedNetwork on 2 labeled cases" in read(bundle, "metadata")["description"]
     copy = shutil.copytree(run_dir, tmp_path / "run")
     facts = json.loads((copy / "run.json").read_text())
-    facts["settings"]["unlabeled_batch_size"] = 2
+    facts["settings"] |= {"unlabeled_batch_size": 2, "class_names": ["Gefäß"]}
     facts["initial_weights"] = "/patients/first.pt"
     (copy / "run.json").write_text(json.dumps(facts))
     readme = make_package(copy).readme
     assert re.search(r"on 2 labeled and \d unlabeled cases", readme)
     assert "Segmentation, CT, Semi-supervised" in readme
     assert "from other weights, which are not in it" in readme
+    assert '- class_names: ["Gefäß"]' in readme
 
 
 def test_figures_of_a_class_that_is_called_like_no_value(run_dir, tmp_path):

@@ -199,6 +199,29 @@ def test_cases_may_be_called_by_numbers_and_lie_in_folders(weights, phantom_dir,
     assert table["dice"].nunique() == 1
 
 
+@pytest.mark.parametrize("name", ["bias_field", "spacing_150"])
+def test_a_stopped_study_segments_what_is_left(name, weights, phantom_dir, tmp_path):
+    split = json.loads((phantom_dir / "split.json").read_text())
+    lists = {"labeled": [], "unlabeled": [], "validation": [], "test": ["phantom_000", "phantom_001"]}
+    (tmp_path / "split.json").write_text(json.dumps({**split, **lists, "cases_hash": hash_cases(lists)}))
+    arguments = (str(phantom_dir), str(tmp_path / "split.json"), str(tmp_path / "study"), inference_configs())
+    overrides = {**QUICK, "ckpt_path": str(weights)}
+    study_robustness(*arguments, overrides=overrides, changes=[name])
+    folder = tmp_path / "study" / name
+    table = (tmp_path / "study" / f"{name}.csv").read_bytes()
+    kept, cut = (folder / f"maps/phantom_{number}_seg.nii.gz" for number in ("000", "001"))
+    before, whole = kept.stat().st_mtime_ns, cut.read_bytes()
+    volumes = [nib.load(path).get_fdata() for path in sorted((folder / "volumes").iterdir())]
+    # Stopped while it wrote a map.
+    cut.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "study" / f"{name}.csv").unlink()
+    study_robustness(*arguments, overrides=overrides, changes=[name])
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "study" / f"{name}.csv").read_bytes() == table
+    for path, expected in zip(sorted((folder / "volumes").iterdir()), volumes, strict=True):
+        assert np.array_equal(nib.load(path).get_fdata(), expected)
+
+
 def test_two_studies_in_one_folder_are_kept_apart(weights, phantom_dir, tmp_path):
     cases = study_cases(str(phantom_dir), str(phantom_dir / "split.json"))
     overrides = {**QUICK, "ckpt_path": str(weights)}
@@ -244,23 +267,29 @@ def test_files_of_the_user_are_left_alone(phantom_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"patch_sizee": 5}, "--patch_sizee is no key"), ({"ckpt_path": "none.pt"}, "ckpt_path none.pt does not exist")],
+    [
+        ({"patch_sizee": 5}, "--patch_sizee is no key"),
+        ({"ckpt_path": "none.pt"}, "ckpt_path none.pt does not exist"),
+        ({"overlap": 2}, "overlap must be a number of at least 0 and below 1, got 2"),
+        ({"num_classes": 3}, r"ckpt_path .*model\.pt does not fit: .*; check num_classes and in_channels"),
+    ],
 )
-def test_a_mistake_claims_no_folder(overrides, message, phantom_dir, tmp_path):
+def test_a_mistake_claims_no_folder(overrides, message, weights, phantom_dir, tmp_path):
     arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
     with assert_refused(message):
-        study_robustness(*arguments, overrides=overrides)
+        study_robustness(*arguments, overrides={"ckpt_path": str(weights), **overrides})
     assert not (tmp_path / "study").exists()
 
 
-def test_volumes_of_several_channels_are_refused(weights, phantom_dir, tmp_path):
+def test_volumes_of_several_channels_are_refused(phantom_dir, tmp_path):
+    torch.save(DualNetwork(in_channels=2).state_dict(), tmp_path / "model.pt")
     with assert_refused("in_channels must be 1, as the changes are of volumes with one channel, got 2"):
         study_robustness(
             str(phantom_dir),
             str(phantom_dir / "split.json"),
             str(tmp_path / "study"),
             inference_configs(),
-            overrides={**QUICK, "ckpt_path": str(weights), "in_channels": 2},
+            overrides={**QUICK, "ckpt_path": str(tmp_path / "model.pt"), "in_channels": 2},
         )
 
 

@@ -139,7 +139,8 @@ def _curves(grid: GridResults, file_name: str, column: str, *, factor: float = 1
         tables = [cell.table(file_name) for cell in grid.cells if cell.method == method]
         runs = [table.set_index("iteration")[column] for table in tables if table is not None and column in table]
         if runs:
-            curves[method] = factor * pd.concat(runs).groupby(level=0).mean()
+            # As far as all of them came: the mean of fewer would show steps that no run has.
+            curves[method] = factor * pd.concat(runs, axis=1).mean(axis=1, skipna=False).dropna()
     return pd.DataFrame(curves).rename_axis("iteration").reset_index()
 
 

@@ -126,6 +126,12 @@ class CellResult:
         return ""
 
     @cached_property
+    def measured_with(self) -> Mapping[str, Any]:
+        """The settings of the evaluation, as ``metrics_weights.json`` tells them; empty without that file."""
+        settings = (_read_json(self.folder / "evaluation" / "metrics_weights.json") or {}).get("settings")
+        return settings if isinstance(settings, dict) else {}
+
+    @cached_property
     def facts(self) -> Mapping[str, Any]:
         """What ``run.json`` tells of the training; empty without that file."""
         begun = _read_json(self.folder / FACTS_FILE) or {}

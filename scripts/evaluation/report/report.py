@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from ...errors import BundleError
 from ...files import write_text
+from ..metrics import METRIC_NAMES
 from ..wording import plural
 from .documents import latex, markdown
 from .figures import boxes_picture, curves_pictures
@@ -23,6 +25,11 @@ from .tables import Table, make_tables
 
 _LOGGER = logging.getLogger("scripts.evaluation")
 _TRAINING_TABLES = ("history.csv", "validation.csv")
+#: What an earlier report may have written and this one not; other files are the user's.
+_OF_A_REPORT = re.compile(
+    rf"table_(metrics|(class|terms)_\d+|test_({'|'.join(METRIC_NAMES)})|cost|settings|runs)\.csv"
+    r"|figure_(dice|hd95_voxel|validation|loss|case_(best|median|worst))\.png"
+)
 _DEFAULT_REFERENCE = "dual_network"
 
 
@@ -73,11 +80,10 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     for name, text in texts.items():
         write_text(folder / name, text)
     written = {*texts, *(picture.path.name for picture in pictures)}
-    for pattern in ("table_*.csv", "figure_*.png"):
-        for path in folder.glob(pattern):
-            # What an earlier report showed would pass for a part of this one.
-            if path.name not in written:
-                path.unlink()
+    for path in folder.iterdir():
+        # What an earlier report showed would pass for a part of this one.
+        if path.name not in written and _OF_A_REPORT.fullmatch(path.name):
+            path.unlink()
     return folder / "report.html"
 
 
@@ -134,7 +140,8 @@ def _different_settings(grid: GridResults) -> list[str]:
             # Of the cases of a split only their number, which is that of the labels.
             labeled = str(settings.get("cases", "")).partition(",")[0]
             extra = {"cases": labeled, "initial_weights": cell.facts.get("initial_weights")}
-            for name, value in {**settings, **extra}.items():
+            measured = {f"{name} of the evaluation": value for name, value in cell.measured_with.items()}
+            for name, value in {**settings, **extra, **measured}.items():
                 values[name].add(str(value))
         # Precisions are told on their own.
         different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision")]

@@ -157,7 +157,8 @@ def _settings_of(cell: CellResult, key: SettingsKey) -> dict[str, str]:
             values.update({name: facts[name] for name in _BESIDE_SETTINGS if name in facts})
         for name, value in values.items():
             # What run.json calls the method is the object that the key method_def makes.
-            texts["method_def" if name == "method" else name][json.dumps(value).strip('" ')] = None
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            texts["method_def" if name == "method" else name][text] = None
     return {name: "; ".join(of_name) for name, of_name in texts.items()}
 
 
