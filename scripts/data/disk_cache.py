@@ -82,8 +82,8 @@ class DiskCache:
         try:
             content = read_tensors(path)
             return _unpack(json.loads(content["description"]), content["tensors"])
-        # A file of somebody else in a folder that is shared may not be read.
-        except (DamagedFileError, PermissionError) as error:
+        # A file in a folder that is shared may be somebody else's, or its server be away.
+        except (DamagedFileError, OSError) as error:
             _logger.warning("cache_dir: %s; the case is prepared anew.", error)
             return None
 

@@ -54,7 +54,7 @@ OWN_KEYS = (
     "resume",
     "overwrite",
 )
-#: Keys of the configuration that change no result of a run, or, as the precision, one of which the report tells.
+#: Keys of the configuration that change no result of a run.
 _WITHOUT_EFFECT = (
     "cache_dir",
     "cache_gigabytes",
@@ -62,11 +62,9 @@ _WITHOUT_EFFECT = (
     "cache_num",
     "cache_rate",
     "checkpoint_interval",
-    "device",
     "keep_memory",
     "log_interval",
     "num_workers",
-    "precision",
 )
 #: Keys of the configuration that say what the volumes of all methods are, and how they are measured.
 _OF_ALL_METHODS = {
@@ -247,6 +245,9 @@ class Grid:
             their paths by the names that they have in ``file_hashes``.
         """
         own = self.method_files.get(method)
+        if own and not Path(own).is_file():
+            # It would name the recipe; the training tells of it.
+            return {split: self.splits[split], method: own}
         # train.json is a part of the code, whose commit each run writes down.
         overlays = {Path(path).name: path for path in self.config_files(method)[1:] if path != own}
         return {split: self.splits[split], **({method: own} if own else {}), **overlays}
@@ -385,7 +386,7 @@ class Grid:
         hashes = {name: value for name, value in new.file_hashes.items() if name not in trained}
         return dataclasses.replace(
             self,
-            overrides=new.overrides,
+            overrides={**self.overrides, **new.overrides},
             methods=tuple(dict.fromkeys((*self.methods, *new.methods))),
             seeds=tuple(dict.fromkeys((*self.seeds, *new.seeds))),
             splits={**self.splits, **new.splits},

@@ -224,6 +224,12 @@ def _differences(
 
 def _value(configuration: ConfigParser, name: str) -> Any:
     value = configuration.get(name)
+    if name == "network_def" and isinstance(value, dict):
+        # A value that was written out may be a reference to the same value in a later version.
+        return {
+            key: configuration.get(part[1:], part) if isinstance(part, str) and part.startswith("@") else part
+            for key, part in value.items()
+        }
     if name != "crop" or not isinstance(value, dict):
         return _plain(value)
     # What counts is whether volumes are cropped: an older version had a switch beside uses_boxes for it.

@@ -15,11 +15,14 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
+from ..console import mistakes_in_one_line
 from ..errors import BundleError
 from ..evaluation.canvas import light_grid, new_figure, save_figure
 from ..evaluation.wording import markdown_table
 from ..files import write_text
+from ..inference_configuration import checked_configuration
 from ..nifti import read_nifti
+from ..weights import check_disagreement
 from .cases import (
     Case,
     check_references,
@@ -150,6 +153,9 @@ def study_uncertainty(
     if (Path(output_dir) / "uncertainty.md").exists():
         raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
+    asked = checked_configuration(config_file, {**(overrides or {}), "save_uncertainty": True})
+    with mistakes_in_one_line():
+        check_disagreement(asked.get_parsed_content("network_def"))
     with claimed_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm) as study:
         # Before the hours of the networks: the maps are compared with the references voxel by voxel.
         check_references(study)

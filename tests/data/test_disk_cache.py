@@ -119,14 +119,15 @@ def test_a_damaged_file_is_named_and_replaced(how, cache, caplog):
     assert_same(cache.load("0"), item)
 
 
-def test_a_file_of_somebody_else_is_passed_over(cache, caplog, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+def test_a_file_that_the_system_does_not_read_is_passed_over(cache, caplog, monkeypatch, number):
     def refuse(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     cache.save("0", {"a": torch.ones(2)})
     monkeypatch.setattr("scripts.data.disk_cache.read_tensors", refuse)
     assert cache.load("0") is None
-    assert f"Permission denied: '{cache.folder / '0.pt'}'; the case is prepared anew" in caplog.text
+    assert f"{os.strerror(number)}: '{cache.folder / '0.pt'}'; the case is prepared anew" in caplog.text
 
 
 def test_two_runs_share_a_folder(cache):

@@ -436,6 +436,14 @@ def test_the_folder_above_the_data(is_archive, tmp_path, prepare):
     code, lines = prepare("folder", "--num_folds", 2, source="scans.tar" if is_archive else "above")
     assert code == 0, lines
     assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"a", "b"}
+    assert any("Taken is scans/, the only folder of the source with images/ and labels/." in line for line in lines)
+
+
+def test_a_case_in_dicom_with_both_folders_is_not_the_data(tmp_path):
+    for name in ("p1/images", "p1/labels", "p2/series"):
+        write_series(tmp_path / name, volumes(0)[0])
+    (tmp_path / "labels").mkdir()
+    assert [case.name for case in find_folder(tmp_path).cases] == ["p1", "p2"]
 
 
 def test_a_folder_images_of_a_case_in_dicom_is_not_that_of_the_data(tmp_path):

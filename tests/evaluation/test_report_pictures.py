@@ -250,6 +250,10 @@ def test_curves_average_the_runs_of_a_method(make_cells):
     assert list(table) == ["iteration", "a"]
     assert table["iteration"].tolist() == [10, 20]
     assert table["a"].tolist() == pytest.approx([0.3, 0.6])
+    # A run that failed early does not count beside those that were evaluated.
+    (cells / "a/f_seed1/validation.csv").write_text("iteration,mean_dice\n10,0.4\n")
+    (cells / "a/f_seed1/evaluation/metrics_cases.csv").unlink()
+    assert _curves(read_grid(folder), "validation.csv", "mean_dice")["a"].tolist() == [0.2, 0.4]
 
 
 def test_each_method_has_a_panel_with_the_reference_on_top(make_cells, tmp_path, monkeypatch):

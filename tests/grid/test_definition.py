@@ -389,6 +389,20 @@ def test_a_file_that_is_changed_while_a_grid_runs_is_found(tmp_path):
     assert grid.changed_file(mine) is None
 
 
+def test_methods_join_a_grid_whose_own_overlay_is_gone(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text('{"original_recipe": "budget"}')
+    grid = define_grid("hippocampus", [str(overlay)], recipe="original")
+    grid.write(tmp_path / "grid")
+    (mine,) = grid.cells(tmp_path / "grid")
+    mine.path.mkdir(parents=True)
+    (mine.path / "model_final.pt").touch()
+    overlay.unlink()
+    assert grid.changed_file(mine) is None
+    define_grid("hippocampus", ["luseg"], recipe="original").write(tmp_path / "grid")
+    assert Grid.read(tmp_path / "grid").methods == ("mine", "luseg")
+
+
 def test_grid_file_is_read_back_and_grows(tmp_path):
     # Lists of the command line come as tuples, those of the file as lists.
     overrides = {"patch_size": (48, 48, 48), "class_names": ("front", "back")}
@@ -453,6 +467,9 @@ def test_options_without_effect_may_change(tmp_path):
     next(grid.cells(tmp_path)).path.mkdir(parents=True)
     overrides = {"iterations": 9, "num_workers": 0, "cache_num": 20}
     define_grid("hippocampus", ["mcf"], overrides=overrides).write(tmp_path)
+    assert Grid.read(tmp_path).overrides == overrides
+    # Those that are not given again stay.
+    define_grid("hippocampus", ["luseg"], overrides={"iterations": 9}).write(tmp_path)
     assert Grid.read(tmp_path).overrides == overrides
     assert Grid.read(tmp_path).methods == ("luseg", "mcf")
 

@@ -214,6 +214,13 @@ def begin_with(folder, configuration):
         directory.claim()
 
 
+def test_a_reference_in_the_network_is_the_value_that_an_older_version_wrote_out(tmp_path):
+    begin_with(tmp_path, {"network_def#normalization": "batch"})
+    begin_with(tmp_path, {})
+    with pytest.raises(BundleError, match=r"other settings \(network_def was .*\)"):
+        begin_with(tmp_path, {"normalization": "instance"})
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -178,5 +178,9 @@ def test_study_on_small_volumes(phantom_dir, tmp_path):
     assert (tmp_path / "study" / "uncertainty.png").stat().st_size > 1000
     with assert_refused("already holds a study"):
         study_uncertainty(*arguments, overrides=overrides)
+    single = {**overrides, "network_def": {"_target_": "scripts.networks.single_network.SingleNetwork"}}
+    with assert_refused("needs the two networks of DualNetwork"):
+        study_uncertainty(*arguments[:2], str(tmp_path / "other"), arguments[3], overrides=single)
+    assert not (tmp_path / "other").exists()
     with assert_refused("margin_mm must be above 0, got 0"):
         study_uncertainty(*arguments, overrides=overrides, margin_mm=0)

@@ -48,9 +48,12 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
     Raises:
         BundleError: when there is no image, or the table does not have these columns or no row.
     """
+    above = source
     if table is None:
         source = _data_folder(source)
     rows, problems, notes = _list_folder(source) if table is None else _read_table(source, Path(table))
+    if source != above:
+        notes.append(f"Taken is {source.name}/, the only folder of the source with {_IMAGES}/ and {_LABELS}/.")
     counts = Counter(_name(row.image) for row in rows)
     cases = []
     for row in rows:
@@ -72,7 +75,7 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
 
 def _data_folder(source: Path) -> Path:
     """Find the folder with images/ and labels/: the only one in the source that has both, otherwise the source."""
-    if (source / _IMAGES).is_dir():
+    if (source / _IMAGES).is_dir() or (source / _LABELS).is_dir():
         return source
     # A case in DICOM may have a folder images/, too.
     folders = [path for path in _visible(source) if (path / _IMAGES).is_dir() and (path / _LABELS).is_dir()]

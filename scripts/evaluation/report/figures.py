@@ -136,7 +136,9 @@ def _curves(grid: GridResults, file_name: str, column: str, *, factor: float = 1
     """One column a method, averaged over its runs, by iteration; methods without the table are left out."""
     curves = {}
     for method in grid.methods:
-        tables = [cell.table(file_name) for cell in grid.cells if cell.method == method]
+        # A run that was stopped early would end the curve of the others.
+        cells = list(grid.evaluated(method).values()) or [cell for cell in grid.cells if cell.method == method]
+        tables = [cell.table(file_name) for cell in cells]
         runs = [table.set_index("iteration")[column] for table in tables if table is not None and column in table]
         if runs:
             # As far as all of them came: the mean of fewer would show steps that no run has.

@@ -142,7 +142,8 @@ def _different_settings(grid: GridResults) -> list[str]:
             extra = {"cases": labeled, "initial_weights": cell.facts.get("initial_weights")}
             measured = {f"{name} of the evaluation": value for name, value in cell.measured_with.items()}
             for name, value in {**settings, **extra, **measured}.items():
-                values[name].add(str(value))
+                # true of a command line is a text in some of the files.
+                values[name].add(str(value).lower())
         # Precisions are told on their own.
         different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision")]
         if different:

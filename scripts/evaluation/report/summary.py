@@ -191,7 +191,7 @@ def _parameters(grid: GridResults, method: str) -> float:
         if cell.method == method and path.is_file():
             try:
                 state = read_tensors(path)
-            except (DamagedFileError, PermissionError):
+            except (DamagedFileError, OSError):
                 continue
             if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
                 continue
