@@ -115,8 +115,11 @@ class DeepestStage(nn.Sequential):
         Returns:
             features, (B, 256, X/16, Y/16, Z/16).
         """
-        smallest = features.shape[2] == 4 or features.shape[4] == 2
-        if not torch.jit.is_scripting() and features.device.type == "cpu" and smallest:
+        if (
+            not torch.jit.is_scripting()
+            and features.device.type == "cpu"
+            and (features.shape[2] == 4 or features.shape[4] == 2)
+        ):
             with torch.autocast("cpu", enabled=False):
                 return self._layers(features.float())
         return self._layers(features)

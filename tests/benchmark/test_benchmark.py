@@ -110,7 +110,7 @@ def report(phantom_dir, tmp_path, monkeypatch):
         "step,inference",
     ]
     words += ["--dataset_dir", str(phantom_dir), "--ckpt_path", str(folder / "model.pt")]
-    words += ["--parts", "step,inference", "--data", "left_atrium"]
+    words += ["--data", "left_atrium"]
     main(["benchmark", "--output_dir", str(folder / "report"), *words])
     return folder / "report"
 
