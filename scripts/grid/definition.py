@@ -300,7 +300,7 @@ class Grid:
             the number.
         """
         config = read_configuration(self.config_files(method))
-        config.update({name: self.overrides[name] for name in ("iterations",) if name in self.overrides})
+        config["iterations"] = self.overrides.get("iterations", config["iterations"])
         with mistakes_in_one_line():
             iterations = config.get_parsed_content("iterations")
         if not isinstance(iterations, int):
@@ -326,7 +326,7 @@ class Grid:
             return self
         known = Grid.read(output_dir)
         is_begun = any(cell.path.exists() for cell in known.cells(output_dir))
-        return known._merge(self, path) if is_begun or known._is_alike(self) else self
+        return known._merge(self, path) if is_begun or known._shared() == self._shared() else self
 
     def write(self, output_dir: str | Path) -> None:
         """Write ``grid.json``, together with what an earlier call of the same grid had put there.
@@ -346,9 +346,6 @@ class Grid:
         """What the cells of a grid have in common."""
         overrides = {name: value for name, value in self.overrides.items() if name not in _WITHOUT_EFFECT}
         return {"data": self.data, "recipe": self.recipe, "dataset_dir": self.dataset_dir, "overrides": overrides}
-
-    def _is_alike(self, new: Grid) -> bool:
-        return self._shared() == new._shared()
 
     def _merge(self, new: Grid, path: Path) -> Grid:
         asked = new._shared()
@@ -514,12 +511,11 @@ def define_grid(
         cases=_test_cases(splits.values(), folder, validated=evaluated == "model.pt"),
         file_hashes=hashes,
     )
-    overlays_of_all: dict[str, str] = {}
     for name in names:
         # Refused here and not in the first cell.
         grid.iterations(name)
-        overlays_of_all |= grid.hashed_files(name, next(iter(splits)))
-    hashes |= {name: file_hash(path) for name, path in overlays_of_all.items() if name not in hashes}
+    paths = {key: path for name in names for key, path in grid.hashed_files(name, next(iter(splits))).items()}
+    grid = dataclasses.replace(grid, file_hashes={key: file_hash(path) for key, path in paths.items()} | hashes)
     if recipe == ORIGINAL_RECIPE:
         _warn_of_other_data(grid)
     return grid
@@ -706,8 +702,9 @@ def _split_files(
         names = {f"fold{fold}": pattern.replace("{fold}", str(fold)) for fold in folds}
     for path in names.values():
         if not Path(path).is_file():
-            family = found.group(1) if found and split_file is None else None
-            shipped = sorted(file.stem for file in (CONFIGS / "splits").glob(f"{family}_*.json"))
+            shipped: list[str] = []
+            if found and split_file is None:
+                shipped = sorted(file.stem for file in (CONFIGS / "splits").glob(f"{found.group(1)}_*.json"))
             hint = f"; the bundle has {', '.join(shipped)}" if shipped else ""
             raise BundleError(f"split file {path} not found{hint}.")
     return {name: str(Path(path).resolve()) for name, path in names.items()}
