@@ -284,6 +284,8 @@ class Grid:
             "seed": cell.seed,
             **self.overrides,
         }
+        if self._takes_no_unlabeled_case(cell.method):
+            values.pop("unlabeled_batch_size", None)
         for name, value in values.items():
             # The command line is read as Python: JSON's null and true would arrive as texts. MONAI leaves None out.
             value = "$None" if value is None else value
@@ -351,15 +353,17 @@ class Grid:
         asked = new._shared()
         for name, value in self._shared().items():
             if value != asked[name]:
+                moved = ", or write it into this file if it is the same data moved" if name == "dataset_dir" else ""
                 raise BundleError(
-                    f"{path} is a grid with {name} {value!r}, got {asked[name]!r}: choose another --output_dir."
+                    f"{path} is a grid with {name} {value!r}, got {asked[name]!r}: choose another --output_dir{moved}."
                 )
         sources = [
             *((split, self.splits[split], new.splits[split]) for split in new.splits if split in self.splits),
             *((method, self._source(method), new._source(method)) for method in new.methods if method in self.methods),
         ]
         for name, known, given in sources:
-            if known != given:
+            is_same = self.file_hashes.get(name) == new.file_hashes.get(name) is not None
+            if known != given and not is_same:
                 raise BundleError(f"{path} has {known} as {name}, got {given}: choose another --output_dir.")
         splits = {self.file_hashes.get(name): name for name in self.splits}
         for name in new.splits.keys() - self.splits.keys():
@@ -406,6 +410,13 @@ class Grid:
             if known is not None and Path(path).is_file() and file_hash(path) != known:
                 return path
         return None
+
+    def _takes_no_unlabeled_case(self, method: str) -> bool:
+        """Whether a method switches unlabeled crops off: it would ignore those that an override has read for it."""
+        return any(
+            read_configuration_file(path).get("unlabeled_batch_size") == 0
+            for path in _method_file(method, self.method_files)
+        )
 
     def _source(self, method: str) -> str:
         return self.method_files.get(method, "the bundle's own method")

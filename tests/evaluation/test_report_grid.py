@@ -197,6 +197,60 @@ def test_other_lists_of_cases_in_one_split_are_remarked(make_cells):
     assert "split f (cases_hash of run.json) are not the same in all runs: 123 in a seed 0, c seed 0; 456 in b" in text
 
 
+def test_evaluations_on_other_splits_are_remarked(make_cells):
+    folder = make_cells(dict.fromkeys("ab", CELL))
+    for method in "ab":
+        change_facts(folder, method, split={"cases_hash": "123"})
+        measured = folder / f"cells/{method}/f_seed0/evaluation/metrics_weights.json"
+        measured.write_text(json.dumps({"split": {"cases_hash": "123"}, "settings": {}}))
+    assert "lists of cases" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    measured.write_text(json.dumps({"split": {"cases_hash": "456"}, "settings": {}}))
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert "are not the same in all runs: 123 in a seed 0, b seed 0; 456 in b seed 0" in text
+
+
+def test_other_code_is_remarked(make_cells):
+    folder = make_cells(dict.fromkeys("ab", CELL))
+    for method, commit in (("a", "0123456"), ("b", "0123456-dirty-89ab")):
+        path = folder / f"cells/{method}/f_seed0/run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "commit": commit}))
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert (
+        "one commit, which alone can change a result: 0123456 in a f seed 0; 0123456-dirty-89ab in b f seed 0" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"settings": {"cases": "8 labeled, 40 unlabeled, 123"}}, "cases"),
+        ({"volumes": {"trained_spacing": [2.0, 2.0, 2.0]}}, "volumes"),
+        ({"initial_weights_sha256": "89ab"}, "initial_weights_sha256"),
+    ],
+)
+def test_runs_of_a_split_on_other_data_or_from_other_weights_are_remarked(make_cells, facts, named):
+    dice = next(iter(CELL.values()))
+    folder = make_cells({"a": {("f", 0): dice, ("f", 1): dice, ("g", 0): dice}})
+    of_split = {
+        "settings": {"cases": "8 labeled, 4 unlabeled, 123"},
+        "volumes": {"trained_spacing": [1.0, 1.0, 1.0]},
+        "initial_weights_sha256": "0123",
+    }
+    # Other folds have other cases and volumes.
+    of_other_fold = {
+        "settings": {"cases": "8 labeled, 5 unlabeled, 456"},
+        "volumes": {"trained_spacing": [3.0, 3.0, 3.0]},
+    }
+    for run, changes in (("f_seed0", {}), ("f_seed1", {}), ("g_seed0", of_other_fold)):
+        path = folder / f"cells/a/{run}/run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **of_split, **changes}))
+    assert "The runs of a are" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    path = folder / "cells/a/f_seed1/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
+    assert f"The runs of a are averaged, but differ in their settings: {named}." in text
+
+
 def test_other_precisions_are_remarked(make_cells):
     folder = make_cells(dict.fromkeys("abc", CELL))
     for method, precision in (("a", "bfloat16"), ("b", "float32"), ("c", "bfloat16")):
@@ -215,7 +269,7 @@ def test_runs_of_a_method_with_other_settings_are_remarked(make_cells):
             change_facts(folder, name, run, settings={"seed": seed, "method": method if name == "b" else "CPS()"})
     text = write_report(folder).with_name("report.md").read_text(encoding="utf-8")
     assert "The runs of b are averaged, but differ in their settings: method." in text
-    change_facts(folder, "a", "f_seed0", settings={"cases": "8 labeled, 73 unlabeled, 456"})
+    change_facts(folder, "a", "f_seed0", settings={"cases": "8 labeled, 72 unlabeled, 123"})
     change_facts(folder, "a", "f_seed1", settings={"cases": "8 labeled, 72 unlabeled, 123"})
     assert "The runs of a are" not in write_report(folder).with_name("report.md").read_text(encoding="utf-8")
     measured = folder / "cells/a/f_seed0/evaluation/metrics_weights.json"

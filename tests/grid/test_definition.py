@@ -326,9 +326,9 @@ def test_original_recipes_on_other_data_are_warned_of(caplog):
 
 def test_method_of_another_source_does_not_take_over_the_results(tmp_path):
     first, second = tmp_path / "a" / "method_mine.json", tmp_path / "b" / "method_mine.json"
-    for overlay in (first, second):
+    for overlay, words in ((first, "mine"), (second, "another")):
         overlay.parent.mkdir()
-        overlay.write_text("{}")
+        overlay.write_text(json.dumps({"_desc_": words}))
     define_grid("hippocampus", [str(first)]).write(tmp_path)
     define_grid("hippocampus", ["luseg", str(first)]).write(tmp_path)
     with pytest.raises(BundleError, match=r"has .*a/method_mine.json as mine, got .*b/method_mine.json"):
@@ -452,6 +452,23 @@ def test_other_grid_in_the_same_folder_is_refused(tmp_path, changes, match):
     with pytest.raises(BundleError, match=match):
         define_grid("hippocampus", ["luseg"], **changes).write(tmp_path)
     assert (tmp_path / "grid.json").read_text() == before
+
+
+def test_a_split_of_equal_content_may_have_moved(tmp_path):
+    source = ROOT / "configs/splits/hippocampus_fold0_16.json"
+    moved = shutil.copy(source, tmp_path / "moved.json")
+    grid = define_grid("hippocampus", ["luseg"], split_file=str(source))
+    grid.write(tmp_path)
+    next(grid.cells(tmp_path)).path.mkdir(parents=True)
+    define_grid("hippocampus", ["luseg"], split_file=str(moved)).write(tmp_path)
+    assert Grid.read(tmp_path).splits == {"fixed": str(moved)}
+
+
+def test_a_size_of_unlabeled_batches_is_not_for_methods_that_take_none(tmp_path):
+    grid = define_grid("hippocampus", ["supervised_vnet", "luseg"], overrides={"unlabeled_batch_size": 4})
+    for cell in grid.cells(tmp_path):
+        words = grid.arguments(cell, evaluate=False)
+        assert ("--unlabeled_batch_size" in words) == (cell.method == "luseg")
 
 
 def test_a_grid_of_which_nothing_was_begun_is_replaced(tmp_path):

@@ -127,9 +127,9 @@ class CellResult:
 
     @cached_property
     def measured_with(self) -> Mapping[str, Any]:
-        """The settings of the evaluation, as ``metrics_weights.json`` tells them; empty without that file."""
-        settings = (_read_json(self.folder / "evaluation" / "metrics_weights.json") or {}).get("settings")
-        return settings if isinstance(settings, dict) else {}
+        """What ``metrics_weights.json`` tells of the evaluation; empty without that file."""
+        facts = _read_json(self.folder / "evaluation" / "metrics_weights.json") or {}
+        return _known(facts, settings=dict, split=dict)
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:

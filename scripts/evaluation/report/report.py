@@ -53,7 +53,7 @@ def write_report(output_dir: str | Path, *, reference: str | None = None) -> Pat
     """
     grid = read_grid(output_dir)
     reference, doubts = _reference(grid, reference)
-    doubts += [*_different_splits(grid), *_different_precisions(grid), *_different_settings(grid)]
+    doubts += [*_different_splits(grid), *_different_conditions(grid), *_different_settings(grid)]
     for doubt in doubts:
         _LOGGER.warning(doubt)
     folder = grid.folder / "report"
@@ -104,9 +104,10 @@ def _different_splits(grid: GridResults) -> list[str]:
     """What to say of splits whose file had other cases in some of the runs."""
     methods: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in grid.cells:
-        digest = (cell.facts.get("split") or {}).get("cases_hash")
-        if cell.status == "evaluated" and digest is not None:
-            methods[cell.split][digest].append(f"{cell.method} seed {cell.seed}")
+        used = [facts.get("split") or {} for facts in (cell.facts, cell.measured_with)]
+        for digest in dict.fromkeys(split["cases_hash"] for split in used if "cases_hash" in split):
+            if cell.status == "evaluated":
+                methods[cell.split][digest].append(f"{cell.method} seed {cell.seed}")
     return [
         f"The lists of cases of the split {split} (cases_hash of run.json) are not the same in all runs: "
         + "; ".join(f"{digest} in {', '.join(runs)}" for digest, runs in found.items())
@@ -115,18 +116,19 @@ def _different_splits(grid: GridResults) -> list[str]:
     ]
 
 
-def _different_precisions(grid: GridResults) -> list[str]:
-    """What to say of runs that were not all trained in one precision, as on machines of several kinds."""
-    methods: dict[str, list[str]] = defaultdict(list)
+def _different_conditions(grid: GridResults) -> list[str]:
+    """What to say of runs that were not all trained in one precision, as on other machines, or by one commit."""
+    methods: dict[str, dict[str, list[str]]] = {"precision": defaultdict(list), "commit": defaultdict(list)}
     for cell in grid.cells:
-        precision = (cell.facts.get("settings") or {}).get("precision")
-        if cell.status == "evaluated" and precision is not None:
-            methods[precision].append(f"{cell.method} {cell.split} seed {cell.seed}")
-    if len(methods) < 2:
-        return []
+        facts = {**(cell.facts.get("settings") or {}), "commit": cell.facts.get("commit")}
+        for name, runs in methods.items():
+            if cell.status == "evaluated" and facts.get(name) is not None:
+                runs[facts[name]].append(f"{cell.method} {cell.split} seed {cell.seed}")
     return [
-        "Not all runs were trained in one precision, which alone can change a result: "
-        + "; ".join(f"{precision} in {', '.join(runs)}" for precision, runs in methods.items())
+        f"Not all runs were trained in one {name}, which alone can change a result: "
+        + "; ".join(f"{value} in {', '.join(of_value)}" for value, of_value in runs.items())
+        for name, runs in methods.items()
+        if len(runs) > 1
     ]
 
 
@@ -134,18 +136,23 @@ def _different_settings(grid: GridResults) -> list[str]:
     """What to say of methods whose runs, which make up one row, were not trained with the same settings."""
     doubts = []
     for method in grid.methods:
-        values: dict[str, set[str]] = defaultdict(set)
+        values: dict[tuple[str, str], set[str]] = defaultdict(set)
         for cell in grid.evaluated(method).values():
             settings = cell.facts.get("settings") or {}
-            # Of the cases of a split only their number, which is that of the labels.
+            # Of the cases of different splits only the number that is that of the labels has to be the same.
             labeled = str(settings.get("cases", "")).partition(",")[0]
-            extra = {"cases": labeled, "initial_weights": cell.facts.get("initial_weights")}
-            measured = {f"{name} of the evaluation": value for name, value in cell.measured_with.items()}
-            for name, value in {**settings, **extra, **measured}.items():
-                # true of a command line is a text in some of the files.
-                values[name].add(str(value).lower())
+            begun_with = {name: cell.facts.get(name) for name in ("initial_weights", "initial_weights_sha256")}
+            measured = cell.measured_with.get("settings") or {}
+            of_evaluation = {f"{name} of the evaluation": value for name, value in measured.items()}
+            everywhere = {**settings, "cases": labeled, **begun_with, **of_evaluation}
+            of_split = {"cases": settings.get("cases"), "volumes": cell.facts.get("volumes")}
+            for split, facts in (("", everywhere), (cell.split, of_split)):
+                for name, value in facts.items():
+                    # true of a command line is a text in some of the files.
+                    values[split, name].add(str(value).lower())
         # Precisions are told on their own.
-        different = [name for name in values if len(values[name]) > 1 and name not in ("seed", "precision")]
+        names = dict.fromkeys(name for (_, name), found in values.items() if len(found) > 1)
+        different = [name for name in names if name not in ("seed", "precision")]
         if different:
             doubts.append(f"The runs of {method} are averaged, but differ in their settings: {', '.join(different)}.")
     return doubts
