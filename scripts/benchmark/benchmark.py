@@ -110,7 +110,7 @@ def run_benchmark(
     sizes = _SIZES | dict(read_configuration(config_file[1:]).get())
     patch_size, strides = patch_size or sizes["patch_size"], strides or sizes["strides"]
     overrides = {"device": device, "patch_size": list(patch_size)}
-    _check_settings(overrides)
+    _check_settings({**overrides, **({"strides": list(strides)} if "inference" in parts else {})})
     # Only what is segmented needs a test list: a training on a whole data set has none.
     volumes = cases() if "inference" in parts else []
     facts: dict[str, Any] = {"machine": describe_machine(device), "patch_size": list(patch_size)}

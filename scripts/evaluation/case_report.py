@@ -27,12 +27,17 @@ HEADINGS = {
     "hd95_mm": "95HD [mm]",
     "asd_mm": "ASD [mm]",
 }
+#: What the distances measure, as medpy does.
+DISTANCES = (
+    "95HD is the 95th percentile of the distances of both directions together, ASD the mean distance from the surface "
+    "of the prediction to that of the reference, in which what is left out does not count"
+)
 _NOTE = (
     "Mean ± standard deviation over the cases (n - 1 in the denominator). Distances are averaged over the cases where "
-    "the class was found: the column found says how many. A class which is in the reference but not in the prediction "
-    "is missed (Dice 0, no distance); one which is only in the prediction is a false positive (Dice 0, no distance); "
-    "one which is in neither is absent (Dice 100, no distance). The mean over classes is taken within each case first, "
-    "and its counts are sums."
+    f"the class was found: the column found says how many; {DISTANCES}. "
+    "A class which is in the reference but not in the prediction is missed (Dice 0, no distance); one which is only in "
+    "the prediction is a false positive (Dice 0, no distance); one which is in neither is absent (Dice 100, no "
+    "distance). The mean over classes is taken within each case first, and its counts are sums."
 )
 
 

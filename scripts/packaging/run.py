@@ -287,7 +287,8 @@ def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str,
         figures |= {f"dice_{row['class']}": row["dice_mean"] for row in classes}
     figures |= {name: mean[f"{name}_mean"] for name in ("hd95_mm", "asd_mm")}
     means = {name: round(float(value), 3) for name, value in figures.items() if pd.notna(value)}
-    return {"test_cases": int(mean["cases"]), "missed": int(mean["missed"]), **means}
+    counts = {name: int(mean[name]) for name in ("missed", "false_positive", "absent")}
+    return {"test_cases": int(mean["cases"]), **counts, **means}
 
 
 def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:

@@ -54,7 +54,7 @@ def task_package(
         raise BundleError(f"data must be {one_of(overlays)} for the task {task}, got {data!r}.")
     source = _weights_of(data, weights, without_weights=without_weights)
     configs = _task_configs(task, data)
-    if without_weights or weights is not None:
+    if without_weights or weights is not None or data != TASKS[task]:
         # The figures are those of the weights that this bundle has.
         configs["metadata"]["eval_metrics"] = {}
     if source is not None:

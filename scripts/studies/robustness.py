@@ -252,7 +252,8 @@ def _summarize(table: pd.DataFrame, num_cases: int) -> str:
         rows.append(row)
     return (
         f"Mean and standard deviation over {num_cases} test {plural('case', num_cases)}, each the mean of its classes; "
-        "95HD over the cases where a class was found; warned of are the volumes of which inference says to check them."
+        "95HD over the cases where a class was found; warned of are the volumes of which inference says to check them. "
+        "What is found beyond the field of view of the reference does not count."
         f"\n\n{markdown_table(heading, rows)}\n"
     )
 

@@ -138,18 +138,18 @@ def test_the_page_is_whole_and_needs_nothing_else(folder):
     group = "upper bounds: labels of all training cases"
     assert f"<td><b>{first}</b></td>" in text
     assert f"<td><b><u>{second}</u></b></td>" in text
-    assert f'<th scope="rowgroup" colspan="13">{group}</th></tr>\n<tr><th scope="row">upper_bound_vnet</th>' in text
+    assert f'<th scope="rowgroup" colspan="14">{group}</th></tr>\n<tr><th scope="row">upper_bound_vnet</th>' in text
     document = (folder / "report" / "report.md").read_text(encoding="utf-8")
     assert f"| dual_network | 16 | 40 | **{first}** |" in document
     assert f"| supervised_vnet | 16 | 0 | **<ins>{second}</ins>** |" in document
-    assert f"| *{group}* |{'  |' * 12}\n| upper_bound_vnet | 56 | 0 | {top} |" in document
+    assert f"| *{group}* |{'  |' * 13}\n| upper_bound_vnet | 56 | 0 | {top} |" in document
     assert "](figure_case_best.png)" in document
     tables = (folder / "report" / "report.tex").read_text(encoding="utf-8")
     assert rf"dual\_network & 16 & 40 & \textbf{{{latex_text(first)}}}" in tables
     assert rf"supervised\_vnet & 16 & 0 & \textbf{{\underline{{{latex_text(second)}}}}}" in tables
     assert (
         rf"""\midrule
-\multicolumn{{13}}{{l}}{{\emph{{{group}}}}} \\
+\multicolumn{{14}}{{l}}{{\emph{{{group}}}}} \\
 upper\_bound\_vnet & 56 & 0 & {latex_text(top)}"""
         in tables
     )

@@ -68,7 +68,7 @@ def test_with_one_run_a_method_the_deviation_goes_over_cases_and_the_note_says_s
     table = make_tables(grid, "a")[0]
     assert "over its test cases" in table.note
     assert table.rows[0][:4] == ["a", "-", "-", "46.67 ± 41.63"]
-    assert table.rows[0][-4:] == ["3", "1", "0", "1 of 1"]
+    assert table.rows[0][-5:] == ["3", "1", "0", "0", "1 of 1"]
 
 
 def test_classes_have_tables_of_their_own_that_agree_with_the_evaluation(make_grid):

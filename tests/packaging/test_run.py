@@ -150,6 +150,8 @@ def test_its_metadata_tell_of_the_run(bundle, run_dir):
     assert metadata["eval_metrics"]["dice_tumor"] == pytest.approx(
         cases.loc[cases["class"] == "tumor", "dice"].mean(), abs=6e-4
     )
+    for status in ("missed", "false_positive", "absent"):
+        assert metadata["eval_metrics"][status] == (cases["status"] == status).sum()
     readme = (bundle / "docs/README.md").read_text()
     for words in ("The lab", "St. Elsewhere", "SupervisedNetwork", "resampled to 1.5 x 1.5 x 1.5 mm"):
         assert words in readme

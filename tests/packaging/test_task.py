@@ -412,6 +412,18 @@ def test_weights_may_be_of_another_overlay_of_the_task(tmp_path):
         assert read(folder, name)["patch_size"] == overlay["patch_size"]
 
 
+@pytest.mark.parametrize(("task", "data"), [("left_atrium", "left_atrium"), ("pancreas", "pancreas")])
+def test_figures_are_not_those_of_weights_of_another_overlay(task, data, tmp_path, monkeypatch):
+    configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    weights = shutil.copy(ROOT / "models/model.pt", tmp_path / "other.pt")
+    overlay = json.loads((configs / f"data_{data}.json").read_text())
+    (configs / f"data_{data}.json").write_text(json.dumps({**overlay, "ckpt_path": str(weights)}))
+    monkeypatch.setattr("scripts.packaging.task.CONFIGS", configs)
+    folder, _ = package(task, tmp_path / "package", data=data)
+    assert read(folder, "metadata")["eval_metrics"] == {}
+    assert "The weights were trained on" not in (folder / "docs/README.md").read_text()
+
+
 def test_figures_are_told_of_the_weights_of_this_bundle_alone(weights, tmp_path, monkeypatch):
     configs = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     overlay = json.loads((configs / "metadata_hippocampus.json").read_text())

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from ..case_report import HEADINGS, MEAN_OVER_CLASSES
+from ..case_report import DISTANCES, HEADINGS, MEAN_OVER_CLASSES
 from ..wording import mean_and_deviation, plural
 from .comparison import HIGHER_IS_BETTER, compare
 from .grid import GridResults
@@ -112,7 +112,17 @@ def rank_marks(values: Sequence[float], *, higher_is_better: bool) -> list[Mark 
 
 
 def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: GridResults, note: str) -> Table:
-    heading = ["method", "labeled", "unlabeled", *HEADINGS.values(), "cases", "missed", "false positive", "runs"]
+    heading = [
+        "method",
+        "labeled",
+        "unlabeled",
+        *HEADINGS.values(),
+        "cases",
+        "missed",
+        "false positive",
+        "absent",
+        "runs",
+    ]
     planned = len(grid.cells) // len(grid.methods)
     metrics = _metrics(summary, first_column=heading.index("unlabeled") + 1)
     rows = [
@@ -124,6 +134,7 @@ def _metrics_table(name: str, title: str, summary: pd.DataFrame, grid: GridResul
             str(row["cases"]),
             str(row["missed"]),
             str(row["false_positive"]),
+            str(row["absent"]),
             f"{row['runs']} of {planned}",
         ]
         for row, texts in zip(summary.to_dict("records"), metrics.texts, strict=True)
@@ -294,9 +305,9 @@ def _summary_note(grid: GridResults) -> str:
     sums = "runs and classes" if len(grid.class_names) > 1 else "runs"
     note = (
         f"{spread} (n - 1 in the denominator). Labeled, unlabeled: training cases. Distances are averaged over the "
-        "cases where the class was found. Missed: in the reference, not in the prediction (Dice 0, no distance); false "
-        f"positive: the other way round; these two are sums over {sums}, cases over runs. The best two values of a "
-        "column are bold, the second underlined too."
+        f"cases where the class was found; {DISTANCES}. Missed: in the reference, not in the prediction (Dice 0, no "
+        "distance); false positive: the other way round; absent: in neither (Dice 100, no distance); these three are "
+        f"sums over {sums}, cases over runs. The best two values of a column are bold, the second underlined too."
     )
     incomplete = [method for method in grid.competing_methods if method not in grid.complete_methods]
     if incomplete:
