@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import itertools
 import logging
 import os
 import zlib
@@ -20,7 +21,8 @@ import torch
 from monai.data import ImageWriter, MetaTensor, NibabelWriter
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import SaveImaged
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.spatialimages import HeaderDataError
 
 from .errors import BundleError, one_line
 from .files import replacing
@@ -33,6 +35,8 @@ _MILLIMETER = 2
 _OTHER_UNITS = {1: "meter", 3: "micron"}
 #: By how much two affines may differ, as the headers of files round them.
 _AFFINE_TOLERANCE = 1e-3
+#: By how much of a voxel sform and qform may place a voxel apart, as the quaternions of a qform round.
+_FORM_TOLERANCE = 0.1
 #: By how much a label may miss a whole number, as the scaling of a file rounds it.
 _ROUNDING = 1e-4
 #: Bytes that are unpacked at a time.
@@ -167,7 +171,7 @@ def unfit_labels(values: npt.NDArray[Any], highest: int) -> npt.NDArray[Any]:
 
 
 def check_geometry(volume: Any, name: str) -> None:
-    """Refuse a volume of which it is not certain where its voxels lie, and warn of one that says nothing of it.
+    """Refuse a volume of which it is not certain where its voxels lie, and warn of one that says nothing or two things.
 
     Where the sform disagrees with the sizes of the voxels in the header, MONAI takes the qform in the place of the
     affine that nibabel and other programs take.
@@ -197,6 +201,40 @@ def check_geometry(volume: Any, name: str) -> None:
             f"{name} must have one geometry: its affine has voxels of {of_affine.tolist()} mm, its header of "
             f"{of_header.tolist()} mm."
         )
+    if forms_disagree(volume):
+        _warn_of_two_forms(volume.get_filename() or name)
+
+
+def forms_disagree(volume: Any) -> bool:
+    """Tell whether the sform and the qform of a volume place its voxels differently.
+
+    nibabel and MONAI take the sform; ITK, and with it 3D Slicer and ITK-SNAP, takes the qform of some such files.
+
+    Args:
+        volume: an image of nibabel, of which the header alone is read.
+
+    Returns:
+        True when both are given, and a voxel lies apart by more than a rounding, or the qform cannot be read.
+    """
+    header = volume.header
+    if "sform_code" not in header or not (header["sform_code"] and header["qform_code"]):
+        return False
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in (*volume.shape, 1, 1)[:3]))))
+    try:
+        apart = apply_affine(header.get_sform(), corners) - apply_affine(header.get_qform(), corners)
+    except (ValueError, HeaderDataError):
+        return True
+    # Not greater: a qform may be no number.
+    return not np.linalg.norm(apart, axis=1).max() <= _FORM_TOLERANCE * voxel_sizes(volume.affine).min()
+
+
+@functools.cache
+def _warn_of_two_forms(file: str) -> None:
+    _logger.warning(
+        "%s has a sform and a qform that place its voxels differently: the sform is taken here, other programs (3D "
+        "Slicer, ITK-SNAP) may take the qform, and show it and its label map elsewhere, or mirrored.",
+        file,
+    )
 
 
 @functools.cache

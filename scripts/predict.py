@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .console import mistakes_in_one_line, silence_libraries
 from .data.dicom import DicomSeries, NoSeriesError, find_series, read_series
 from .data.dicom_seg import check_references, write_dicom_seg
+from .data.splits import is_inside
 from .errors import BundleError, is_out_of_memory, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
@@ -38,6 +39,8 @@ _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
 _WEIGHTS = ROOT / "models/model.pt"
 _INPUTS = "a NIfTI file, a folder of them, or a folder with DICOM series in it or in its subfolders"
+#: Names converted series in messages, as the files are gone afterwards.
+_NAMED_DATA = "$[{'image': volume, 'case': Path(volume).stem} for volume in @datalist]"
 _logger = logging.getLogger(__name__)
 
 
@@ -102,6 +105,7 @@ def predict_volumes(
                 workflow_type="infer",
                 # A volume may take minutes, so its windows have a progress bar with the time left.
                 **{"bundle_root": str(CONFIGS.parent), "progress": sys.stderr.isatty(), **given},
+                **({"dataset#data": _NAMED_DATA} if series else {}),
                 dataset_dir=str(folder),
                 output_dir=str(output),
                 overwrite=overwrite,
@@ -114,6 +118,7 @@ def predict_volumes(
             with mistakes_in_one_line():
                 workflow.run()
             return
+        _tell_of_volumes(path, output)
         names = None
         if dicom_seg:
             names = _class_names(class_names, workflow.parser, model)
@@ -255,6 +260,23 @@ def _series_at(path: Path) -> list[DicomSeries]:
     except NoSeriesError as error:
         check_capitals("input", path)
         raise BundleError(f"input must be {_INPUTS}, and there is none of them in {path}.") from error
+
+
+def _tell_of_volumes(path: Path, output: Path) -> None:
+    """Warn of NIfTI volumes below a folder of DICOM series, but for hidden ones and those of the output."""
+    volumes = [
+        file.relative_to(path)
+        for file in sorted(path.rglob("*.nii*"))
+        if file.name.endswith(VOLUME_SUFFIXES) and not is_inside(file, output)
+    ]
+    volumes = [file for file in volumes if not any(part.startswith(".") for part in file.parts)]
+    if volumes:
+        _logger.warning(
+            "input %s holds DICOM series: NIfTI volumes in its subfolders are passed over, such as %s (%d in all).",
+            path,
+            volumes[0],
+            len(volumes),
+        )
 
 
 def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSeries]:

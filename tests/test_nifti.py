@@ -158,6 +158,30 @@ def test_a_file_without_directions_is_warned_of_once(tmp_path, caplog):
     )
 
 
+@pytest.mark.parametrize(
+    ("changed", "is_warned"),
+    [
+        ({}, False),
+        ({"quatern_b": 0, "quatern_c": 0}, True),
+        ({"quatern_b": 0, "quatern_c": 0, "qform_code": 0}, False),
+        ({"qoffset_x": 0.1}, False),
+        ({"qoffset_x": 0.3}, True),
+        ({"quatern_b": np.nan}, True),
+        ({"quatern_b": 2}, True),
+    ],
+)
+def test_a_file_of_which_sform_and_qform_disagree_is_warned_of_once(changed, is_warned, tmp_path, caplog):
+    # Voxels of 2 mm and more.
+    volume = make_nifti(np.ones((6, 7, 8), np.int16), AFFINE)
+    for key, value in changed.items():
+        volume.header[key] = value
+    for _ in range(2):
+        nib.save(volume, tmp_path / "two.nii")
+        check_file(tmp_path / "two.nii", "it")
+    start = f"{tmp_path / 'two.nii'} has a sform and a qform that place its voxels differently: the sform is taken here"
+    assert [message[: len(start)] for message in caplog.messages] == [start] * is_warned
+
+
 def test_a_fourth_axis_with_which_the_affine_would_be_lost(tmp_path):
     # MONAI compares the origin with the size along the fourth axis, and takes the empty qform instead.
     header = nib.Nifti1Header()

@@ -277,6 +277,21 @@ def test_a_bad_series_costs_a_line_and_the_others_go_on(study, weights, tmp_path
     assert names_in(tmp_path / "out") == ["CT.1.2_seg.nii.gz"]
 
 
+def test_volumes_below_the_folder_of_series_are_told_of(study, weights, tmp_path, caplog):
+    hidden, out = study / ".cache", study / "labels"
+    for folder in (study / "more", hidden, out):
+        folder.mkdir()
+        for name in ("b.nii.gz", "a.nii"):
+            nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.int16), np.eye(4)), folder / name)
+    segment(study, out, weights, overrides={"trained_spacing": [9, 9, 9]})
+    (told,) = [message for message in caplog.messages if message.startswith(f"input {study} holds DICOM series: ")]
+    assert told.endswith(f"are passed over, such as {Path('more/a.nii')} (2 in all).")
+    # A warning names the series, not the file that it was converted to.
+    about = [message for message in caplog.messages if "the weights are for 9x9x9 mm" in message]
+    assert [message.split(" has voxels of")[0] for message in about] == ["CT ä", "CT.1.2"]
+    assert ".dicom_" not in caplog.text
+
+
 def test_no_good_series(study, weights, tmp_path):
     for folder in study.iterdir():
         sorted(folder.iterdir())[4].unlink()

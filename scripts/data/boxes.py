@@ -16,11 +16,13 @@ from monai.data import MetaTensor
 from monai.transforms import Crop
 from monai.transforms.croppad.dictionary import Cropd
 from monai.transforms.utils import generate_spatial_bounding_box
+from monai.utils import CommonKeys
 from nibabel.affines import apply_affine
 
 from ..errors import BundleError, one_line
 from ..files import write_json
 from ..nifti import read_nifti, rounded
+from .loading import check_grids
 from .splits import Split, is_inside, kind_of, read_json, read_split, require_dataset_dir, some_of
 
 _logger = logging.getLogger(__name__)
@@ -119,7 +121,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         (before any reorientation), without margin, the stop exclusive.
 
     Raises:
-        BundleError: when the file is already there, no case has a label, or a label is broken or has no foreground.
+        BundleError: when the file is already there, no case has a label, or a label is broken, has no foreground or
+            lies on another grid than its image.
     """
     dataset_path = Path(dataset_dir).expanduser()
     require_dataset_dir(dataset_path, Path(split_file).expanduser())
@@ -135,6 +138,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
             problems.append(f"{case} (its label leads out of the folder)")
         elif label_path.is_file():
             try:
+                image_path = dataset_path / split.image_path(case)
+                check_grids([{CommonKeys.IMAGE: image_path, CommonKeys.LABEL: label_path}])
                 boxes[case] = _foreground_box(label_path)
             except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
                 problems.append(f"{case} ({one_line(error)})")

@@ -36,7 +36,7 @@ def volume_geometry(
     box_margin: int | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Measure the files of a training, so that inference can warn of others.
+    """Measure the files of a training, so that inference can warn of others; warn of unlike ones not resampled.
 
     Args:
         data: dictionaries with the path of a volume under "image" or "unlabeled", and of its label map under "label"
@@ -70,6 +70,13 @@ def volume_geometry(
         spacings, extents = map(np.array, zip(*sizes, strict=True))
         smallest, largest = spacings.min(axis=0), spacings.max(axis=0)
         alike = (largest <= _MAX_SPACING_RATIO**2 * smallest).all()
+        if not alike and spacing_mm is None:
+            _logger.warning(
+                "the volumes of the training have voxels of %s to %s and are not resampled: give them one size by "
+                "--spacing.",
+                _in_mm(smallest),
+                _in_mm(largest),
+            )
         measured["trained_spacing"] = _rounded(np.sqrt(smallest * largest)) if alike else None
         measured["trained_extent"] = _rounded(extents.max(axis=0))
     class_volumes = _labeled_volumes([item["label"] for item in data if "label" in item], num_classes)
@@ -95,6 +102,18 @@ def _class_volumes(label_map: NDArray[Any], affine: Any, num_classes: int) -> li
     """Volumes of the foreground classes in ml."""
     voxel = abs(np.linalg.det(np.asarray(affine)[:3, :3])) / 1000
     return [voxel * float(np.count_nonzero(label_map == index)) for index in range(1, num_classes)]
+
+
+def patient_axes(affine: Any) -> NDArray[np.intp]:
+    """Find the axes of a volume along x, y and z of the patient.
+
+    Args:
+        affine: voxel indices to mm, 4x4.
+
+    Returns:
+        the number of the axis of the array that is next to each of the three.
+    """
+    return np.argsort(io_orientation(affine)[:, 0])
 
 
 def geometry_warnings(
@@ -172,7 +191,7 @@ def class_volume_warnings(
 
 def _sizes(affine: Any, shape: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Voxel sizes and extent in mm along x, y and z of a volume of any orientation."""
-    axes = np.argsort(io_orientation(affine)[:, 0])
+    axes = patient_axes(affine)
     spacing = voxel_sizes(affine)[axes]
     return spacing, spacing * np.asarray(shape)[axes]
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import BundleError, one_line
 from ..nifti import check_compression, check_geometry, check_same_grid, is_whole, rounded
+from .geometry import patient_axes
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
 
@@ -43,8 +44,9 @@ class Report:
     Attributes:
         problems: one line each, which starts with the case or the file; none when all is well.
         summary: lines of a table with one line a list, for people to compare with what they expect: cases, how many
-            of them could be read, range of the shapes in voxels, of the spacing in mm and of the intensities, and the
-            mean share of foreground voxels (the unlabeled cases have none to show). Empty when no file was read.
+            of them could be read, range of the shapes in voxels and of the spacing in mm, both along x, y and z of the
+            patient, range of the intensities, and the mean share of foreground voxels (the unlabeled cases have none to
+            show). Empty when no file was read.
     """
 
     problems: list[str]
@@ -168,8 +170,9 @@ def _load(
 
 
 def _inspect_image(findings: _Findings, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    findings.shape = voxels.shape
-    findings.spacing_mm = tuple(float(number) for number in nibabel.affines.voxel_sizes(affine))
+    axes = patient_axes(affine)
+    findings.shape = tuple(int(number) for number in np.array(voxels.shape)[axes])
+    findings.spacing_mm = tuple(float(number) for number in nibabel.affines.voxel_sizes(affine)[axes])
     findings.intensity_range = (float(voxels.min()), float(voxels.max()))
     if findings.intensity_range[0] == findings.intensity_range[1]:
         findings.problems.append(f"{findings.case}: image is constant, {findings.intensity_range[0]:g} everywhere")
@@ -253,7 +256,7 @@ def _duplicate_problems(all_findings: Iterable[_Findings]) -> list[str]:
 
 
 def _summary_lines(all_findings: Sequence[_Findings], lists: Sequence[str]) -> list[str]:
-    rows = [("list", "cases", "read", "shape", "spacing in mm", "intensity", "foreground")]
+    rows = [("list", "cases", "read", "shape (x, y, z)", "spacing in mm (x, y, z)", "intensity", "foreground")]
     for list_name in lists:
         listed = [findings for findings in all_findings if findings.list_name == list_name]
         shapes = [findings.shape for findings in listed if findings.shape is not None]

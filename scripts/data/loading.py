@@ -16,7 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransf
 from monai.utils import CommonKeys
 
 from ..errors import BundleError, is_out_of_memory, root_cause
-from ..nifti import check_file, check_same_grid, check_volume, unfit_labels
+from ..nifti import VOLUME_SUFFIXES, check_file, check_same_grid, check_volume, unfit_labels
 
 _logger = logging.getLogger(__name__)
 
@@ -79,12 +79,15 @@ class LoadCased(MapTransform):
             the dictionary with volumes (C, X, Y, Z) in the place of the paths.
 
         Raises:
-            BundleError: when a file cannot be read, is not a volume, holds values that are not finite, or when a label
-                does not fit its image or its classes; names the file.
+            BundleError: when a file is no NIfTI, cannot be read, is not a volume, holds values that are not finite, or
+                when a label does not fit its image or its classes; names the file.
         """
         result = dict(data)
         for key in self.key_iterator(result):
             path = result[key]
+            # MONAI reads other formats, too: NRRD in another space than that of its header.
+            if not str(path).lower().endswith(VOLUME_SUFFIXES):
+                raise BundleError(f"{path} must end in .nii.gz or .nii: `prepare folder` makes NIfTI of other formats.")
             try:
                 # Before the readers, which fail at colors with words of their own.
                 check_file(path, str(path))

@@ -36,6 +36,7 @@ _TYPES |= dict.fromkeys(LIST_NAMES, list)
 _OPTIONAL_TYPES: dict[str, type] = {"seed": int, "cases_hash": str}
 _TYPE_NAMES = {int: "an integer", str: "a string", list: "a list of strings"}
 _MAX_NAMED = 10
+_SAME_CASES = "the same in other lists"
 
 
 class SplitError(BundleError):
@@ -171,7 +172,7 @@ def _difference_of(split: Split, lists: Mapping[str, Sequence[str]]) -> str:
     )
     differences = {"new": sorted(now - before), "gone": sorted(before - now)}
     words = [f"{word}: {', '.join(some[:5])}{', ...' * (len(some) > 5)}" for word, some in differences.items() if some]
-    return "; ".join(words) or "the same in other lists"
+    return "; ".join(words) or _SAME_CASES
 
 
 def write_split(
@@ -197,9 +198,16 @@ def write_split(
     if path.exists():
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
+            difference = _difference_of(present, lists)
+            advice = "move it away to have the new one written."
+            if difference == _SAME_CASES:
+                advice += (
+                    " Where labels alone were changed, by which the cases are dealt, keep it and go on with it, after "
+                    f"`python -m scripts check --dataset_dir {path.parent} --split_file {path}`."
+                )
             raise BundleError(
-                f"{path} is already there with other cases ({_difference_of(present, lists)}), and a split is written "
-                "once, because trained runs depend on it: move it away to have the new one written."
+                f"{path} is already there with other cases ({difference}), and a split is written once, because "
+                f"trained runs depend on it: {advice}"
             )
         return present
     content: dict[str, Any] = {"version": 1, "name": name, "description": description}

@@ -30,7 +30,8 @@ class ReadableVolumes(IterableDataset):
     """Reads and transforms volumes one by one; one that cannot be read is reported, and the others go on.
 
     Args:
-        data: dictionaries with the path of a volume under "image".
+        data: dictionaries with the path of a volume under "image", and under "case" what to call it where that is not
+            its path.
         transform: preprocessing of one dictionary.
         in_channels: channels that the network takes; None skips the check.
         trained_spacing: see :func:`scripts.data.geometry.geometry_warnings`.
@@ -64,7 +65,7 @@ class ReadableVolumes(IterableDataset):
             if position > first:
                 pace = (time.monotonic() - start) / (position - first)
                 left = f" ({timedelta(seconds=round(pace * (len(self.data) - position)))} left)"
-            _logger.info("volume %d of %d: %s%s", position + 1, len(self.data), item["image"], left)
+            _logger.info("volume %d of %d: %s%s", position + 1, len(self.data), _called(item), left)
             volume = self._read(item)
             if volume is not None:
                 yield volume
@@ -77,23 +78,23 @@ class ReadableVolumes(IterableDataset):
             check_volume(volume["image"], "it", channels=self.in_channels)
             if volume["image"].min() == volume["image"].max():
                 raise BundleError("it has one gray value alone, at least within the window of the configuration.")
-            self._check_values(item["image"], volume["image"])
+            self._check_values(item, volume["image"])
         # Files fail in as many ways as there are readers: whatever it was, the other volumes can be segmented.
         except Exception as error:
             with self._num_failed.get_lock():
                 self._num_failed.value += 1
-            _logger.error("%s cannot be segmented: %s", item["image"], root_cause(error))
+            _logger.error("%s cannot be segmented: %s", _called(item), root_cause(error))
             return None
         return volume
 
-    def _check_values(self, path: str, image: torch.Tensor) -> None:
+    def _check_values(self, item: Mapping[str, Any], image: torch.Tensor) -> None:
         meta = getattr(image, "meta", {})
         affine, shape = meta.get(MetaKeys.ORIGINAL_AFFINE), meta.get(MetaKeys.SPATIAL_SHAPE)
         if affine is not None and shape is not None:
             # What the transforms clip or drop is in the file alone.
-            check_finite(path, "it")
+            check_finite(item["image"], "it")
             trained = {"trained_spacing": self.trained_spacing, "trained_extent": self.trained_extent}
-            for warning in geometry_warnings(path, affine, shape, **trained):
+            for warning in geometry_warnings(_called(item), affine, shape, **trained):
                 _logger.warning("%s", warning)
 
     def finish(self) -> None:
@@ -123,7 +124,7 @@ def segment_volumes(
 
     Args:
         evaluator: a ``monai.engines.Evaluator``; its own data loader gives the number of worker processes.
-        data: dictionaries with the path of a volume under "image".
+        data: see :class:`ReadableVolumes`.
         transform: preprocessing of one dictionary.
         postprocessing: that of the evaluator; the files that it writes are from now on whole or not there.
         in_channels: channels that the network takes.
@@ -145,14 +146,15 @@ def segment_volumes(
         data, transform, in_channels=in_channels, trained_spacing=trained_spacing, trained_extent=trained_extent
     )
     evaluator.data_loader = DataLoader(volumes, batch_size=1, num_workers=evaluator.data_loader.num_workers)
+    names = {str(item["image"]): _called(item) for item in data}
     # How many volumes can be read is not known beforehand.
     evaluator.state.epoch_length = None
 
     def warn(engine: Engine) -> None:
         for item in engine.state.output:  # type: ignore[union-attr]
-            label_map = item[CommonKeys.PRED]
+            label_map, path = item[CommonKeys.PRED], item[CommonKeys.IMAGE].meta["filename_or_obj"]
             for warning in class_volume_warnings(
-                item[CommonKeys.IMAGE].meta["filename_or_obj"],
+                names.get(path, path),
                 label_map[0].cpu().numpy(),
                 label_map.affine,
                 num_classes=num_classes,
@@ -163,3 +165,7 @@ def segment_volumes(
     with evaluator.add_event_handler(Events.ITERATION_COMPLETED, warn):
         evaluator.run()
     volumes.finish()
+
+
+def _called(item: Mapping[str, Any]) -> str:
+    return str(item.get("case", item["image"]))

@@ -95,6 +95,15 @@ def test_description_tells_the_runs_apart(dataset):
     assert with_option.split()[-1] != without.split()[-1]
 
 
+def test_cases_without_an_id_are_known_by_the_names_of_their_files():
+    def described(folder, name="b"):
+        pair = {"image": f"{folder}/a.nii.gz", "label": f"{folder}/labels/a.nii.gz"}
+        return describe_cases({"labeled": [pair], "unlabeled": [{"unlabeled": f"{folder}/{name}.nii.gz"}]})
+
+    assert described("/data/scans") == described("scans")
+    assert described("scans") != described("scans", name="c")
+
+
 @pytest.mark.parametrize("name", ["method_upper_bound_vnet", "method_upper_bound_dual"])
 def test_configured_upper_bound(name, make_workflow, phantom_dir, tmp_path):
     workflow = make_workflow("train", name, dataset_dir=str(phantom_dir), output_dir=str(tmp_path / "run"))

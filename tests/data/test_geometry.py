@@ -16,7 +16,7 @@ from scripts.data.geometry import class_volume_warnings, volume_geometry
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SPL"])
-def test_the_volumes_of_a_training_are_measured(tmp_path, axes):
+def test_the_volumes_of_a_training_are_measured(tmp_path, axes, caplog):
     data = []
     for name, shape, spacing in (("a", (6, 5, 4), [1, 1, 2]), ("b", (4, 5, 6), [1, 1.44, 2])):
         volume = nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([*spacing, 1]))
@@ -25,8 +25,14 @@ def test_the_volumes_of_a_training_are_measured(tmp_path, axes):
     expected = {"trained_spacing": [1, 1.2, 2], "trained_extent": [6, 7.2, 12], "trained_class_volumes": None}
     assert volume_geometry([*data, {"image": str(tmp_path / "missing.nii")}], num_classes=2) == expected
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([1, 1, 3.2, 1])), tmp_path / "c.nii")
-    wide = volume_geometry([*data, {"image": str(tmp_path / "c.nii")}], num_classes=2)
-    assert wide == {**expected, "trained_spacing": None}
+    data.append({"image": str(tmp_path / "c.nii")})
+    assert volume_geometry(data, num_classes=2, spacing_mm=[1, 1, 1]) == {**expected, "trained_spacing": None}
+    assert caplog.messages == []
+    assert volume_geometry(data, num_classes=2) == {**expected, "trained_spacing": None}
+    assert caplog.messages == [
+        "the volumes of the training have voxels of 1x1x2 mm to 1x1.44x3.2 mm and are not resampled: give them one "
+        "size by --spacing."
+    ]
     assert volume_geometry([], num_classes=2) == dict.fromkeys(TRAINED_KEYS)
 
 

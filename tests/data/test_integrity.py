@@ -293,13 +293,29 @@ def test_summary_of_worked_numbers(tmp_path):
     (tmp_path / "split.json").write_text(json.dumps(split | {"validation": [], "test": []}))
     lines = check_dataset(tmp_path, tmp_path / "split.json").summary
     assert [" ".join(line.split()) for line in lines] == [
-        "list cases read shape spacing in mm intensity foreground",
+        "list cases read shape (x, y, z) spacing in mm (x, y, z) intensity foreground",
         "labeled 3 2 (2, 3, 4) to (4, 3, 4) (0.5, 1, 2) to (1, 1, 2.5) -10 to 23 33.33%",
         "unlabeled 1 1 (2, 3, 4) (1, 1, 1) 0 to 23 -",
         "validation 0 0 - - - -",
         "test 0 0 - - - -",
     ]
     assert len({line.index(word) for line, word in zip(lines[:2], ("cases", "3"), strict=True)}) == 1
+
+
+def test_shapes_and_spacings_are_those_along_the_axes_of_the_patient(tmp_path):
+    image = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    for case, axes in (("a", "RAS"), ("b", "SPL")):
+        save(tmp_path, case, image + ord(case), (image > 20).astype(np.uint8), spacing_mm=(1.0, 1.5, 2.0))
+        for role in ("images", "labels"):
+            path = tmp_path / role / f"{case}.nii.gz"
+            file = nibabel.load(path).as_reoriented(nibabel.orientations.axcodes2ornt(axes))
+            nibabel.save(nibabel.Nifti1Image(np.array(file.dataobj).astype(np.int16), file.affine), path)
+    split = {"version": 1, "name": "n", "description": "d", "image": "images/{case}.nii.gz"}
+    split |= {"label": "labels/{case}.nii.gz", "labeled": ["a", "b"], "unlabeled": [], "validation": [], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    report = check_dataset(tmp_path, tmp_path / "split.json")
+    assert report.problems == []
+    assert "  (2, 3, 4)        (1, 1.5, 2)  " in report.summary[1]
 
 
 def test_only_the_chosen_lists_are_read_each_file_once_and_described(clean, monkeypatch):

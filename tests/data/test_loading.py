@@ -133,6 +133,12 @@ def test_truncated_file_is_named(case):
         load(case)
 
 
+def test_another_format_is_refused(case, tmp_path):
+    (tmp_path / "image.nrrd").touch()
+    with pytest.raises(BundleError, match=r"image\.nrrd must end in \.nii\.gz or \.nii: `prepare folder` makes NIfTI"):
+        load({**case, "image": str(tmp_path / "image.nrrd")})
+
+
 def test_colors_are_refused(case):
     replace(case["image"], np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
     with pytest.raises(BundleError, match=r"^\S*image\.nii\.gz must hold numbers, got \[\('R', 'u1'\)"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import unicodedata
 
 import h5py
 import nibabel as nib
@@ -124,6 +125,31 @@ def test_a_label_that_does_not_fit(edit, message, source, bad_lines):
     assert message in bad_lines()
 
 
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_a_label_on_the_other_geometry_of_its_image_is_not_mirrored(which, source, bad_lines):
+    sform, qform = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1])
+    qform[0, 3] = SHAPE[0] - 1
+    files = dict(zip(("image", "label"), (nib.Nifti1Image(voxels, qform) for voxels in volumes(9)), strict=True))
+    files[which].set_sform(sform, code=2)
+    files[which].set_qform(qform, code=1)
+    for kind, file in files.items():
+        nib.save(file, source / f"{kind}s/bad.nii.gz")
+    assert f"and the sform and the qform of the {which} place it differently" in bad_lines()
+
+
+def test_a_label_with_both_geometries_of_its_image_is_taken(tmp_path):
+    sform, qform = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1])
+    image, label = volumes(9)
+    for kind, voxels in (("images", image), ("labels", label)):
+        file = nib.Nifti1Image(voxels, sform)
+        file.set_sform(sform, code=2)
+        file.set_qform(qform, code=1)
+        (tmp_path / kind).mkdir()
+        nib.save(file, tmp_path / kind / "a.nii.gz")
+    (case,) = find_folder(tmp_path).cases
+    np.testing.assert_array_equal(case.read().label.dataobj, label)
+
+
 def test_a_label_that_scaling_rounds_is_taken(source, capsys, tmp_path):
     image, label = volumes(9)
     save(source / "images/rounded.nii.gz", image)
@@ -169,6 +195,17 @@ def test_a_label_whose_image_has_a_longer_name(source, bad_lines):
     )
 
 
+@pytest.mark.parametrize("label", ["bad-seg", "bad.seg", "seg-bad", "BAD", "Seg_Bad"])
+def test_a_label_of_a_similar_name_makes_no_unlabeled_case(label, tmp_path):
+    for name in ("images/bad", "images/good", "labels/good", f"labels/{label}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = find_folder(tmp_path)
+    assert [case.name for case in found.cases] == ["good"]
+    assert len(found.problems) == 1
+    assert "has no image, or is it of bad? Give both one name" in found.problems[0]
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "cases", "unlabeled"),
     [
@@ -176,6 +213,7 @@ def test_a_label_whose_image_has_a_longer_name(source, bad_lines):
         ("a, b", "a, a_old, b, b_old", "a, b", ""),
         ("p1, p1_b", "p1, p1_b_label", "p1", ""),
         ("case_0000, case_0001, b", "case", "b", "b"),
+        ("case1, b", "case, 1, se", "b, case1", "b, case1"),
     ],
 )
 def test_images_with_a_label_of_their_own_are_never_withheld(images, labels, cases, unlabeled, tmp_path):
@@ -286,6 +324,25 @@ def test_a_table_without_its_columns(source, tmp_path, capsys):
     assert "must have the columns image, label, group, got scan;mask." in capsys.readouterr().err
 
 
+def test_a_table_that_is_not_there(source):
+    with assert_refused(
+        r"^table cases\.csv not found: it is looked for from the working folder, .*not from the source"
+    ):
+        find_folder(source, table="cases.csv")
+
+
+def test_umlauts_of_a_table_may_be_stored_as_two_characters(tmp_path):
+    stored = unicodedata.normalize("NFD", "Müller")
+    image, label = volumes(0)
+    save(tmp_path / stored / f"{stored}.nii.gz", image)
+    save(tmp_path / "labels" / f"{stored}.nii.gz", label)
+    table = tmp_path / "cases.csv"
+    table.write_text("image,label,group\nMüller/Müller.nii.gz,labels/Müller.nii.gz,\n", encoding="utf-8")
+    (case,) = find_folder(tmp_path, table=str(table)).cases
+    assert case.name == "Müller"
+    np.testing.assert_array_equal(case.read().label.dataobj, label)
+
+
 def test_a_table_without_a_row(source, tmp_path):
     table = tmp_path / "cases.csv"
     table.write_text("image,label,group\n")
@@ -392,14 +449,25 @@ def test_volumes_without_their_folders_are_explained(tmp_path, capsys):
     assert message.count("\n") == 1
 
 
-def test_folders_of_patients_with_volumes_are_explained(tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["p1", "p1/before"])
+def test_folders_of_patients_with_volumes_are_explained(folder, tmp_path, capsys):
     image, _ = volumes(0)
-    save(tmp_path / "patients" / "p1" / "t1.nii.gz", image)
+    save(tmp_path / "patients" / folder / "t1.nii.gz", image)
     (tmp_path / "patients" / "p1" / "t1.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["prepare", "folder", "--source", str(tmp_path / "patients"), "--output_dir", str(tmp_path / "prepared")])
     message = capsys.readouterr().err
     assert "has no images/, so that its folders must be DICOM series, but p1 holds NIfTI or NRRD files" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--num_folds", "0"]])
+def test_cases_without_any_label_are_told_of(words, tmp_path, capsys):
+    save(tmp_path / "source/images/a.nii.gz", volumes(0)[0])
+    with pytest.raises(SystemExit):
+        main(["prepare", "folder", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out"), *words])
+    message = capsys.readouterr().err
+    assert message.startswith("error: source: none of 1 cases has a label: labels/ must hold files that are named as")
     assert message.count("\n") == 1
 
 

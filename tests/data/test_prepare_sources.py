@@ -751,7 +751,11 @@ def test_a_split_is_written_once(tmp_path, prepare):
     make_pairs(tmp_path / "source", "abcdef")
     assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
     before = (tmp_path / "prepared/split.json").read_text()
-    assert "(the same in other lists)" in prepare("folder", "--num_folds", 2, "--num_labeled", 2)[1][-1]
+    line = prepare("folder", "--num_folds", 2, "--num_labeled", 2)[1][-1]
+    assert "(the same in other lists)" in line
+    check = f"check --dataset_dir {tmp_path / 'prepared'} --split_file {tmp_path / 'prepared/split.json'}`."
+    assert "Where labels alone were changed" in line
+    assert line.endswith(check)
     assert prepare("folder", "--num_folds", 2, "--num_labeled", 1)[0] == 0
     assert (tmp_path / "prepared/split.json").read_text() == before
     # What was mended in the source since then is told as well where the split stands in the way.

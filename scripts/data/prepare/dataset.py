@@ -274,6 +274,11 @@ def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Sou
     if unknown:
         hint = did_you_mean(unknown[0], sorted(names))
         raise BundleError(f"labeled must name cases of the source, got {', '.join(unknown[:5])}: no such case.{hint}")
+    if cases and not any(case.has_label for case in cases):
+        raise BundleError(
+            f"source: none of {len(cases)} cases has a label: labels/ must hold files that are named as the images, or "
+            "a --table must name them in its column label."
+        )
     if cases and not _follows_protocol(found, splits):
         # As if every label had foreground: what is refused then is refused in any case.
         assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]

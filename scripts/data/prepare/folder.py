@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pydicom.misc import is_dicom
 
 from ...errors import BundleError
 from ..splits import composed, is_inside
-from .reading import Source, SourceCase, Volumes, read_image, read_label, stem
+from .reading import Source, SourceCase, Volumes, read_image, read_label, stem, walk
 
 _COLUMNS = ("image", "label", "group")
 _IMAGES, _LABELS = "images", "labels"
@@ -59,7 +60,7 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
     for row in rows:
         name = _name(row.image)
         if counts[name] > 1:
-            name = "_".join([*row.image.relative_to(source).parent.parts, name])
+            name = composed("_".join([*row.image.relative_to(source).parent.parts, name]))
         read = partial(_read, row, source=source)
         files = tuple(path for path in (row.image, row.label) if path is not None)
         cases.append(SourceCase(name, read, has_label=row.label is not None, group=row.group, files=files))
@@ -86,7 +87,7 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
     for folder in () if has_images else entries:
-        files_in = [path for path in _visible(folder) if path.is_file()]
+        files_in = list(walk(folder))
         holds_volumes = folder.name != _LABELS and any(stem(path) is not None for path in files_in)
         # Beside the slices of a series a volume is passed over.
         if holds_volumes and not any(is_dicom(path) for path in files_in):
@@ -145,14 +146,26 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
 
 
 def _alike(label: str, images: Iterable[str]) -> list[str]:
-    """Find images without a label that may be meant: exports add ``_0000`` to the one or ``_label`` to the other."""
-    return sorted(name for name in images if name.startswith(f"{label}_") or label.startswith(f"{name}_"))
+    """Find images without a label that may be meant: exports add ``_0000`` to the one, ``-label`` to the other."""
+
+    def parts(name: str) -> list[str]:
+        return re.split(r"[_\-. ]+", name.casefold())
+
+    def is_meant(name: str) -> bool:
+        short, long = sorted((parts(label), parts(name)), key=len)
+        return short in (long[: len(short)], long[-len(short) :])
+
+    return sorted(filter(is_meant, images))
 
 
 def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[str]]:
     try:
         # A byte order mark is what spreadsheets begin with.
         text = table.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BundleError(
+            f"table {table} not found: it is looked for from the working folder, {Path.cwd()}, not from the source."
+        ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"table {table} cannot be read as text in UTF-8: {error}.") from error
     reader = csv.DictReader(text.splitlines())
@@ -172,11 +185,20 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
         if any(path.is_absolute() or not is_inside(source / path, source) for path in paths):
             problems.append(f"{table.name}, line {reader.line_num}: paths must be relative and stay in {source}.")
             continue
-        label = source / values["label"] if values["label"] else None
-        rows.append(_Row(source / values["image"], label, values["group"]))
+        label = _stored(paths[1], source) if values["label"] else None
+        rows.append(_Row(_stored(paths[0], source), label, values["group"]))
     if not rows and not problems:
         raise BundleError(f"table {table} has no row below its columns.")
     return rows, problems, []
+
+
+def _stored(path: Path, source: Path) -> Path:
+    """Find the file of a table, which may write an umlaut as one letter where the system has stored two."""
+    place = source
+    for part in path.parts:
+        alike = [] if (place / part).exists() else [p for p in _visible(place) if composed(p.name) == composed(part)]
+        place = alike[0] if alike else place / part
+    return place
 
 
 def _read(row: _Row, *, source: Path) -> Volumes:

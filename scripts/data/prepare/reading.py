@@ -22,6 +22,7 @@ from ...nifti import (
     check_compression,
     check_geometry,
     check_same_grid,
+    forms_disagree,
     is_same_grid,
     make_nifti,
     rounded,
@@ -32,6 +33,8 @@ from ..dicom import read_series
 from ..splits import composed, is_inside
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd")
+#: Where a volume keeps whether the two geometries of its file disagree, of which one is left.
+_TWO_FORMS = "forms_disagree"
 #: Space of an NRRD file, and what its axes must be multiplied by to point to the right, the front and the top.
 _NRRD_SPACES = {
     "left-posterior-superior": (-1.0, -1.0, 1.0),
@@ -181,11 +184,13 @@ def read_image(path: Path, *, source: Path, channel: int | None = None, ignore_a
     if path.is_dir():
         return read_dicom(path, source=source)
     require_inside(path, source)
-    voxels, affine = _read_file(path, ignore_affine=ignore_affine)
+    voxels, affine, has_two_forms = _read_file(path, ignore_affine=ignore_affine)
     voxels = _only_channel(voxels, path, channel=channel)
     if not np.isfinite(voxels).all():
         raise BundleError(f"{path} holds values that are not finite.")
-    return make_nifti(_compact(voxels), affine)
+    image = make_nifti(_compact(voxels), affine)
+    image.extra[_TWO_FORMS] = has_two_forms
+    return image
 
 
 def read_label(
@@ -210,9 +215,10 @@ def read_label(
         BundleError: when it cannot be read, does not hold classes, or lies on another grid than the image.
     """
     require_inside(path, source)
-    voxels, affine = _read_file(path)
-    classes = to_classes(_only_channel(voxels, path), path, convert=convert)
-    return on_grid(make_nifti(classes, affine), image)
+    voxels, affine, has_two_forms = _read_file(path)
+    label = make_nifti(to_classes(_only_channel(voxels, path), path, convert=convert), affine)
+    label.extra[_TWO_FORMS] = has_two_forms
+    return on_grid(label, image)
 
 
 def to_classes(
@@ -244,8 +250,11 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
         The label map with the affine of the image.
 
     Raises:
-        BundleError: when the two do not have one grid.
+        BundleError: when the two do not have one grid, or it is not certain, see
+            :func:`scripts.nifti.forms_disagree`.
     """
+    if not ignore_affine and not is_same_grid(label.affine, image.affine):
+        _check_forms(label, image)
     turned = label
     # A rounding must not turn what lies there already, as it could near 45 degrees.
     if label.shape != image.shape or not is_same_grid(label.affine, image.affine):
@@ -256,6 +265,16 @@ def on_grid(label: nib.Nifti1Image, image: nib.Nifti1Image, *, ignore_affine: bo
     if not ignore_affine:
         check_same_grid(turned.affine, image.affine, "the label")
     return make_nifti(np.asanyarray(turned.dataobj), image.affine)
+
+
+def _check_forms(label: nib.Nifti1Image, image: nib.Nifti1Image) -> None:
+    """Refuse to turn a label where it was perhaps drawn on the other geometry of the image."""
+    for volume, name in ((image, "the image"), (label, "the label")):
+        if volume.extra.get(_TWO_FORMS):
+            raise BundleError(
+                f"the label has another affine than its image, and the sform and the qform of {name} place it "
+                "differently, so that the two may be mirrored: write both files with one geometry, on one grid."
+            )
 
 
 def resample(volumes: Volumes, spacing_mm: Sequence[float]) -> Volumes:
@@ -285,15 +304,16 @@ def _resample(volume: nib.Nifti1Image, spacing_mm: Sequence[float], *, mode: str
     return make_nifti(values, resampled.affine.numpy().astype(np.float64))
 
 
-def _read_file(path: Path, *, ignore_affine: bool = False) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+def _read_file(path: Path, *, ignore_affine: bool = False) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], bool]:
+    """Read voxels, affine, and whether the file has another geometry beside that of the affine."""
     try:
         if path.name.lower().endswith(".nrrd"):
-            return _read_nrrd(path)
+            return *_read_nrrd(path), False
         check_compression(path, str(path))
         file: Any = nib.load(path)
         if not ignore_affine:
             check_geometry(file, str(path))
-        return np.asanyarray(file.dataobj), np.asarray(file.affine, dtype=np.float64)
+        return np.asanyarray(file.dataobj), np.asarray(file.affine, dtype=np.float64), forms_disagree(file)
     except BundleError:
         raise
     except FileNotFoundError:
