@@ -197,7 +197,8 @@ def code_hash(instance: object) -> str | None:
         instance: the method, or another object.
 
     Returns:
-        SHA-256 of the files of its classes; None where all are of this bundle, whose commit a run writes down.
+        SHA-256 of the files of its classes; None where all are of this bundle, whose commit a run writes down, with its
+            changes.
     """
     code = b""
     # One class of each file, in the order of inheritance.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +24,16 @@ from .precision import Precision, autocast, check_patch_size, resolve_precision
 
 #: Scale of the gradient below which it is not the range of float16 that makes it infinite.
 _LEAST_SCALE = 2.0**-14
+#: What MONAI's trainer takes and the iteration of this one does not use, and what does it here, if anything.
+_UNUSED = {
+    "amp": "precision",
+    "amp_kwargs": "precision",
+    "accumulation_steps": "labeled_batch_size and unlabeled_batch_size",
+    "compile": None,
+    "compile_kwargs": None,
+    "prepare_batch": None,
+    "to_kwargs": None,
+}
 
 
 class NonFiniteLossError(BundleError):
@@ -50,11 +61,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         precision: see :func:`scripts.precision.resolve_precision`; "float16" scales the gradient.
         channels_last: hand the images over in the memory format channels_last_3d, which is faster on CPUs and on GPUs
             with tensor cores where the weights are in that format too.
-        **kwargs: see ``monai.engines.SupervisedTrainer``.
+        **kwargs: see ``monai.engines.SupervisedTrainer``; what an iteration here does not use, such as ``amp`` or
+            ``accumulation_steps``, is refused.
 
     Raises:
-        BundleError: when ``precision`` is not allowed, the device cannot compute in it, or there is no
-            ``auxiliary_optimizer`` for a method that needs one.
+        BundleError: when ``precision`` is not allowed, the device cannot compute in it, a keyword would have no effect,
+            or there is no ``auxiliary_optimizer`` for a method that needs one.
     """
 
     def __init__(
@@ -81,7 +93,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             optimizer=optimizer,
             loss_function=method,
             decollate=False,
-            **kwargs,
+            **_used(kwargs),
         )
         self.method = method
         if auxiliary_optimizer is None and self._bare_method.auxiliary_parameters():
@@ -200,3 +212,14 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             f"iteration {self.state.iteration}: {', '.join(broken)} on {', '.join(cases) or 'unnamed cases'}; "
             "the last checkpoint is untouched. Check these cases, or lower the learning rate."
         )
+
+
+def _used(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse what would have no effect, and leave it out where it is the default."""
+    parameters = inspect.signature(SupervisedTrainer).parameters
+    for name, instead in _UNUSED.items():
+        # As texts, since false of a command line is one.
+        if name in kwargs and str(kwargs[name]).lower() != str(parameters[name].default).lower():
+            hint = f" Give {instead} instead." if instead else ""
+            raise BundleError(f"{name} has no effect on this trainer and must be left out, got {kwargs[name]!r}.{hint}")
+    return {name: value for name, value in kwargs.items() if name not in _UNUSED}

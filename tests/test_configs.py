@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, assert_refused
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_net_in_out
 from monai.data import MetaTensor
@@ -218,6 +218,34 @@ def test_evaluate_config_has_all_properties(phantom_dir, tmp_path, make_workflow
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+def test_an_evaluation_knows_its_own_label_maps(phantom_dir, tmp_path, make_workflow):
+    workflow = make_workflow("train", "evaluate", dataset_dir=str(phantom_dir), output_dir=str(tmp_path), **SMALL)
+    report = workflow.parser.get_parsed_content("validate#handlers")[1]
+    assert report.labels_dir == report.output_dir / "labels" == tmp_path / "evaluation" / "labels"
+
+
+def test_a_resumed_run_does_not_read_the_weights_that_it_began_with(phantom_dir, tmp_path, make_workflow):
+    run = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path), "initial_weights": "gone.pt"}
+    for resume in (False, True):
+        with assert_refused(r"initial_weights gone\.pt does not exist"):
+            make_workflow("train", **run, resume=resume).parser.get_parsed_content("network")
+    # It goes on from its checkpoint.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/checkpoint_00000001.pt").touch()
+    assert make_workflow("train", **run, resume="true").parser.get_parsed_content("network")
+    with assert_refused(r"initial_weights gone\.pt does not exist"):
+        make_workflow("train", **run, overwrite=True).parser.get_parsed_content("network")
+
+
+def test_an_evaluation_of_another_list_is_refused(phantom_dir, tmp_path, make_workflow):
+    overrides = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
+    workflow = make_workflow("train", "evaluate", **overrides, lists=["validation"])
+    with assert_refused(r"^lists must be \['test'\] in an evaluation, got \['validation'\]"):
+        workflow.parser.get_parsed_content("validate#dataset#data")
+    cases = make_workflow("train", "evaluate", **overrides).parser.get_parsed_content("validate#dataset#data")
+    assert [case["case"] for case in cases] == json.loads((phantom_dir / "split.json").read_text())["test"]
 
 
 def test_inference_config_has_all_properties(phantom_dir, tmp_path, make_workflow):

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from conftest import assert_refused
+from monai.engines import SupervisedTrainer
 
 from scripts.methods.base import Method, weighted_sum
 from scripts.trainer import NonFiniteLossError, SemiSupervisedTrainer
@@ -88,3 +91,34 @@ def test_an_infinite_gradient_costs_a_step_and_half_of_the_scale(train):
 def test_a_gradient_that_no_scale_makes_finite_stops_the_run(train):
     with assert_refused(r"iteration 32: gradient_norm = nan on unnamed cases", NonFiniteLossError):
         train([float("nan")] * 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("amp", True, r"amp has no effect on this trainer and must be left out, got True\. Give precision instead\."),
+        ("amp_kwargs", {"dtype": torch.bfloat16}, r"amp_kwargs .*\. Give precision instead\."),
+        ("accumulation_steps", 4, r"accumulation_steps .* got 4\. Give labeled_batch_size and unlabeled_batch_size"),
+        ("compile", "true", r"compile .* got 'true'\."),
+        ("compile_kwargs", {"mode": "default"}, r"compile_kwargs .*"),
+        ("prepare_batch", len, r"prepare_batch .*"),
+        ("to_kwargs", {"copy": True}, r"to_kwargs .*"),
+    ],
+)
+def test_what_an_iteration_does_not_use_is_refused(name, value, message):
+    network = torch.nn.Linear(1, 1, bias=False)
+    arguments = ("cpu", 1, Loader(), network, Steep(network, []), torch.optim.SGD(network.parameters(), lr=1.0))
+    with assert_refused(message):
+        SemiSupervisedTrainer(*arguments, epoch_length=1, **{name: value})
+    # What MONAI takes when nothing is given.
+    default = inspect.signature(SupervisedTrainer).parameters[name].default
+    SemiSupervisedTrainer(*arguments, epoch_length=1, **{name: default})
+
+
+def test_false_of_a_command_line_is_the_default():
+    network = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    trainer = SemiSupervisedTrainer(
+        "cpu", 1, Loader(), network, Steep(network, []), optimizer, epoch_length=1, amp="false", compile="false"
+    )
+    assert (trainer.amp, trainer.network) == (False, network)

@@ -104,6 +104,29 @@ def load_cases(
     return cases
 
 
+def evaluated_cases(
+    load_split: Callable[[], Mapping[str, list[dict[str, Any]]]], lists: Sequence[str]
+) -> list[dict[str, Any]]:
+    """List the cases that an evaluation measures, which are those of the test list.
+
+    Args:
+        load_split: gives what :func:`load_cases` gives.
+        lists: the lists that the evaluation was given: with others it would say that it is of the test cases.
+
+    Returns:
+        the test cases.
+
+    Raises:
+        BundleError: when ``lists`` is anything else but the test list.
+    """
+    if lists != ["test"]:
+        raise BundleError(
+            f"lists must be ['test'] in an evaluation, got {lists!r}: measure other cases by a split_file that has "
+            "them as its test list."
+        )
+    return load_split()["test"]
+
+
 def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
     """Describe in one line which cases a training uses, to see whether two runs used the same.
 
@@ -111,10 +134,11 @@ def describe_cases(cases: dict[str, list[dict[str, Any]]]) -> str:
         cases: what :func:`load_cases` gives.
 
     Returns:
-        The numbers of labeled and unlabeled cases and a hash of their ids, or of their paths where they have none.
+        The numbers of labeled and unlabeled cases and a hash of their ids, or of the names of their files where they
+        have none: the folder may have moved.
     """
     lists = (("labeled", "image"), ("unlabeled", "unlabeled"))
-    ids = [[entry.get("case", entry.get(key)) for entry in cases[name]] for name, key in lists]
+    ids = [[entry.get("case") or composed(volume_name(entry[key])) for entry in cases[name]] for name, key in lists]
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
     return f"{len(ids[0])} labeled, {len(ids[1])} unlabeled, {digest}"
 

@@ -20,8 +20,8 @@ from monai.utils import CommonKeys, convert_to_numpy
 from nibabel.affines import voxel_sizes
 
 from ..errors import BundleError
-from ..evaluation.case_report import CaseReport
-from ..evaluation.label_maps import case_file_name, case_name
+from ..evaluation.case_report import CaseReport, read_metrics
+from ..evaluation.label_maps import case_file_name, case_name, label_map_path
 from ..evaluation.metrics import evaluate_case, foreground_names
 from ..evaluation.pictures import View, draw_views, select_views
 from ..evaluation.wording import plural
@@ -52,6 +52,8 @@ class CaseReportHandler:
         split: gives name and hash of the split, for ``metrics_weights.json``, which tells what the figures are of where
             a :class:`~scripts.handlers.checkpoint_loader.RecordedCheckpointLoader` has read the weights.
         settings: what the figures depend on beside weights and split, such as the windows, for that file.
+        labels_dir: folder into which the evaluation writes its label maps, if it does. Where it lies in that of the
+            report, the maps of the cases that an earlier report names are removed with it.
 
     Raises:
         BundleError: when the names do not fit the classes, or ``num_pictures`` is no number of them.
@@ -65,6 +67,7 @@ class CaseReportHandler:
         num_pictures: int = 3,
         split: Callable[[], Mapping[str, Any]] | None = None,
         settings: Mapping[str, Any] | None = None,
+        labels_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not isinstance(num_pictures, int) or num_pictures < 0:
             raise BundleError(f"num_pictures must be a whole number of at least 0, got {num_pictures!r}.")
@@ -74,6 +77,7 @@ class CaseReportHandler:
         self.num_pictures = num_pictures
         self.split = split
         self.settings = dict(settings or {})
+        self.labels_dir = None if labels_dir is None else Path(labels_dir)
         self.logger = logging.getLogger("scripts.evaluation")
         self.report = CaseReport(self.output_dir, self.class_names)
         self._views: dict[str, list[View]] = {}
@@ -97,9 +101,20 @@ class CaseReportHandler:
         self._started_at = time.perf_counter()
         if is_main_process():
             # Those of an earlier run would pass for those of this one, should it be stopped.
-            for path in self.output_dir.glob("*"):
-                if _OF_A_RUN.fullmatch(path.name):
-                    path.unlink()
+            figures = [path for path in self.output_dir.glob("*") if _OF_A_RUN.fullmatch(path.name)]
+            for path in [*self._earlier_label_maps(), *figures]:
+                path.unlink()
+
+    def _earlier_label_maps(self) -> list[Path]:
+        """Where labels_dir is of the report alone, list the label maps of the cases of the table that is there."""
+        if self.labels_dir is None or not self.labels_dir.resolve().is_relative_to(self.output_dir.resolve()):
+            return []
+        try:
+            cases = read_metrics(self.output_dir / "metrics_cases.csv")["case"]
+        # There is none, or it is a table of something else.
+        except (OSError, ValueError, KeyError):
+            return []
+        return [path for case in cases.unique() if (path := label_map_path(self.labels_dir, case)).is_file()]
 
     def _evaluate(self, engine: Engine) -> None:
         batch, output = engine.state.batch, engine.state.output

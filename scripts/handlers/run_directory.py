@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -35,11 +37,18 @@ from ..locks import FolderInUseError, lock_folder
 from ..parallel import is_main_process
 from .run_comparison import changed_training, listed
 
+_logger = logging.getLogger(__name__)
 _LOCK_FILE = ".training.lock"
 #: The locks of this process, which are held until its end, by device and number of their files.
 _HELD: dict[tuple[int, int], BaseFileLock] = {}
+#: What a result depends on of the bundle's own files.
+_CODE_FOLDERS = ("scripts", "configs")
 #: What ``run.json`` calls the hash of the file of initial weights.
 _INITIAL_HASH = "initial_weights_sha256"
+#: For who asks a run for more iterations.
+_LONGER = (
+    " For more iterations begin another run with --initial_weights; its schedule, ramps and order of crops begin anew."
+)
 #: What inference has in common with training.
 _INFERENCE_KEYS = (
     "in_channels",
@@ -135,7 +144,8 @@ class RunDirectory:
 
         Raises:
             BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, when there
-                is no run to resume, when it was begun with other settings, or when files of the user are in the way.
+                is no run to resume, when its checkpoints are gone, when it was begun with other settings, or when files
+                of the user are in the way.
         """
         if self.resume and self.overwrite:
             raise BundleError("resume and overwrite exclude each other: give one of them.")
@@ -162,6 +172,12 @@ class RunDirectory:
                 f"the run in {self.path} is finished and its checkpoints are gone, so that nothing can go on: drop "
                 "--resume and choose another --output_dir, with --initial_weights for its weights."
             )
+        # A run that was stopped while it wrote its first checkpoint has the folder.
+        if self.resume and (self.path / "model.pt").is_file() and not (self.path / "checkpoints").is_dir():
+            raise BundleError(
+                f"the run in {self.path} has a model.pt and its checkpoints are gone: copy them back, or begin it anew "
+                "by --overwrite true."
+            )
         if self.resume:
             self._refuse_other_settings()
 
@@ -175,6 +191,8 @@ class RunDirectory:
             return
         self.claim()
         self._lock()
+        if self.resume:
+            self._warn_of_other_weights()
         self._entered = True
 
     def begin(self) -> None:
@@ -242,10 +260,20 @@ class RunDirectory:
             # Ramps follow it, so that the method is another one, too.
             changed.pop("method", None)
         if changed:
-            longer = " For more iterations begin another run with --initial_weights." if "iterations" in changed else ""
+            longer = _LONGER if "iterations" in changed else ""
             raise BundleError(
                 f"the run in {self.path} was begun with other settings ({listed(changed)}): resume it with those, "
                 f"or train anew in another --output_dir.{longer}"
+            )
+
+    def _warn_of_other_weights(self) -> None:
+        """Tell of initial weights that are not those of the run, which goes on from its checkpoint."""
+        given, facts = self._initial_hash(), read_json_object(self.path / FACTS_FILE)
+        if self.checkpoints() and given is not None and given != facts.get(_INITIAL_HASH, given):
+            _logger.warning(
+                "initial_weights %s have no effect: the run in %s goes on from its checkpoint.",
+                self.facts["initial_weights"],
+                self.path,
             )
 
     def _initial_hash(self) -> str | None:
@@ -333,16 +361,26 @@ def _package_versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """Return the git commit of the bundle, "-dirty" behind it where files were changed; None outside of a checkout."""
+    """Return the git commit of the bundle, None outside of a checkout.
+
+    Where files of its code or configurations were changed or added, "-dirty-" and a hash of these files are behind it.
+    """
 
     def git(*words: str) -> str:
-        return subprocess.run(("git", "-C", str(ROOT), *words), capture_output=True, text=True, check=True).stdout
+        command = ("git", "--no-optional-locks", "-C", str(ROOT), *words)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", check=True)
+        return done.stdout
 
     try:
+        folder, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
         # The bundle may lie in the repository of something else.
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
+        if Path(folder).resolve() != ROOT:
             return None
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
+        changes = git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *_CODE_FOLDERS)
+        # Before the path of each stand two letters for its state and a blank.
+        names = sorted({change[3:] for change in changes.split("\0") if change})
+        files = [(name, file_hash(ROOT / name) if (ROOT / name).is_file() else None) for name in names]
+        return f"{commit}-dirty-{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]}" if files else commit
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import warnings
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+#: How Python tells where an object lies in memory.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -137,19 +143,27 @@ def _options(module: nn.Module) -> dict[str, Any]:
     return {name: _readable(value) for name, value in vars(module).items() if name[0] != "_" and name != "training"}
 
 
-def _readable(value: Any) -> Any:
-    """Describe a plain object by what it holds: by itself it tells its address, another one in each process."""
-    if not _tells_its_address(value):
+def _readable(value: Any, *, within: bool = False) -> Any:
+    """Describe what tells its address, another one in each process: functions by name, objects by what they hold."""
+    if within and isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, str) or not _ADDRESS.search(repr(value)):
         return value
-    held = {
-        name: type(part).__name__ if isinstance(part, nn.Module) or _tells_its_address(part) else part
-        for name, part in getattr(value, "__dict__", {}).items()
-    }
+    if isinstance(value, functools.partial):
+        return f"partial{_readable([value.func, *value.args, value.keywords], within=within)}"
+    if isinstance(value, MethodType):
+        return f"{_readable(value.__self__, within=within)}.{value.__name__}"
+    if isinstance(value, (list, tuple)):
+        return [_readable(part, within=within) for part in value]
+    if isinstance(value, dict):
+        return {_readable(key, within=within): _readable(part, within=within) for key, part in value.items()}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    # What is held at the second level may hold the first one.
+    if within or isinstance(value, nn.Module):
+        return type(value).__name__
+    held = {name: _readable(part, within=True) for name, part in getattr(value, "__dict__", {}).items()}
     return f"{type(value).__name__}{held}"
-
-
-def _tells_its_address(value: Any) -> bool:
-    return type(value).__repr__ is object.__repr__
 
 
 def _description(module: nn.Module) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 
@@ -102,23 +103,50 @@ def git(folder, *words):
     subprocess.run(("git", "-C", str(folder), *identity, *words), check=True, capture_output=True)
 
 
-def test_commit_is_that_of_the_bundle_alone(tmp_path, monkeypatch):
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "file").write_text("1")
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with a folder scripts/, of which the facts of a run will tell the commit."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/file.py", "remark.md", ".gitignore"):
+        (tmp_path / name).write_text("*.pyc\n")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "a")
-    monkeypatch.setattr(run_directory, "ROOT", bundle.resolve())
-    # It lies in a repository of something else.
-    assert run_directory._commit() is None
     monkeypatch.setattr(run_directory, "ROOT", tmp_path.resolve())
-    commit = run_directory._commit()
-    assert len(commit) == 40
-    (bundle / "file").write_text("2")
-    assert run_directory._commit() == f"{commit}-dirty"
+    return tmp_path
+
+
+def test_commit_is_that_of_the_bundle_alone(checkout, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{40}", run_directory._commit())
+    # It lies in a repository of something else.
+    monkeypatch.setattr(run_directory, "ROOT", (checkout / "scripts").resolve())
+    assert run_directory._commit() is None
+    monkeypatch.setattr(run_directory, "ROOT", checkout.resolve())
     monkeypatch.setenv("PATH", "")
     assert run_directory._commit() is None
+
+
+def test_commit_tells_files_that_differ_by_their_hash(checkout):
+    clean = run_directory._commit()
+    # Neither what is no code nor what is ignored, nor a file that only was written anew.
+    (checkout / "remark.md").write_text("other")
+    (checkout / "scripts/file.pyc").write_text("compiled")
+    (checkout / "scripts/file.py").write_text("*.pyc\n")
+    assert run_directory._commit() == clean
+    seen = [clean]
+    for name, content in (("file", "2"), ("file", "3"), ("own_method", "3"), ("own_method", "4"), ("ümlaut", "4")):
+        (checkout / f"scripts/{name}.py").write_text(content)
+        seen.append(run_directory._commit())
+        assert run_directory._commit() == seen[-1]
+    (checkout / "scripts/file.py").unlink()
+    seen.append(run_directory._commit())
+    assert len(set(seen)) == len(seen)
+    assert all(re.fullmatch(rf"{clean}-dirty-[0-9a-f]{{8}}", commit) for commit in seen[1:])
+    # Whether they are in the index does not matter.
+    git(checkout, "add", ".")
+    assert run_directory._commit() == seen[-1]
+    (checkout / "scripts/file.py").write_text("3")
+    assert run_directory._commit() == seen[5]
 
 
 def test_mlflow_logs_losses_and_dice(train):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from scripts.data.boxes import write_boxes
-from scripts.data.cases import load_cases, unlabeled_pool
+from scripts.data.cases import evaluated_cases, load_cases, unlabeled_pool
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.data.splits import LIST_NAMES, hash_cases, read_split, write_split
 from scripts.errors import BundleError
@@ -460,6 +461,15 @@ def test_boxes_are_not_overwritten_unasked(tmp_path):
     assert boxes_path.read_text() == content
 
 
+def test_no_box_is_taken_from_another_grid_than_that_of_the_image(dataset, tmp_path):
+    save_label(dataset / "images/a.nii.gz", np.s_[:], shape=(6, 7, 9))
+    save_label(dataset / "labels/a.nii.gz", np.s_[1, 1, 1])
+    for case in "def":
+        save_label(dataset / f"labels/{case}.nii.gz", np.s_[1, 1, 1])
+    with pytest.raises(BundleError, match=r"of a \(.*has shape \[6, 7, 8\], but its image has \[6, 7, 9\]: they must"):
+        write_boxes(dataset, write_split_text(tmp_path))
+
+
 def test_labels_without_a_box(dataset, tmp_path):
     split_path = write_split_text(tmp_path)
     save_label(dataset / "labels/a.nii.gz", np.s_[:0])
@@ -503,6 +513,17 @@ def test_broken_boxes_file(text, message, dataset, tmp_path):
         (dataset / "boxes.json").write_text(text)
     with pytest.raises(BundleError, match=message):
         load_cases(dataset, write_split_text(tmp_path), lists=["labeled"], uses_boxes=True)
+
+
+# --- the cases of an evaluation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lists", [["validation"], ["test", "validation"], ["labeled", "unlabeled"], "test"])
+def test_an_evaluation_is_of_the_test_list_alone(lists):
+    split = {"validation": [{"case": "a"}], "test": [{"case": "b"}]}
+    assert evaluated_cases(lambda: split, ["test"]) == split["test"]
+    with pytest.raises(BundleError, match=rf"^lists must be \['test'\] in an .*, got {re.escape(repr(lists))}: "):
+        evaluated_cases(lambda: split, lists)
 
 
 # --- the unlabeled pool -----------------------------------------------------------------------------------------------

@@ -123,6 +123,31 @@ def test_handler_starts_anew_with_each_run_and_takes_away_old_pictures(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["worst_1_three.png", "worst_case_notes.png"]
 
 
+@pytest.mark.parametrize(
+    ("labels_dir", "left"),
+    [("evaluation/labels", ["mine"]), ("evaluation", ["mine"]), ("elsewhere", ["one", "two", "mine"]), (None, None)],
+)
+def test_label_maps_of_an_earlier_run_go_with_its_table(tmp_path, labels_dir, left):
+    folder = tmp_path / "evaluation"
+    run(CaseReportHandler(2, folder, num_pictures=0), [item("one"), item("two")])
+    maps = [tmp_path / (labels_dir or "evaluation/labels") / f"{name}.nii.gz" for name in ("one", "two", "mine")]
+    for path in maps:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    options = {} if labels_dir is None else {"labels_dir": str(tmp_path / labels_dir)}
+    run(CaseReportHandler(2, folder, num_pictures=0, **options), [item("two"), item("three")])
+    names = [path.name.removesuffix(".nii.gz") for path in maps if path.is_file()]
+    assert names == (left or ["one", "two", "mine"])
+
+
+def test_label_maps_stay_where_the_table_is_of_something_else(tmp_path):
+    for content in ("", "name\none\n"):
+        (tmp_path / "metrics_cases.csv").write_text(content)
+        (tmp_path / "one.nii.gz").touch()
+        run(CaseReportHandler(2, tmp_path, num_pictures=0, labels_dir=tmp_path), [item("one")])
+        assert (tmp_path / "one.nii.gz").is_file()
+
+
 def test_a_run_that_is_stopped_leaves_no_figures_of_the_one_before(tmp_path, monkeypatch):
     weights, network = tmp_path / "model.pt", torch.nn.Linear(1, 1)
     torch.save(network.state_dict(), weights)

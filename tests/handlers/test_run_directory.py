@@ -16,6 +16,7 @@ from conftest import ROOT
 from filelock import FileLock
 from monai.bundle import ConfigParser
 
+from scripts.configuration import read_configuration
 from scripts.errors import BundleError
 from scripts.handlers import run_directory
 from scripts.handlers.run_comparison import changed_training, check_preprocessing, compare_split, listed
@@ -136,7 +137,7 @@ def test_a_run_is_not_resumed_with_other_validation_cases(tmp_path):
     RunDirectory(str(tmp_path), facts=facts, resume=True).claim()
 
 
-def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
+def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path, caplog):
     first, same, other = (tmp_path / name for name in ("first.pt", "moved/renamed.pt", "other/first.pt"))
     for path, content in ((first, b"1"), (same, b"1"), (other, b"2")):
         path.parent.mkdir(exist_ok=True)
@@ -149,12 +150,22 @@ def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path):
     # A checkpoint has the weights.
     (tmp_path / "run/checkpoints").mkdir()
     (tmp_path / "run/checkpoints/checkpoint_000010.pt").touch()
-    RunDirectory(str(tmp_path / "run"), facts={"initial_weights": None}, resume=True).claim()
+    for weights in (None, str(same), str(tmp_path / "gone.pt")):
+        RunDirectory(str(tmp_path / "run"), facts={"initial_weights": weights}, resume=True).enter()
+    assert caplog.messages == []
+    directory = RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(other)}, resume=True)
+    directory.claim()
+    directory.enter()
+    directory.begin()
+    assert caplog.messages == [
+        f"initial_weights {other} have no effect: the run in {tmp_path / 'run'} goes on from its checkpoint."
+    ]
 
 
 def test_of_other_iterations_the_ramps_that_follow_are_not_told(tmp_path):
     RunDirectory(str(tmp_path), settings={"iterations": 4, "method": "ramp over 4"}).begin()
-    with pytest.raises(BundleError, match=r"other settings \(iterations was 4, is 8\): resume"):
+    message = r"other settings \(iterations was 4, is 8\): resume .* schedule, ramps and order of crops begin anew\.$"
+    with pytest.raises(BundleError, match=message):
         RunDirectory(str(tmp_path), resume=True, settings={"iterations": 8, "method": "ramp over 8"}).claim()
 
 
@@ -368,16 +379,30 @@ def test_a_file_system_without_locks_is_warned_of(code, tmp_path, monkeypatch, c
 
 
 def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
-    configuration = {"patch_size": [32, 32, 32], "strides": [8, 8, 8], "largest_component": False}
+    configuration = {"patch_size": [32, 32, 32], "strides": [8, 8, 8], "precision": "auto", "largest_component": False}
     (tmp_path / "run_config.json").write_text(json.dumps(configuration))
     weights = str(tmp_path / "model_final.pt")
     check_preprocessing(weights, {**configuration, "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "largest_component": "false", "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
     assert caplog.messages == []
-    check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16], "evaluation_dir": "e"})
-    (message,) = caplog.messages
-    assert message.endswith("other options than its run has (patch_size was [32, 32, 32], is [16, 16, 16]).")
+    other = {"patch_size": [16, 16, 16], "strides": [16, 16, 16], "precision": "float32"}
+    for name, value in other.items():
+        check_preprocessing(weights, {**configuration, name: value, "evaluation_dir": "e"})
+    assert [message.partition("other options than its run has ")[2] for message in caplog.messages] == [
+        "(patch_size was [32, 32, 32], is [16, 16, 16]).",
+        "(strides was [8, 8, 8], is [16, 16, 16]).",
+        "(precision was auto, is float32).",
+    ]
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("recipe_*.json")))
+def test_an_evaluation_with_the_files_of_its_run_is_warned_of_nothing(recipe, tmp_path, caplog):
+    files = [str(ROOT / "configs" / name) for name in ("train.json", "data_left_atrium.json", recipe, "evaluate.json")]
+    trained, evaluation = (dict(read_configuration(names, {}).get()) for names in (files[:-1], files))
+    (tmp_path / "run_config.json").write_text(json.dumps(trained))
+    check_preprocessing(str(tmp_path / "model_final.pt"), evaluation)
+    assert caplog.messages == []
 
 
 def test_figures_under_the_names_of_other_classes_are_warned_of(tmp_path, caplog):
@@ -480,6 +505,18 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
         RunDirectory(str(tmp_path), resume=True).claim()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint_00000001.pt").write_text("checkpoint")
+    RunDirectory(str(tmp_path), resume=True).claim()
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew_unasked(tmp_path):
+    RunDirectory(str(tmp_path)).begin()
+    (tmp_path / "model.pt").write_text("weights")
+    message = r"has a model\.pt and its checkpoints are gone: copy them back, or begin it anew by --overwrite true\.$"
+    with pytest.raises(BundleError, match=message):
+        RunDirectory(str(tmp_path), resume=True).claim()
+    RunDirectory(str(tmp_path), overwrite=True).claim()
+    # It was stopped while it wrote the first one.
+    (tmp_path / "checkpoints").mkdir()
     RunDirectory(str(tmp_path), resume=True).claim()
 
 

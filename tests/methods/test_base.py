@@ -27,6 +27,9 @@ class Ramp:
     def __init__(self, length):
         self.length = length
 
+    def at(self, step):
+        return step / self.length
+
 
 class OwnTerm(nn.Module):
     def __init__(self, weight):
@@ -73,14 +76,32 @@ def test_plain_objects_and_lists_of_terms_are_described_by_what_they_hold(own_me
     assert text != cls(nn.Identity(), weight=2.0).describe()
 
 
-@pytest.mark.parametrize("value", ["object()", "torch.Generator()", "Selfish()", "Holder(network)", "[1, Ramp(2)]"])
-def test_whatever_a_method_holds_can_be_described(value, own_method):
-    own = "class Selfish:\n    def __init__(self):\n        self.own = self\n\n\n"
-    own += "class Holder:\n    def __init__(self, network):\n        self.network = network\n\n\n"
-    code = f"import torch\n{CODE}        self.held = {value}\n".replace("class Ramp", f"{own}class Ramp")
+HELD = [
+    ("object()", "object{}"),
+    ("torch.Generator()", "Generator{}"),
+    ("Selfish()", "Selfish{'own': ['Selfish']}"),
+    ("Holder(network)", "Holder{'held': 'DualNetwork'}"),
+    ("[1, Ramp(2)]", "[1, \"Ramp{'length': 2}\"]"),
+    ("F.mse_loss", "torch.nn.functional.mse_loss"),
+    ("torch.sigmoid", "torch._VariableFunctionsClass.sigmoid"),
+    ("lambda x: x", "own_method.OwnMethod.__init__.<locals>.<lambda>"),
+    ("partial(F.mse_loss, reduction='sum')", "partial['torch.nn.functional.mse_loss', {'reduction': 'sum'}]"),
+    ("partial(nn.ReLU, True)", "functools.partial(<class 'torch.nn.modules.activation.ReLU'>, True)"),
+    ("Holder(F.mse_loss)", "Holder{'held': 'torch.nn.functional.mse_loss'}"),
+    ("{'loss': F.mse_loss}", "{'loss': 'torch.nn.functional.mse_loss'}"),
+    ("Ramp(2).at", "Ramp{'length': 2}.at"),
+    ("'found at 0x12'", "found at 0x12"),
+]
+
+
+@pytest.mark.parametrize(("value", "description"), HELD)
+def test_whatever_a_method_holds_can_be_described(value, description, own_method):
+    own = "class Selfish:\n    def __init__(self):\n        self.own = [self]\n\n\n"
+    own += "class Holder:\n    def __init__(self, held):\n        self.held = held\n\n\n"
+    imports = "import torch\nfrom functools import partial\nfrom torch.nn import functional as F\n"
+    code = f"{imports}{CODE}        self.held = {value}\n".replace("class Ramp", f"{own}class Ramp")
     text = own_method(code)(DualNetwork(1, 2)).describe()
-    assert "held=" in text
-    assert "Conv3d" not in text
+    assert f", held={description}, losses=" in text
 
 
 def test_the_code_of_a_method_from_elsewhere_is_known_by_its_hash(own_method):
