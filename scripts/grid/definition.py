@@ -284,8 +284,8 @@ class Grid:
             "seed": cell.seed,
             **self.overrides,
         }
-        if self._takes_no_unlabeled_case(cell.method):
-            values.pop("unlabeled_batch_size", None)
+        if "unlabeled_batch_size" in values and self._takes_no_unlabeled_case(cell.method):
+            del values["unlabeled_batch_size"]
         for name, value in values.items():
             # The command line is read as Python: JSON's null and true would arrive as texts. MONAI leaves None out.
             value = "$None" if value is None else value
@@ -414,7 +414,8 @@ class Grid:
     def _takes_no_unlabeled_case(self, method: str) -> bool:
         """Whether a method switches unlabeled crops off: it would ignore those that an override has read for it."""
         return any(
-            read_configuration_file(path).get("unlabeled_batch_size") == 0
+            # Of a file that is gone, the training tells.
+            path.is_file() and read_configuration_file(path).get("unlabeled_batch_size") == 0
             for path in _method_file(method, self.method_files)
         )
 

@@ -471,6 +471,15 @@ def test_a_size_of_unlabeled_batches_is_not_for_methods_that_take_none(tmp_path)
         assert ("--unlabeled_batch_size" in words) == (cell.method == "luseg")
 
 
+def test_an_overlay_that_is_gone_does_not_stop_the_grid(tmp_path):
+    overlay = tmp_path / "method_mine.json"
+    overlay.write_text("{}")
+    grid = define_grid("hippocampus", [str(overlay)], overrides={"unlabeled_batch_size": 4})
+    overlay.unlink()
+    (cell,) = grid.cells(tmp_path)
+    assert str(overlay) in " ".join(grid.arguments(cell, evaluate=False))
+
+
 def test_a_grid_of_which_nothing_was_begun_is_replaced(tmp_path):
     define_grid("hippocampus", ["luseg"], recipe="paper", dataset_dir="/misspelled").write(tmp_path)
     grid = define_grid("hippocampus", ["mcf"], overrides={"iterations": 9})

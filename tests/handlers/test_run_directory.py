@@ -144,7 +144,7 @@ def test_a_run_without_a_checkpoint_is_resumed_with_its_first_weights(tmp_path, 
         path.write_bytes(content)
     RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(first)}).begin()
     RunDirectory(str(tmp_path / "run"), facts={"initial_weights": str(same)}, resume=True).claim()
-    for weights in (None, str(other)):
+    for weights in (None, str(other), str(tmp_path / "gone.pt")):
         with pytest.raises(BundleError, match=r"other settings \(initial_weights_sha256 was \w{64}, is "):
             RunDirectory(str(tmp_path / "run"), facts={"initial_weights": weights}, resume=True).claim()
     # A checkpoint has the weights.
