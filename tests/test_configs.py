@@ -226,13 +226,6 @@ def test_an_evaluation_knows_its_own_label_maps(phantom_dir, tmp_path, make_work
     assert report.labels_dir == report.output_dir / "labels" == tmp_path / "evaluation" / "labels"
 
 
-def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(make_workflow):
-    with assert_refused(r"initial_weights gone\.pt does not exist"):
-        make_workflow("train", **SMALL, initial_weights="gone.pt").parser.get_parsed_content("network")
-    # A checkpoint has them, and without one the run is not resumed.
-    assert make_workflow("train", **SMALL, initial_weights="gone.pt", resume="true").parser.get_parsed_content("network")
-
-
 def test_an_evaluation_of_another_list_is_refused(phantom_dir, tmp_path, make_workflow):
     overrides = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
     workflow = make_workflow("train", "evaluate", **overrides, lists=["validation"])

@@ -24,7 +24,6 @@ from ..errors import BundleError
 from ..files import read_json_object, replacing
 from ..parallel import from_first_process, is_main_process, process_rank, wait_for_processes
 from ..weights import DamagedFileError, read_tensors, write_tensors
-from .history import last_iteration
 from .run_directory import RunDirectory
 
 _FORMAT = 2
@@ -124,7 +123,7 @@ class Checkpoints:
             if content:
                 self._restore(engine, content)
             else:
-                self._begin_anew()
+                self._logger.info("no checkpoint in %s yet: the run begins anew", self.run_directory.path)
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
@@ -225,17 +224,6 @@ class Checkpoints:
                 f"output_dir {self.run_directory.path}: process {process_rank()} would go on from iteration "
                 f"{iteration}, the first one from {first}: resume when all see the same files."
             )
-
-    def _begin_anew(self) -> None:
-        """Tell that a run which was stopped before its first checkpoint has nothing to go on from."""
-        folder = self.run_directory.path
-        reached = last_iteration(folder)
-        if reached > self.interval:
-            raise BundleError(
-                f"the run in {folder} has reached iteration {reached} and its checkpoints are gone: copy them back, or "
-                "begin it anew by --overwrite true."
-            )
-        self._logger.info("no checkpoint in %s yet: the run begins anew", folder)
 
     def _newest_readable(self) -> dict[str, Any]:
         for path in self.run_directory.checkpoints():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -208,30 +207,14 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def last_iteration(output_dir: str | os.PathLike[str]) -> int:
-    """Find the iteration that a run has reached.
-
-    Args:
-        output_dir: folder of the run.
-
-    Returns:
-        the last one of its ``history.csv``, 0 without any.
+def _drop_rows_after(path: Path, iteration: int) -> None:
+    """Keep the rows up to an iteration; a file with none of them is removed.
 
     Raises:
         BundleError: when the file is a table of something else.
     """
-    path = Path(output_dir) / "history.csv"
     if not path.is_file():
-        return 0
-    return int(max(pd.to_numeric(_rows(path)["iteration"], errors="coerce").dropna(), default=0))
-
-
-def _rows(path: Path) -> pd.DataFrame:
-    """Read the rows of a table that a stop has left whole.
-
-    Raises:
-        BundleError: when the file is a table of something else.
-    """
+        return
     content = path.read_bytes()
     # A process killed while writing leaves half a line, and half of "151,..." may read as iteration 1.
     whole = content[: content.rfind(b"\n") + 1]
@@ -241,17 +224,10 @@ def _rows(path: Path) -> pd.DataFrame:
             io.BytesIO(whole), dtype=str, keep_default_na=False, on_bad_lines="skip", encoding_errors="replace"
         )
     except pd.errors.EmptyDataError:
-        return pd.DataFrame({"iteration": []})
+        path.unlink()
+        return
     if "iteration" not in table:
         raise BundleError(f"{path} must have the column iteration to be resumed, got {list(table)}.")
-    return table
-
-
-def _drop_rows_after(path: Path, iteration: int) -> None:
-    """Keep the rows up to an iteration; a file with none of them is removed."""
-    if not path.is_file():
-        return
-    table = _rows(path)
     numbers = pd.to_numeric(table["iteration"], errors="coerce")
     table, numbers = table[numbers <= iteration], numbers[numbers <= iteration]
     table = table[numbers > numbers.cummax().shift(fill_value=0)]

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine
 
 from scripts.errors import BundleError
-from scripts.handlers.history import TrainingHistory, last_iteration
+from scripts.handlers.history import TrainingHistory
 
 HEADER = "iteration,seconds,learning_rate,loss\r\n"
 
@@ -110,16 +110,6 @@ def test_rows_of_the_validation_up_to_the_resume_are_kept(tmp_path):
     (tmp_path / "validation.csv").write_text("iteration,mean_dice\n2,0.5\n4,0.6\n6,0.7\n8,0.")
     resume(tmp_path, 4)
     assert iterations(tmp_path, "validation.csv") == [2, 4]
-
-
-@pytest.mark.parametrize(
-    ("content", "iteration"),
-    [(None, 0), ("", 0), ("iteration,loss\n", 0), ("iteration,loss\n1,0.5\n2,0.5\n151,0", 2), ("iteration\nx\n7\n", 7)],
-)
-def test_the_last_whole_row_tells_what_a_run_has_reached(tmp_path, content, iteration):
-    if content is not None:
-        (tmp_path / "history.csv").write_text(content)
-    assert last_iteration(tmp_path) == iteration
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path):

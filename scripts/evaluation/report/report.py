@@ -104,10 +104,12 @@ def _different_splits(grid: GridResults) -> list[str]:
     """What to say of splits whose file had other cases in some of the runs."""
     methods: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in grid.cells:
-        used = [facts.get("split") or {} for facts in (cell.facts, cell.measured_with)]
-        for digest in dict.fromkeys(split["cases_hash"] for split in used if "cases_hash" in split):
-            if cell.status == "evaluated":
-                methods[cell.split][digest].append(f"{cell.method} seed {cell.seed}")
+        trained, measured = ((facts.get("split") or {}).get("cases_hash") for facts in (cell.facts, cell.measured_with))
+        run = f"{cell.method} seed {cell.seed}"
+        if cell.status == "evaluated" and trained is not None:
+            methods[cell.split][trained].append(run)
+        if cell.status == "evaluated" and measured not in (None, trained):
+            methods[cell.split][measured].append(f"the evaluation of {run}")
     return [
         f"The lists of cases of the split {split} (cases_hash of run.json) are not the same in all runs: "
         + "; ".join(f"{digest} in {', '.join(runs)}" for digest, runs in found.items())
@@ -120,10 +122,13 @@ def _different_conditions(grid: GridResults) -> list[str]:
     """What to say of runs that were not all trained in one precision, as on other machines, or by one commit."""
     methods: dict[str, dict[str, list[str]]] = {"precision": defaultdict(list), "commit": defaultdict(list)}
     for cell in grid.cells:
-        facts = {**(cell.facts.get("settings") or {}), "commit": cell.facts.get("commit")}
-        for name, runs in methods.items():
-            if cell.status == "evaluated" and facts.get(name) is not None:
-                runs[facts[name]].append(f"{cell.method} {cell.split} seed {cell.seed}")
+        # A run may have been resumed by another version.
+        commits = [facts.get("commit") for facts in (cell.facts, *cell.facts["resumed"])]
+        found = {"precision": [(cell.facts.get("settings") or {}).get("precision")], "commit": commits}
+        for name, values in found.items():
+            for value in dict.fromkeys(values):
+                if cell.status == "evaluated" and value is not None:
+                    methods[name][value].append(f"{cell.method} {cell.split} seed {cell.seed}")
     return [
         f"Not all runs were trained in one {name}, which alone can change a result: "
         + "; ".join(f"{value} in {', '.join(of_value)}" for value, of_value in runs.items())
@@ -141,11 +146,14 @@ def _different_settings(grid: GridResults) -> list[str]:
             settings = cell.facts.get("settings") or {}
             # Of the cases of different splits only the number that is that of the labels has to be the same.
             labeled = str(settings.get("cases", "")).partition(",")[0]
-            begun_with = {name: cell.facts.get(name) for name in ("initial_weights", "initial_weights_sha256")}
+            begun_with = {"initial_weights": cell.facts.get("initial_weights")}
             measured = cell.measured_with.get("settings") or {}
             of_evaluation = {f"{name} of the evaluation": value for name, value in measured.items()}
             everywhere = {**settings, "cases": labeled, **begun_with, **of_evaluation}
-            of_split = {"cases": settings.get("cases"), "volumes": cell.facts.get("volumes")}
+            # An older version did not write down all of these.
+            volumes = {f"volumes#{name}": value for name, value in (cell.facts.get("volumes") or {}).items()}
+            written = {name: cell.facts[name] for name in ("initial_weights_sha256",) if name in cell.facts}
+            of_split = {"cases": settings.get("cases"), **volumes, **written}
             for split, facts in (("", everywhere), (cell.split, of_split)):
                 for name, value in facts.items():
                     # true of a command line is a text in some of the files.
