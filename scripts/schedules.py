@@ -127,7 +127,7 @@ _RAMPS: dict[Ramp, Callable[[int, int], float]] = {
 
 
 def _check_weight(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from typing import get_args
 
 import pytest
@@ -102,3 +103,11 @@ def test_negative_number_and_step_are_refused():
         Weight.of(-1, "distance_weight")
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         Weight(1.0)(-1)
+
+
+@pytest.mark.parametrize("value", ["abc", (0, 5), None])
+def test_what_is_no_number_is_refused_by_name(value):
+    with pytest.raises(
+        ValueError, match=f"^distance_weight must be at least 0 and finite, got {re.escape(repr(value))}"
+    ):
+        Weight.of(value, "distance_weight")

@@ -91,7 +91,7 @@ class ReliabilityFilter(nn.Module):
 
     def __init__(self, keep_percent: float = 80.0, scope: Scope = "batch") -> None:
         super().__init__()
-        if not 0 < keep_percent <= 100:
+        if not isinstance(keep_percent, (int, float)) or not 0 < keep_percent <= 100:
             raise ValueError(f"keep_percent must be above 0 and at most 100, got {keep_percent!r}.")
         if scope not in get_args(Scope):
             raise ValueError(f"scope must be 'batch' or 'per_class', got {scope!r}.")

@@ -160,6 +160,8 @@ def test_refusals():
         ReliabilityFilter(0)
     with pytest.raises(ValueError, match=r"keep_percent .* got 100\.5"):
         ReliabilityFilter(100.5)
+    with pytest.raises(ValueError, match=r"keep_percent .* got '80%'"):
+        ReliabilityFilter("80%")
     with pytest.raises(ValueError, match="scope must be 'batch' or 'per_class', got 'sample'"):
         ReliabilityFilter(scope="sample")
     with pytest.raises(ValueError, match=r"C >= 2, got \(1, 1, 4, 4, 4\)"):
