@@ -512,7 +512,7 @@ def test_a_foreign_error_that_monai_wraps_keeps_its_traceback(capsys):
 
 def test_other_errors_inside_the_bundle_keep_their_traceback(capsys):
     # A TypeError there is a bug of the bundle, not a mistake of its user.
-    error = caught(lambda: Weight("a"))
+    error = caught(lambda: Weight(1.0, "linear", 10)("a"))
     assert isinstance(error, TypeError)
     assert report(error, capsys).startswith("Traceback")
 
