@@ -115,7 +115,6 @@ def test_recipes_set_the_ramps_and_no_unlabeled_crops_where_a_method_has_none():
             [CONFIGS / f"{name}.json" for name in ("train", "method_mean_teacher", "recipe_mc_net")]
         )
     )
-    parser["network"] = {"_target_": "torch.nn.Identity"}
     method = parser.get_parsed_content("method_def")
     assert [method.consistency_weight(step) for step in (3000, 6000, 15000)] == pytest.approx(
         [0.1 * 0.2865048, 0.1, 0.1]

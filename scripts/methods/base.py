@@ -44,14 +44,25 @@ class Method(nn.Module):
 
     Args:
         network: the deployed network: one tensor in, class probabilities out.
+
+    Raises:
+        ValueError: when it lacks one of ``network_members``.
     """
 
+    #: What a method calls of its network beside the network itself.
+    network_members: ClassVar[tuple[str, ...]] = ()
     #: Options that came later, and what they were before: :meth:`describe` tells them where they are something else, so
     #: that runs of a version without them go on.
     added_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        missing = [name for name in self.network_members if not hasattr(network, name)]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} needs a network with {' and '.join(self.network_members)}, got "
+                f"{type(network).__name__}: name the file of one method alone, or the network_def of this one."
+            )
         self.network = network
 
     def forward(self, batch: Mapping[str, torch.Tensor], step: int) -> dict[str, Any]:

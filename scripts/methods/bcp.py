@@ -27,6 +27,7 @@ class BidirectionalCopyPaste(CopyPasteMethod):
     """
 
     network: SingleNetwork
+    network_members = ("backbone",)
 
     @property
     def student(self) -> nn.Module:

@@ -32,6 +32,7 @@ class CrossPseudoSupervision(Method):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
 
     def __init__(
         self, network: DualNetwork, *, supervised: SupervisedLoss, pseudo_label_weight: Weight | float = 0.1

@@ -33,6 +33,7 @@ class DualTaskConsistency(Method):
     """
 
     network: DualTaskVNet
+    network_members = ("logits_and_distance",)
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class DualMeanTeacher(Method):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
 
     def __init__(
         self,

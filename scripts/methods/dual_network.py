@@ -95,6 +95,7 @@ class DualNetworkMethod(Method):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
     added_options: ClassVar[Mapping[str, Any]] = {"passes": "joint"}
 
     def __init__(

@@ -38,6 +38,7 @@ class MutualConsistency(Method):
     """
 
     network: MultiDecoderVNet
+    network_members = ("all_logits",)
 
     def __init__(
         self,

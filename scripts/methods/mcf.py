@@ -43,6 +43,7 @@ class MutualCorrection(Method):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class MeanTeacher(Method):
     """
 
     network: SingleNetwork
+    network_members = ("backbone",)
 
     def __init__(
         self,

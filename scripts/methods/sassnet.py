@@ -41,6 +41,7 @@ class SASSNet(Method):
     """
 
     network: DualTaskVNet
+    network_members = ("logits_and_distance",)
 
     def __init__(
         self,

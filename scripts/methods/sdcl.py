@@ -40,6 +40,7 @@ class StudentDiscrepancyCorrectionLearning(CopyPasteMethod):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
 
     def __init__(
         self,

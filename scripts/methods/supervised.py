@@ -30,6 +30,7 @@ class SupervisedDualNetwork(Method):
     """
 
     network: DualNetwork
+    network_members = ("vnet", "resnet_vnet")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class SupervisedNetwork(Method):
     """
 
     network: SingleNetwork
+    network_members = ("backbone",)
 
     def __init__(self, network: SingleNetwork, *, supervised: SupervisedLoss) -> None:
         super().__init__(network)

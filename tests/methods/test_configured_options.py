@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, assert_refused
 from monai.bundle import ConfigParser
 from tiny_pair import TinyPair, TinyStudent
 from torch import nn
@@ -52,11 +52,11 @@ class TinySingle(nn.Module):
         self.backbone = TinyStudent(0, 2)
 
 
-def configured(name):
+def configured(name, network=None):
     parser = ConfigParser(
         ConfigParser.load_config_files([str(ROOT / f"configs/{file}.json") for file in ("train", f"method_{name}")])
     )
-    parser["network"] = TinySingle() if name == "bcp" else TinyPair()
+    parser["network"] = network or (TinySingle() if name == "bcp" else TinyPair())
     parser["iterations"] = ITERATIONS
     return parser.get_parsed_content("method_def")
 
@@ -77,3 +77,9 @@ def test_the_ramp_of_the_pseudo_labels_takes_two_fifths_of_the_run():
     weight = configured("dual_mean_teacher").pseudo_label_weight
     assert weight(0) < 0.01
     assert weight(ITERATIONS * 2 // 5 - 50) < weight(ITERATIONS * 2 // 5) == 1.0
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/method_*.json")), ids=lambda file: file.stem)
+def test_the_network_of_another_method_is_refused(file):
+    with assert_refused("needs a network with [a-z_ ]+, got Identity: name the file of one method alone", ValueError):
+        configured(file.stem.removeprefix("method_"), nn.Identity())

@@ -226,7 +226,7 @@ def test_configured_options():
     files = [ROOT / "configs" / f"{name}.json" for name in ("train", "method_cps")]
     parser = ConfigParser(ConfigParser.load_config_files(files))
     # Methods receive their network: they can be built without the weights of the real one.
-    parser["network_def"] = {"_target_": "torch.nn.Identity"}
+    parser["network_def"] = TinyPair()
     parser["device"], parser["iterations"] = "cpu", 100
     method = parser.get_parsed_content("method")
     assert isinstance(method, CrossPseudoSupervision)

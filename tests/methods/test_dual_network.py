@@ -1016,7 +1016,7 @@ def test_configured_control():
 
 def test_configured_ramps_follow_the_number_of_iterations():
     parser = ConfigParser(ConfigParser.load_config_files([CONFIGS / "train.json"]))
-    parser["network_def"] = {"_target_": "torch.nn.Identity"}
+    parser["network_def"] = TinyPair(2)
     parser["device"] = "cpu"
     parser["iterations"] = 100
     method = parser.get_parsed_content("method")
