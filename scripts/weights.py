@@ -162,9 +162,14 @@ def place_network(
         the network.
 
     Raises:
-        BundleError: when the file does not hold weights of this network, see :func:`check_weights`.
+        BundleError: when the file is missing or does not hold weights of this network, see :func:`check_weights`.
     """
     if initial_weights is not None:
+        if not Path(initial_weights).is_file():
+            raise BundleError(
+                f"initial_weights {initial_weights} does not exist: name a file of weights, or leave initial_weights "
+                "out, to begin with random ones or to go on from the checkpoint of a run."
+            )
         network.load_state_dict(check_weights(initial_weights, network, name="initial_weights"))
     memory_format = torch.channels_last_3d if str2bool(channels_last) else torch.contiguous_format
     # The stubs of PyTorch know no memory format beside a device.

@@ -66,6 +66,7 @@ class TrainingHistory:
         self._writer: SummaryWriter | None = None
         self._logger = logging.getLogger(__name__)
         self._first_iteration, self._start_time, self._seconds_before = 0, 0.0, 0.0
+        self._drawn_iteration = 0
 
     def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handler that resumes a run.
@@ -146,11 +147,13 @@ class TrainingHistory:
                 if name != "iteration":
                     self._writer.add_scalar(f"validation/{name}", value, iteration)
         self._say(f"validation at iteration {iteration}: " + " ".join(f"{k}={v:.4f}" for k, v in list(row.items())[1:]))
-        self._draw()
+        self._draw(iteration)
 
     def _finish(self, engine: Any) -> None:
         self._close()
-        self._draw()
+        # The validation of the last iteration has drawn the same.
+        if self._drawn_iteration != engine.state.iteration:
+            self._draw(engine.state.iteration)
 
     def _abort(self, engine: Any, error: BaseException) -> None:
         self._close()
@@ -160,12 +163,13 @@ class TrainingHistory:
         with tqdm.external_write_mode():
             self._logger.info(line)
 
-    def _draw(self) -> None:
+    def _draw(self, iteration: int) -> None:
         history, validation = self.output_dir / "history.csv", self.output_dir / "validation.csv"
         if history.is_file():
             learning_curves(
                 history, self.output_dir / "learning_curves.png", validation if validation.is_file() else None
             )
+            self._drawn_iteration = iteration
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from scripts.errors import BundleError
 from scripts.handlers.history import TrainingHistory
@@ -117,6 +117,28 @@ def test_a_table_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(BundleError, match=r"history\.csv must have the column iteration .* got \['day', 'rain'\]"):
         resume(tmp_path, 4)
     assert (tmp_path / "history.csv").read_text() == "day,rain\n1,2\n"
+
+
+@pytest.mark.parametrize("validations", [[], [4], [5], [4, 5]])
+def test_curves_of_the_last_iteration_are_drawn_once(validations, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "scripts.handlers.history.learning_curves",
+        lambda history, path, validation: drawn.append((iterations(tmp_path)[-1], validation is not None)),
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    evaluator = Engine(lambda *_: None)
+    evaluator.state = SimpleNamespace(metrics={"dice": 0.5}, key_metric_name="dice", metric_details={})
+    history = TrainingHistory(str(tmp_path), optimizer, evaluator=evaluator)
+    engine = Engine(lambda *_: None)
+    engine.state.terms = {"loss": 0.25}
+    history.attach(engine)
+    for iteration in validations:
+        engine.add_event_handler(
+            Events.ITERATION_COMPLETED(once=iteration), lambda _: history._record_validation(evaluator)
+        )
+    engine.run([0] * 5)
+    assert drawn == [(iteration, True) for iteration in validations] + [(5, bool(validations))] * (5 not in validations)
 
 
 def test_log_interval():
