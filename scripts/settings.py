@@ -60,6 +60,16 @@ def _range(value: Any) -> bool:
     return _many(value) and len(value) == 2 and all(map(_number, value)) and 0 <= value[0] <= value[1]
 
 
+def _view(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and 0 < len(value) == len(value.keys() & {"turn", "size"})
+        and _three(value.get("turn", [0, 0, 0]), _number)
+        and _number(value.get("size", 1))
+        and value.get("size", 1) > 0
+    )
+
+
 def _available(value: Any) -> bool:
     try:
         # A kernel is run: a card for which this build of torch has none takes memory all the same.
@@ -140,6 +150,10 @@ _CHECKS: dict[str, Check] = {
     "progress": _TRUE_OR_FALSE,
     "skip_existing": _TRUE_OR_FALSE,
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
+    "test_time_views": (
+        'a list of views such as {"turn": [0,0,0.25]} in radians, {"size": 1.1}, or both',
+        lambda value: _many(value) and all(map(_view, value)),
+    ),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
     "class_names": (
         "a list of different strings, one for each class without the background",
@@ -183,6 +197,9 @@ def check_settings(**settings: Any) -> None:
             f"strides must be at most the patch_size {list(settings['patch_size'])}, got {list(settings['strides'])}: "
             "the voxels between two windows would have no label"
         )
+    resized = [view for view in settings.get("test_time_views", ()) if "size" in view] if not problems else []
+    if resized and str2bool(settings.get("whole_volume", False)):
+        problems.append(f"test_time_views must have no size where whole_volume is true, got {resized!r}")
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:

@@ -116,7 +116,7 @@ LIBRARIES = {
     "memory": set(),
     "trainer": {"torch", "monai"},
     "evaluator": {"torch", "monai"},
-    "inferer": {"torch", "monai"},
+    "inferer": {"numpy", "torch", "monai"},
 }
 
 

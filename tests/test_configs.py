@@ -225,6 +225,17 @@ def test_an_evaluation_knows_its_own_label_maps(phantom_dir, tmp_path, make_work
     assert report.labels_dir == report.output_dir / "labels" == tmp_path / "evaluation" / "labels"
 
 
+def test_views_are_those_of_the_overlay_in_evaluation_and_inference_alone(make_workflow):
+    views = read("test_time_augmentation")["test_time_views"]
+    evaluation = make_workflow("train", "evaluate", "test_time_augmentation", **SMALL)
+    assert evaluation.parser.get_parsed_content("validate#inferer").views == views
+    assert make_workflow("train", "evaluate", **SMALL).parser.get_parsed_content("validate#inferer").views == []
+    inference = make_workflow("inference", "test_time_augmentation", workflow_type="infer")
+    assert inference.parser.get_parsed_content("evaluator").inferer.inferer.views == views
+    validation = make_workflow("train", "test_time_augmentation", **SMALL).parser.get_parsed_content("validate#inferer")
+    assert type(validation) is SlidingWindowInferer
+
+
 def test_an_evaluation_of_another_list_is_refused(phantom_dir, tmp_path, make_workflow):
     overrides = {**SMALL, "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}
     workflow = make_workflow("train", "evaluate", **overrides, lists=["validation"])

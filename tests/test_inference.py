@@ -164,6 +164,27 @@ def test_largest_component_is_kept_by_option(weights, phantom_dir, tmp_path, mak
     assert np.count_nonzero(after) == sizes.max()
 
 
+def test_views_of_a_volume_are_averaged_by_option(weights, phantom_dir, tmp_path, make_workflow):
+    file = phantom_dir / "images/phantom_001.nii.gz"
+    views = {"none": [], "same": [{"turn": [0, 0, 0]}], "turned": [{"turn": [0, 0, 0.25]}, {"size": 1.25}]}
+    for name, value in views.items():
+        options = {"test_time_views": value, "save_probabilities": True, "save_uncertainty": True}
+        segment(make_workflow, weights, file, tmp_path / name, **options)
+    for kind in ("probabilities", "uncertainty"):
+        none, same, turned = (
+            np.asanyarray(nib.load(tmp_path / name / f"phantom_001_{kind}.nii.gz").dataobj) for name in views
+        )
+        np.testing.assert_allclose(same, none, atol=1e-4)
+        assert 0.001 < np.abs(turned - none).max() < 1
+        assert turned.shape == none.shape
+
+
+def test_views_in_other_sizes_and_whole_volumes_are_refused(weights, phantom_dir, tmp_path, make_workflow):
+    options = {"whole_volume": True, "test_time_views": [{"size": 0.9}]}
+    with assert_refused("test_time_views must have no size where whole_volume is true, got"):
+        segment(make_workflow, weights, phantom_dir / "images", tmp_path / "out", **options)
+
+
 def test_whole_volume_is_one_pass_of_the_network(weights, phantom_dir, tmp_path, make_workflow):
     image = nib.load(phantom_dir / "images/phantom_001.nii.gz")
     volume = np.asanyarray(nib.as_closest_canonical(image).dataobj)[:29, :, :27].copy()

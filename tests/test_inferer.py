@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ROOT
+from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer
+from monai.transforms import Affine
+from torch.nn import functional as F
 
-from scripts.inferer import FilledWindowInferer
+from scripts.inferer import AugmentedInferer, FilledWindowInferer
 
 
 class CountingNetwork:
@@ -51,3 +56,59 @@ def test_a_volume_of_one_value_is_background(network):
     probabilities = FilledWindowInferer(roi_size=16, overlap=0.5)(torch.zeros(1, 1, 32, 32, 32), network)
     assert network.num_windows == 1
     assert probabilities[:, 0].eq(1).all()
+
+
+class RecordingNetwork:
+    """Says of each voxel what is there, more by 1 in each call."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, image):
+        self.seen.append(image)
+        return image + len(self.seen) - 1
+
+
+@pytest.fixture
+def ball():
+    """A smooth volume without any symmetry, (1, 1, 24, 20, 16)."""
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in (24, 20, 16)), indexing="ij")
+    return torch.exp(-2 * (x**2 + (y - 0.2) ** 2 + 2 * (z + 0.1) ** 2 + x * y))[None, None]
+
+
+def test_without_views_a_volume_is_predicted_once(ball):
+    network = RecordingNetwork()
+    assert AugmentedInferer(SimpleInferer())(ball, network) is not ball
+    assert [seen is ball for seen in network.seen] == [True]
+
+
+@pytest.mark.parametrize("turn", [[0.2, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, -0.3], [0.1, 0.1, 0.2]])
+def test_a_view_is_turned_as_monai_turns(turn, ball):
+    network = RecordingNetwork()
+    AugmentedInferer(SimpleInferer(), [{"turn": turn}])(ball, network)
+    turned = Affine(rotate_params=turn, padding_mode="border", image_only=True)(ball[0])[None]
+    assert (turned - ball).abs().max() > 0.05
+    torch.testing.assert_close(network.seen[1], turned.as_tensor(), atol=1e-5, rtol=0)
+
+
+def test_a_view_has_the_size_that_it_is_given(ball):
+    network = RecordingNetwork()
+    AugmentedInferer(SimpleInferer(), [{"size": 1.25}, {"size": 0.8}])(ball, network)
+    sizes = [[24, 20, 16], [30, 25, 20], [19, 16, 13]]
+    assert [list(seen.shape[2:]) for seen in network.seen] == sizes
+    for seen, size in zip(network.seen, sizes, strict=True):
+        torch.testing.assert_close(seen, F.interpolate(ball, size=size, mode="trilinear"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_predictions_of_views_return_to_their_places_and_are_averaged(dtype, ball):
+    views = ConfigParser.load_config_file(ROOT / "configs/test_time_augmentation.json")["test_time_views"]
+    assert len(views) == 8
+    for view in [*views, {"turn": [0.0, 0.0, 0.3], "size": 0.9}]:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            mean = AugmentedInferer(SimpleInferer(), [view])(ball, RecordingNetwork())
+        inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
+        # The second call says 1 more: half of it is in the mean.
+        torch.testing.assert_close(mean[inner], ball[inner] + 0.5, atol=0.02, rtol=0)
+    mean = AugmentedInferer(SimpleInferer(), views)(ball, RecordingNetwork())
+    torch.testing.assert_close(mean[inner], ball[inner] + 4, atol=0.04, rtol=0)

@@ -11,6 +11,12 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 
 
+def inferer_of_the_evaluation(**settings):
+    config = json.loads((ROOT / "configs/evaluate.json").read_text())
+    parser = ConfigParser({"inferer": config["validate#inferer"], "test_time_views": [], **settings})
+    return parser.get_parsed_content("inferer")
+
+
 def windows_of_the_protocol(size, patch, stride):
     """Starts min(k * stride, size - patch) for k = 0 .. ceil((size - patch) / stride)."""
     return sorted({min(k * stride, size - patch) for k in range(math.ceil((size - patch) / stride) + 1)})
@@ -18,11 +24,7 @@ def windows_of_the_protocol(size, patch, stride):
 
 @pytest.mark.parametrize(("patch", "stride"), [(112, 18), (80, 4), (96, 16), (48, 8), (32, 8)])
 def test_windows_start_where_the_reference_protocol_starts_them(patch, stride):
-    config = json.loads((ROOT / "configs/evaluate.json").read_text())
-    parser = ConfigParser(
-        {"inferer": config["validate#inferer"], "patch_size": [patch, 1, 1], "strides": [stride, 1, 1]}
-    )
-    inferer = parser.get_parsed_content("inferer")
+    inferer = inferer_of_the_evaluation(patch_size=[patch, 1, 1], strides=[stride, 1, 1])
     for size in range(patch, patch + 130):
         starts = set()
 
@@ -40,8 +42,6 @@ def test_windows_of_an_example():
 
 
 def test_overlapping_windows_are_averaged_evenly_and_small_volumes_padded():
-    config = json.loads((ROOT / "configs/evaluate.json").read_text())
-    parser = ConfigParser({"inferer": config["validate#inferer"], "patch_size": [16, 16, 16], "strides": [4, 4, 4]})
-    inferer = parser.get_parsed_content("inferer")
+    inferer = inferer_of_the_evaluation(patch_size=[16, 16, 16], strides=[4, 4, 4])
     image = torch.randn(1, 1, 21, 9, 16)
     torch.testing.assert_close(inferer(image, lambda windows: 2 * windows), 2 * image)

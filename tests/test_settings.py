@@ -66,6 +66,14 @@ from scripts.settings import check_evaluated_checkpoint, check_settings
         ("trained_class_volumes", [[2, 1]]),
         ("trained_class_volumes", [[-1, 1]]),
         ("trained_class_volumes", "[[1,2]"),
+        ("test_time_views", None),
+        ("test_time_views", {"turn": [0, 0, 0.25]}),
+        ("test_time_views", [{}]),
+        ("test_time_views", [{"turn": [0, 0.25]}]),
+        ("test_time_views", [{"turn": [0, 0, "0.25"]}]),
+        ("test_time_views", [{"size": 1.1}, {"size": 0}]),
+        ("test_time_views", [{"size": [1.1, 1.1, 1.1]}]),
+        ("test_time_views", [{"size": 1.1, "flip": 0}]),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(name, value):

@@ -27,7 +27,7 @@ _PREPROCESSING_KEYS = ("spacing", "orient", "resample", "crop", "window", "norma
 #: The steps that these keys are part of: in training, and in its validation and evaluation.
 _TRAINING_STEPS, _EVALUATION_STEPS = "train#deterministic_transforms", "validate#preprocessing"
 #: What makes label maps of what the network says, in which precision, and names their classes.
-_SEGMENTATION_KEYS = ("patch_size", "strides", "precision", "largest_component", "class_names")
+_SEGMENTATION_KEYS = ("patch_size", "strides", "test_time_views", "precision", "largest_component", "class_names")
 #: What ``settings`` cannot tell of a training, since only their configuration has all of their options.
 _TRAINING_KEYS = (
     "network_def",

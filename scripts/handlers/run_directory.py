@@ -62,6 +62,7 @@ _INFERENCE_KEYS = (
     "normalize",
     "largest_component",
     "normalization",
+    "test_time_views",
 )
 #: Everything that a run writes; ``overwrite`` removes these and nothing else.
 _RUN_FILES = (

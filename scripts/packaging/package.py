@@ -26,7 +26,7 @@ from ..weights import check_weights
 from .triton import write_triton_model
 
 #: Configurations that are the same for every bundle.
-COMMON_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "logging.conf")
+COMMON_CONFIGS = ("evaluate.json", "multi_gpu_train.json", "test_time_augmentation.json", "logging.conf")
 #: The Model Zoo takes no file above this size in a pull request.
 _LARGE_FILE_BYTES = 25 * 10**6
 _WEIGHTS = "models/model.pt"

@@ -32,6 +32,7 @@ _VALUES = (
     "spacing",
     "patch_size",
     "strides",
+    "test_time_views",
     "uses_boxes",
     "normalization",
     "largest_component",

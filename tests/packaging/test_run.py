@@ -326,7 +326,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     assert record["split"] == json.loads((other / "run.json").read_text())["split"]
     config = json.loads((run_dir / "run_config.json").read_text())
     assert record["settings"]["patch_size"] == config["patch_size"]
-    assert set(record["settings"]) == {"patch_size", "strides", "largest_component", "class_names"}
+    assert set(record["settings"]) == {"patch_size", "strides", "test_time_views", "largest_component", "class_names"}
     other_windows = shutil.copytree(run_dir, tmp_path / "other_windows")
     changed_record = {**record, "settings": {**record["settings"], "largest_component": True}}
     (other_windows / "evaluation/metrics_weights.json").write_text(json.dumps(changed_record))
