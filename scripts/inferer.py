@@ -55,7 +55,9 @@ class FilledWindowInferer(SlidingWindowInferer):
         def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal empty
             values = windows.flatten(2)
-            filled = (values.amax(dim=2) > values.amin(dim=2)).any(dim=1)
+            least, most = values.aminmax(dim=2)
+            # Resampling leaves rounding errors.
+            filled = (most - least > 1e-5 * torch.maximum(most.abs(), least.abs())).any(dim=1)
             computed = network(windows[filled], *args, **kwargs) if filled.any() else None
             if empty is None:
                 known = network(windows[:1], *args, **kwargs) if computed is None else computed[:1]
@@ -72,8 +74,9 @@ class FilledWindowInferer(SlidingWindowInferer):
 class AugmentedInferer(Inferer):
     """Mean of what another inferer says of a volume as it is, and of turned, larger and smaller views of it.
 
-    Each view is resampled, predicted, and its prediction resampled back; what a view lacks at the border of the volume
-    is continued by its outermost voxels. Turns and sizes are those of a grid of voxels, as ``RandAffined`` learns them.
+    Each view is resampled, predicted, and its prediction resampled back. Beyond the border of the volume a view shows
+    its outermost voxels again; where a view shows nothing of the volume, the mean is without it. Turns and sizes are
+    those of the grid of voxels, as in ``RandAffined``.
 
     Args:
         inferer: predicts a view.
@@ -85,7 +88,6 @@ class AugmentedInferer(Inferer):
         super().__init__()
         self.inferer = inferer
         self.views = list(views)
-        self._resample = AffineTransform(mode="bilinear", padding_mode="border", align_corners=False)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Predict a volume.
@@ -99,21 +101,32 @@ class AugmentedInferer(Inferer):
         Returns:
             the mean of the predictions, (B, C', X, Y, Z).
         """
-        total = self.inferer(inputs, network, *args, **kwargs)
+        predicted = self.inferer(inputs, network, *args, **kwargs)
         if not self.views:
-            return total
+            return predicted
+        total = _with_ones(predicted)
+        # Where the windows are put together: a GPU may have no room for more than these.
+        volume, size = inputs.to(total.device), inputs.shape[2:]
         for view in self.views:
-            size = [max(1, round(length * view.get("size", 1))) for length in inputs.shape[2:]]
-            matrix = _view_matrix(inputs.shape[2:], size, view.get("turn", (0, 0, 0)))
-            predicted = self.inferer(self._to_grid(inputs, matrix, size), network, *args, **kwargs)
-            total = total + self._to_grid(predicted, np.linalg.inv(matrix), inputs.shape[2:])
-        return total / (1 + len(self.views))
+            view_size = [max(1, round(length * view.get("size", 1))) for length in size]
+            matrix = _view_matrix(size, view_size, view.get("turn", (0, 0, 0)))
+            seen = _resample(volume, matrix, view_size, padding_mode="border").to(inputs.device)
+            predicted = self.inferer(seen, network, *args, **kwargs)
+            total += _resample(_with_ones(predicted), np.linalg.inv(matrix), size, padding_mode="zeros")
+        # How often each voxel was seen is the last channel.
+        return total[:, :-1] / total[:, -1:]
 
-    def _to_grid(self, volume: torch.Tensor, matrix: np.ndarray, size: Sequence[int]) -> torch.Tensor:
-        # Half a precision would move voxels.
-        with torch.autocast(volume.device.type, enabled=False):
-            theta = torch.as_tensor(matrix, dtype=torch.float32, device=volume.device)
-            return self._resample(volume.float(), theta, spatial_size=size)
+
+def _with_ones(predicted: torch.Tensor) -> torch.Tensor:
+    return torch.cat((predicted, torch.ones_like(predicted[:, :1])), dim=1).float()
+
+
+def _resample(volume: torch.Tensor, matrix: np.ndarray, size: Sequence[int], *, padding_mode: str) -> torch.Tensor:
+    theta = torch.as_tensor(matrix, dtype=torch.float32, device=volume.device)
+    resample = AffineTransform(mode="bilinear", padding_mode=padding_mode, align_corners=False)
+    # Half a precision would move voxels.
+    with torch.autocast(volume.device.type, enabled=False):
+        return resample(volume.float(), theta, spatial_size=size)
 
 
 def _view_matrix(size: Sequence[int], view_size: Sequence[int], turn: Sequence[float]) -> np.ndarray:

@@ -64,9 +64,9 @@ def _view(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and 0 < len(value) == len(value.keys() & {"turn", "size"})
-        and _three(value.get("turn", [0, 0, 0]), _number)
+        and _three(value.get("turn", [0, 0, 0]), lambda angle: _number(angle) and abs(angle) <= math.pi)
         and _number(value.get("size", 1))
-        and value.get("size", 1) > 0
+        and 0.5 <= value.get("size", 1) <= 2
     )
 
 
@@ -151,7 +151,7 @@ _CHECKS: dict[str, Check] = {
     "skip_existing": _TRUE_OR_FALSE,
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "test_time_views": (
-        'a list of views such as {"turn": [0,0,0.25]} in radians, {"size": 1.1}, or both',
+        'a list of views such as {"turn": [0,0,0.25]} in radians, {"size": 1.1} from 0.5 to 2, or both',
         lambda value: _many(value) and all(map(_view, value)),
     ),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),

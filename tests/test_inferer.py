@@ -112,3 +112,21 @@ def test_predictions_of_views_return_to_their_places_and_are_averaged(dtype, bal
         torch.testing.assert_close(mean[inner], ball[inner] + 0.5, atol=0.02, rtol=0)
     mean = AugmentedInferer(SimpleInferer(), views)(ball, RecordingNetwork())
     torch.testing.assert_close(mean[inner], ball[inner] + 4, atol=0.04, rtol=0)
+
+
+def test_what_a_view_shows_nothing_of_is_predicted_without_it():
+    mean = AugmentedInferer(SimpleInferer(), [{"turn": [0.0, 0.0, 0.25]}])(
+        torch.zeros(1, 1, 24, 24, 8), RecordingNetwork()
+    )
+    assert mean[0, 0, [0, 0, 23, 23], [0, 23, 0, 23]].eq(0).all()
+    torch.testing.assert_close(mean[0, 0, 8:16, 8:16], torch.full((8, 8, 8), 0.5))
+
+
+def test_turned_windows_of_one_value_are_background(network):
+    volume = torch.full((1, 1, 64, 32, 32), -1.2345678)
+    volume[:, :, :16] = torch.randn(16, 32, 32)
+    infer = FilledWindowInferer(roi_size=16, overlap=0)
+    probabilities = AugmentedInferer(infer, [{"turn": [0.2, 0.0, 0.0]}])(volume, network)
+    # Four windows of each pass are filled; one that is not is computed for its number of channels where it is first.
+    assert network.num_windows <= 10
+    torch.testing.assert_close(probabilities[0, 0, 17:], torch.ones(47, 32, 32))

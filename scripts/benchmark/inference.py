@@ -109,7 +109,12 @@ def measure_inference(
     baseline: list[nib.Nifti1Image] = []
     for mode in modes:
         folder = output_dir / mode.name.replace(" ", "_").replace(",", "").replace("%", "percent")
-        settings = {**(overrides or {}), **mode.settings, **_weights(mode.network, network, ckpt_path, folder)}
+        settings = {
+            **(overrides or {}),
+            "test_time_views": [],
+            **mode.settings,
+            **_weights(mode.network, network, ckpt_path, folder),
+        }
         images = [str(case.image) for case in cases]
         measured = measure_alone(_segment, images, config_file, {**settings, "output_dir": str(folder)})
         row: dict[str, Any] = {"mode": mode.name, "seconds": measured.value, "peak_mebibytes": measured.peak_mebibytes}

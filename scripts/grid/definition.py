@@ -74,6 +74,7 @@ _OF_ALL_METHODS = {
     "spacing",
     "patch_size",
     "strides",
+    "test_time_views",
     "uses_boxes",
     "orient",
     "resample",

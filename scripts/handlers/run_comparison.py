@@ -154,7 +154,9 @@ def _has_shipped_preprocessing(configuration: Mapping[str, Any]) -> bool:
 def _warn_of_other_figures(weights: str, trained: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
     """Warn where an evaluation measures, or an inference does, something else than the run would."""
     if "evaluation_dir" in configuration:
-        changed = _differences(trained, configuration, _SEGMENTATION_KEYS)
+        # An older version had no views.
+        none = {"test_time_views": []}
+        changed = _differences({**none, **trained}, {**none, **configuration}, _SEGMENTATION_KEYS)
         if changed:
             _logger.warning("%s is evaluated with other options than its run has (%s).", weights, listed(changed))
     elif "datalist" in configuration and str2bool(trained.get("uses_boxes", False), raise_exc=False):

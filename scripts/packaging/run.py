@@ -118,6 +118,8 @@ def run_package(
     if not isinstance(settings, dict) or not {"method", "cases", "unlabeled_batch_size"} <= settings.keys():
         raise BundleError(f"{folder / FACTS_FILE} is damaged: it does not tell the settings of the run.")
     train = _train_config(folder, trained, settings)
+    # They may have been chosen after the training.
+    train["test_time_views"] = overlay.get("test_time_views", train["test_time_views"])
     inference = _inference_config(overlay, train)
     source = folder / train["evaluated_checkpoint"] if weights is None else Path(weights)
     if not source.is_file():
@@ -161,7 +163,7 @@ def run_package(
         data_source=data_source,
         beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
         steps=" and ".join(f"`{name}`" for name in ("window", "normalize") if _is_on(inference, name)) or "none",
-        boxes=_BOXES if train["uses_boxes"] else "",
+        boxes=(_BOXES if train["uses_boxes"] else "") + (_VIEWS if train["test_time_views"] else ""),
         recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items() if key != "cases"),
         commit=commit,
     )
@@ -180,6 +182,10 @@ def run_package(
 _BOXES = """
 Training and evaluation cropped each volume to its box of `boxes.json` (`python -m scripts boxes`). Inference knows no
 box: it segments the whole volume, for which the network was not trained, and the figures below do not hold for it.
+"""
+_VIEWS = """
+Evaluation and inference take the mean over several views of a volume (`test_time_views`); MONAI Label and MONAI Deploy
+segment without, and the figures below do not hold for them.
 """
 
 

@@ -258,7 +258,9 @@ def test_overlay_that_sets_what_the_recipe_sets_is_refused(tmp_path):
         define_grid("hippocampus", [str(overlay)])
 
 
-@pytest.mark.parametrize("key", ["strides", "validate#postprocessing#transforms#2#_disabled_", "+window", "normalize"])
+@pytest.mark.parametrize(
+    "key", ["strides", "test_time_views", "validate#postprocessing#transforms#2#_disabled_", "+window", "normalize"]
+)
 def test_overlay_that_changes_what_is_measured_is_refused(key, tmp_path):
     overlay = tmp_path / "method_mine.json"
     overlay.write_text(json.dumps({"method_def": {}, key: False}))

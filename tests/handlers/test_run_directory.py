@@ -386,13 +386,18 @@ def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
     check_preprocessing(weights, {**configuration, "largest_component": "false", "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
     assert caplog.messages == []
+    # An older version did not write down that it had no views.
+    check_preprocessing(weights, {**configuration, "test_time_views": [], "evaluation_dir": "e"})
+    assert caplog.messages == []
     other = {"patch_size": [16, 16, 16], "strides": [16, 16, 16], "precision": "float32"}
+    other["test_time_views"] = [{"size": 0.9}]
     for name, value in other.items():
         check_preprocessing(weights, {**configuration, name: value, "evaluation_dir": "e"})
     assert [message.partition("other options than its run has ")[2] for message in caplog.messages] == [
         "(patch_size was [32, 32, 32], is [16, 16, 16]).",
         "(strides was [8, 8, 8], is [16, 16, 16]).",
         "(precision was auto, is float32).",
+        "(test_time_views was [], is [{'size': 0.9}]).",
     ]
 
 

@@ -336,6 +336,19 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
         message.endswith("is left out of the package: largest_component was True, in training False.")
         for message in caplog.messages
     )
+    views = [{"turn": [0, 0, 0.25]}]
+    with_views = shutil.copytree(run_dir, tmp_path / "with_views")
+    inference = json.loads((with_views / "inference.json").read_text())
+    (with_views / "inference.json").write_text(json.dumps({**inference, "test_time_views": views}))
+    package = make_package(with_views)
+    assert package.configs["metadata"]["eval_metrics"] == {}
+    assert package.configs["inference"]["test_time_views"] == package.configs["train"]["test_time_views"] == views
+    measured = {**record, "settings": {**record["settings"], "test_time_views": views}}
+    (with_views / "evaluation/metrics_weights.json").write_text(json.dumps(measured))
+    package = make_package(with_views)
+    assert package.configs["metadata"]["eval_metrics"] == evaluated
+    assert "MONAI Label and MONAI Deploy\nsegment without" in package.readme
+    assert "segment without" not in make_package(run_dir).readme
     record["split"]["cases_hash"] = "0"
     (other / "evaluation/metrics_weights.json").write_text(json.dumps(record))
     assert make_package(other).configs["metadata"]["eval_metrics"] == {}
