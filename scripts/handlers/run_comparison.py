@@ -155,7 +155,7 @@ def _warn_of_other_figures(weights: str, trained: Mapping[str, Any], configurati
     """Warn where an evaluation measures, or an inference does, something else than the run would."""
     if "evaluation_dir" in configuration:
         # An older version had no views.
-        none = {"test_time_views": []}
+        none: dict[str, Any] = {"test_time_views": []}
         changed = _differences({**none, **trained}, {**none, **configuration}, _SEGMENTATION_KEYS)
         if changed:
             _logger.warning("%s is evaluated with other options than its run has (%s).", weights, listed(changed))
