@@ -151,7 +151,7 @@ _CHECKS: dict[str, Check] = {
     "skip_existing": _TRUE_OR_FALSE,
     "normalization": ("batch, instance or group", lambda value: value in ("batch", "instance", "group")),
     "test_time_views": (
-        'a list of views such as {"turn": [0,0,0.25]} in radians, {"size": 1.1} from 0.5 to 2, or both',
+        'a list of views such as {"turn": [0,0,0.25]} in radians, at most pi, {"size": 1.1} from 0.5 to 2, or both',
         lambda value: _many(value) and all(map(_view, value)),
     ),
     "blending": ("gaussian or constant", lambda value: value in ("gaussian", "constant")),
