@@ -72,11 +72,12 @@ class FilledWindowInferer(SlidingWindowInferer):
 
 
 class AugmentedInferer(Inferer):
-    """Mean of what another inferer says of a volume as it is, and of turned, larger and smaller views of it.
+    """Test-time augmentation: the mean over a volume as it is and turned, larger and smaller views of it.
 
-    Each view is resampled, predicted, and its prediction resampled back. Beyond the border of the volume a view shows
-    its outermost voxels again; where a view shows nothing of the volume, the mean is without it. Turns and sizes are
-    those of the grid of voxels, as in ``RandAffined``.
+    The views are given; those of ``monai.data.TestTimeAugmentation`` are drawn at random. Each is resampled, predicted,
+    and its prediction resampled back. Beyond the border of the volume a view shows its outermost voxels again; where a
+    view shows nothing of the volume, the mean is without it. Turns and sizes are those of the grid of voxels, as in
+    ``RandAffined``.
 
     Args:
         inferer: predicts a view.

@@ -197,9 +197,9 @@ def check_settings(**settings: Any) -> None:
             f"strides must be at most the patch_size {list(settings['patch_size'])}, got {list(settings['strides'])}: "
             "the voxels between two windows would have no label"
         )
-    resized = [view for view in settings.get("test_time_views", ()) if "size" in view] if not problems else []
-    if resized and str2bool(settings.get("whole_volume", False)):
-        problems.append(f"test_time_views must have no size where whole_volume is true, got {resized!r}")
+    views = settings.get("test_time_views", ())
+    if not problems and str2bool(settings.get("whole_volume", False)) and any("size" in view for view in views):
+        problems.append(f"test_time_views must have no size where whole_volume is true, got {views!r}")
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:
