@@ -32,8 +32,9 @@ from .evaluation.pictures import case_picture
 from .evaluation.report.report import write_report
 from .export import extract_network
 from .files import ROOT
-from .grid.definition import define_grid, method_names
+from .grid.definition import define_grid
 from .grid.execution import run_cell, run_grid
+from .grid.methods import method_names
 from .nifti import check_geometry, read_nifti
 from .packaging.package import Package, write_package
 from .packaging.run import run_package

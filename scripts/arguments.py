@@ -17,7 +17,7 @@ from typing import Any
 from .data.splits import composed
 from .errors import BundleError
 from .files import check_home
-from .grid.definition import full_name
+from .grid.methods import full_name
 from .inference_configuration import inference_configs
 
 

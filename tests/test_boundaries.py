@@ -83,7 +83,7 @@ ALLOWED = {
         "trainer",
         "weights",
     },
-    "arguments": {"errors", "data.splits", "files", "grid.definition", "inference_configuration"},
+    "arguments": {"errors", "data.splits", "files", "grid.methods", "inference_configuration"},
     "__main__": {
         "errors",
         "arguments",

@@ -26,7 +26,8 @@ from rich.console import Console
 from ..errors import BundleError
 from ..files import FACTS_FILE, ROOT, check_literal_path
 from ..locks import FolderInUseError, locked_folder
-from .definition import Cell, Grid
+from .cell import Cell
+from .grid import Grid
 from .progress import GridProgress
 
 _LOG_FILE, _LAUNCHER_LOG_FILE, _LOCK_FILE = "cell.log", "launcher.log", ".lock"

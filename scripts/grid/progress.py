@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from .definition import Cell, Grid
+from .cell import Cell
+from .grid import Grid
 
 #: Time between two lines of the log.
 _LINE_SECONDS = 300.0

@@ -10,7 +10,7 @@ import pytest
 
 from scripts import __main__ as command
 from scripts.errors import BundleError
-from scripts.grid.definition import Grid
+from scripts.grid.grid import Grid
 
 
 @pytest.fixture

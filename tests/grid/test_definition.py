@@ -18,12 +18,20 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from scripts.errors import BundleError
-from scripts.grid import definition
-from scripts.grid.definition import Cell, Grid, define_grid, method_names
+from scripts.grid.cell import Cell
+from scripts.grid.definition import define_grid
+from scripts.grid.grid import Grid
+from scripts.grid.methods import method_names
 
 
 def names(paths):
     return [Path(path).stem for path in paths]
+
+
+def use_configs(monkeypatch, folder):
+    """Let a grid find the overlays of another folder."""
+    for module in ("configuration", "grid.definition", "grid.grid", "grid.methods"):
+        monkeypatch.setattr(f"scripts.{module}.CONFIGS", folder)
 
 
 def test_cells_are_methods_by_splits_by_seeds(tmp_path):
@@ -65,8 +73,7 @@ def test_data_of_a_user_whose_split_lies_with_it(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     overlay = {"dataset_dir": "nowhere", "split_file": "$@dataset_dir + '/split.json'"}
     (tmp_path / "configs" / "data_liver.json").write_text(json.dumps(overlay))
-    for module in ("configuration", "grid.definition"):
-        monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
+    use_configs(monkeypatch, tmp_path / "configs")
     for name in ("", "_fold0", "_fold1"):
         shutil.copy(ROOT / f"configs/splits/hippocampus{name}_16.json", tmp_path / f"split{name}.json")
     grid = define_grid("liver", ["luseg"], dataset_dir=str(tmp_path))
@@ -113,8 +120,7 @@ def test_original_recipe_is_that_of_each_method(tmp_path):
 def test_recipes_that_no_method_of_the_grid_takes_are_not_read(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs/recipe_mine.json").write_text('{"iterations": 3,}')
-    for module in ("configuration", "grid.definition"):
-        monkeypatch.setattr(f"scripts.{module}.CONFIGS", tmp_path / "configs")
+    use_configs(monkeypatch, tmp_path / "configs")
     given = {"recipe": "original", "overrides": {"iterations": 3}}
     assert define_grid("hippocampus", ["bcp"], **given).recipe_of("bcp") == "bcp"
     overlay = tmp_path / "mine.json"
@@ -420,7 +426,7 @@ def test_grid_file_is_read_back_and_grows(tmp_path):
 def test_calls_at_the_same_time_do_not_forget_each_other(tmp_path, monkeypatch):
     define_grid("hippocampus", ["luseg"]).write(tmp_path)
     waited = []
-    monkeypatch.setattr(definition, "locked_folder", partial(locked_folder_of_a_test, waited))
+    monkeypatch.setattr("scripts.grid.grid.locked_folder", partial(locked_folder_of_a_test, waited))
     define_grid("hippocampus", ["mcf"]).write(tmp_path)
     # While it was waited for the lock, another call has written.
     assert waited == [tmp_path / ".grid.lock"]
@@ -506,8 +512,7 @@ def test_options_without_effect_may_change(tmp_path):
 def test_overlays_of_the_bundle_that_were_changed_are_refused(name, tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", configs)
-    for module in ("scripts.grid.definition", "scripts.configuration"):
-        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    use_configs(monkeypatch, configs)
     (cell,) = define_grid("hippocampus", ["luseg"]).cells(tmp_path / "grid")
     define_grid("hippocampus", ["luseg"]).write(tmp_path / "grid")
     cell.path.mkdir(parents=True)
@@ -532,8 +537,7 @@ def test_overlays_of_the_bundle_that_were_changed_are_refused(name, tmp_path, mo
 def test_mistakes_in_overlays_of_ones_own_cost_one_line(file, content, message, tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", configs)
-    for module in ("scripts.grid.definition", "scripts.configuration"):
-        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    use_configs(monkeypatch, configs)
     for kind, name in (("data", "hippocampus"), ("recipe", "budget")):
         shutil.copyfile(configs / f"{kind}_{name}.json", configs / f"{kind}_mine.json")
     path = configs / f"{file}.json"
@@ -545,8 +549,7 @@ def test_mistakes_in_overlays_of_ones_own_cost_one_line(file, content, message, 
 def test_iterations_may_be_an_expression(tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", configs)
-    for module in ("scripts.grid.definition", "scripts.configuration"):
-        monkeypatch.setattr(f"{module}.CONFIGS", configs)
+    use_configs(monkeypatch, configs)
     path = configs / "recipe_budget.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "iterations": "$1000 * 2"}))
     assert define_grid("hippocampus", ["luseg"]).iterations("luseg") == 2000

@@ -25,8 +25,9 @@ from rich.console import Console
 
 from scripts.errors import BundleError
 from scripts.grid import execution
-from scripts.grid.definition import Grid, define_grid
+from scripts.grid.definition import define_grid
 from scripts.grid.execution import run_cell, run_grid
+from scripts.grid.grid import Grid
 
 TINY = {"iterations": 2, "val_interval": 2, "patch_size": [32, 16, 16], "strides": [32, 16, 16], "num_classes": 2}
 
@@ -155,7 +156,7 @@ def test_killed_grid_takes_its_runs_with_it_and_goes_on(phantom_dir, tmp_path):
     )
     (cell,) = grid.cells(tmp_path / "grid")
     code = (
-        "from scripts.grid.definition import Grid; from scripts.grid.execution import run_grid; "
+        "from scripts.grid.grid import Grid; from scripts.grid.execution import run_grid; "
         f"run_grid(Grid.read({str(tmp_path / 'grid')!r}), {str(tmp_path / 'grid')!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
