@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import BundleError
 from ..files import read_json_object, write_json
 
-CELL_FILE = "cell.json"
+_CELL_FILE = "cell.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Cell:
             content of ``cell.json``; empty without a readable one.
         """
         try:
-            return read_json_object(self.path / CELL_FILE)
+            return read_json_object(self.path / _CELL_FILE)
         except (OSError, BundleError):
             return {}
 
@@ -67,13 +67,13 @@ class Cell:
         earlier = self.state()
         if "seconds" in earlier:
             state = {"seconds": earlier["seconds"], **state}
-        write_json(self.path / CELL_FILE, state)
+        write_json(self.path / _CELL_FILE, state)
 
     def beat(self) -> None:
         """Give a sign of life: a new time of change of ``cell.json``, whose content stays."""
         # A sign that cannot be given, as on a file server that is away for a moment, must not end a training.
         with contextlib.suppress(OSError):
-            os.utime(self.path / CELL_FILE)
+            os.utime(self.path / _CELL_FILE)
 
     def last_beat(self) -> int | None:
         """Read when the last sign of life was given.
@@ -82,7 +82,7 @@ class Cell:
             time of change of ``cell.json`` in ns, by the clock of whoever made it; None without that file.
         """
         try:
-            return (self.path / CELL_FILE).stat().st_mtime_ns
+            return (self.path / _CELL_FILE).stat().st_mtime_ns
         except OSError:
             return None
 

@@ -25,14 +25,14 @@ from ..settings import check_settings, checkable
 from .grid import Grid
 from .methods import DEFAULT_METHOD, ORIGINAL_RECIPE, check_recipe, named_methods, recipe_of_paper, require
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 #: Name of the split that the data overlay itself names.
-FIXED_SPLIT = "fixed"
+_FIXED_SPLIT = "fixed"
 #: The recipe of the papers that have the same settings on the left atrium and on the pancreas.
 _BOTH_DATA_RECIPE = "paper"
 #: Keys of the configuration that a grid sets for each of its runs, or by which it finds what they leave.
-OWN_KEYS = (
+_OWN_KEYS = (
     "seed",
     "dataset_dir",
     "split_file",
@@ -140,7 +140,7 @@ def _warn_of_other_data(grid: Grid) -> None:
         if recipe != of_these_data and not recipe.endswith(f"_{grid.data}")
     ]
     if others:
-        logger.warning("recipe original: where there is none for %s, %s.", grid.data, ", ".join(others))
+        _logger.warning("recipe original: where there is none for %s, %s.", grid.data, ", ".join(others))
 
 
 def _path_of(config: ConfigParser, key: str) -> str:
@@ -155,10 +155,10 @@ def _path_of(config: ConfigParser, key: str) -> str:
 def _check_given(overrides: Mapping[str, Any], config_file: Sequence[str]) -> None:
     """Refuse overrides that no run has, that a grid sets itself, or that grid.json could not hold."""
     for name in overrides:
-        if name in OWN_KEYS:
+        if name in _OWN_KEYS:
             raise BundleError(
-                f"--{name} must not be given: a grid sets {', '.join(OWN_KEYS)} for each run itself; its arguments are "
-                "seeds, dataset_dir, split_file and output_dir."
+                f"--{name} must not be given: a grid sets {', '.join(_OWN_KEYS)} for each run itself; its arguments "
+                "are seeds, dataset_dir, split_file and output_dir."
             )
     check_overrides(overrides, config_file, arguments=inspect.signature(define_grid).parameters)
     try:
@@ -204,7 +204,7 @@ def _split_files(
         raise BundleError(f"folds must be given where split_file has {{fold}}, got split_file {split_file!r} alone.")
     if folds is not None and "{fold}" not in pattern:
         raise BundleError(f"split_file must contain {{fold}} where folds are given, got {split_file!r}.")
-    names = {FIXED_SPLIT: pattern}
+    names = {_FIXED_SPLIT: pattern}
     if folds is not None:
         names = {f"fold{fold}": pattern.replace("{fold}", str(fold)) for fold in folds}
     for path in names.values():

@@ -18,7 +18,7 @@ from ..locks import locked_folder
 from .cell import Cell
 from .methods import ORIGINAL_RECIPE, method_file, recipe_of_paper
 
-GRID_FILE = "grid.json"
+_GRID_FILE = "grid.json"
 _LOCK_FILE = ".grid.lock"
 #: Keys of the configuration that change no result of a run.
 _WITHOUT_EFFECT = (
@@ -186,7 +186,7 @@ class Grid:
                 for the same methods or splits, whose cells would stand in one table with these. A grid of which no cell
                 was begun is replaced instead.
         """
-        path = Path(output_dir) / GRID_FILE
+        path = Path(output_dir) / _GRID_FILE
         if not path.is_file():
             return self
         known = Grid.read(output_dir)
@@ -205,7 +205,7 @@ class Grid:
         # Two calls at the same time must not forget each other's methods.
         with locked_folder(Path(output_dir) / _LOCK_FILE, wait_seconds=10):
             content = {"version": 1, **dataclasses.asdict(self.joined(output_dir))}
-            write_json(Path(output_dir) / GRID_FILE, content)
+            write_json(Path(output_dir) / _GRID_FILE, content)
 
     def _shared(self) -> dict[str, Any]:
         """What the cells of a grid have in common."""
@@ -298,7 +298,7 @@ class Grid:
         Raises:
             BundleError: when the file is missing or damaged.
         """
-        path = Path(output_dir) / GRID_FILE
+        path = Path(output_dir) / _GRID_FILE
         try:
             content = read_json_object(path)
             if content.pop("version") != 1:
@@ -306,7 +306,7 @@ class Grid:
             lists = {name: tuple(content[name]) for name in ("methods", "seeds", "class_names")}
             return cls(**{**content, **lists})
         except FileNotFoundError:
-            raise BundleError(f"{output_dir} holds no grid: {GRID_FILE} is missing.") from None
+            raise BundleError(f"{output_dir} holds no grid: {_GRID_FILE} is missing.") from None
         except BundleError:
             raise
         except (KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ DEFAULT_METHOD = "dual_network"
 #: The recipe that stands for each method's own one.
 ORIGINAL_RECIPE = "original"
 #: What the tables of the papers call a method of the bundle.
-SHORT_NAMES = {"supervised": "supervised_vnet"}
+_SHORT_NAMES = {"supervised": "supervised_vnet"}
 #: Keys of the configuration that say what the volumes of all methods are, and how they are measured.
 _OF_ALL_METHODS = {
     "num_classes",
@@ -46,7 +46,7 @@ def full_name(method: str) -> str:
     Returns:
         the name; what is no short one comes back as it is.
     """
-    return SHORT_NAMES.get(method, method)
+    return _SHORT_NAMES.get(method, method)
 
 
 def method_names() -> list[str]:
@@ -80,8 +80,8 @@ def named_methods(methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 raise BundleError(
                     f"methods: {path} must be named by letters, digits and any of . _ + -, as its runs are after it."
                 )
-            if method in SHORT_NAMES:
-                raise BundleError(f"methods: {path} is named as {SHORT_NAMES[method]} is for short: rename the file.")
+            if method in _SHORT_NAMES:
+                raise BundleError(f"methods: {path} is named as {_SHORT_NAMES[method]} is for short: rename the file.")
             if method not in method_names():
                 files[method] = str(path.resolve())
             elif path.resolve() != CONFIGS / f"method_{method}.json":
