@@ -133,8 +133,9 @@ def check_overrides(
         BundleError: for the first key that none of the configuration files has, or that is there for another workflow
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
             the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
-            inside of an object that is switched off; when an object is replaced by what makes none; when a text has a
-            #, which MONAI would change to :: without a word.
+            inside of an object that is switched off; when an object is replaced by what makes none; when the text
+            false is given to an object that is not this bundle's, and takes any text for true; when a text has a #,
+            which MONAI would change to :: without a word.
     """
     contents = {str(file): read_configuration_file(file) for file in _file_names(config_file)}
     config = ConfigParser.load_config_files(config_file)
@@ -160,6 +161,9 @@ def check_overrides(
                 f"--{name} must be an object with a _target_, or an expression that begins with $, @ or %, got "
                 f"{overrides[name]!r}."
             )
+        value, taker = overrides[name], _takes_any_text_for_true(values, path)
+        if taker is not None and isinstance(value, str) and value.lower() == "false":
+            raise BundleError(f"--{name} {value} is a text, any of which {taker} takes for true: write False.")
         switched_off = _switched_off(values, path)
         if switched_off is not None and f"{switched_off}#_disabled_" not in paths.values():
             raise BundleError(
@@ -259,6 +263,15 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
         if isinstance(value, dict) and value.get("_disabled_") is True and path[number] != "_disabled_":
             return "#".join(path[:number])
     return None
+
+
+def _takes_any_text_for_true(values: Sequence[Any], path: Sequence[str]) -> str | None:
+    """Name the class that is given a key, but for this bundle's, which read texts, and for what MONAI reads itself."""
+    if path[-1].startswith("_"):
+        return None
+    objects = [value for value in values[: len(path)] if _is_object(value)]
+    target = str(objects[-1]["_target_"]) if objects else "scripts."
+    return None if target.startswith("scripts.") else target
 
 
 def _crops_nothing(config: Mapping[str, Any], overrides: Mapping[str, Any], keys: Iterable[str]) -> bool:

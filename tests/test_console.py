@@ -214,6 +214,24 @@ def test_a_text_is_no_object():
     assert_accepted("--config_file", train, "--optimizer", "{'_target_': 'torch.optim.Adam'}")
 
 
+def test_the_text_false_is_refused_where_it_would_be_taken_for_true(tmp_path):
+    train = str(ROOT / "configs/train.json")
+    for name in ("normalize#nonzero", "normalize::nonzero", "optimizer#nesterov"):
+        for value in ("false", "FALSE"):
+            with pytest.raises(
+                BundleError, match=rf"^--{name} {value} is a text, any of which .* true: write False\.$"
+            ):
+                assert_accepted("--config_file", train, f"--{name}", value)
+        assert_accepted("--config_file", train, f"--{name}", "False")
+    # The bundle's own classes read such texts, MONAI those of its own keys.
+    assert_accepted("--config_file", train, "--method_def#pseudo_label_dropout", "false")
+    assert_accepted("--config_file", train, "--normalize#_disabled_", "false")
+    (tmp_path / "mine.json").write_text(json.dumps({"augmentation": [{"_target_": "RandRotated", "keys": ["image"]}]}))
+    files = f"['{train}','{tmp_path}/mine.json']"
+    with pytest.raises(BundleError, match=r"^--augmentation#0#keep_size false .* RandRotated takes for true"):
+        assert_accepted("--config_file", files, "--augmentation#0#keep_size", "false")
+
+
 def test_what_the_code_itself_does_wrong_keeps_its_traceback():
     with pytest.raises(ValueError, match="zip") as caught:
         window_overlap([1, 2, 3], [1, 2])
