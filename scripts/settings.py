@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from monai.utils.misc import str2bool
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .errors import BundleError
+from .errors import BundleError, one_line
 from .precision import Precision, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -237,3 +240,42 @@ def check_evaluated_checkpoint(evaluated_checkpoint: str, num_validation_cases: 
             "evaluated_checkpoint model.pt is chosen by validation cases, and the split has none: leave it out, or "
             "give another split_file."
         )
+
+
+def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
+    """Follow the schedule of the learning rate to its end, so that it cannot fail in the midst of a training.
+
+    Schedule and optimizer are afterwards as they were.
+
+    Args:
+        lr_scheduler: the schedule; one that is none of PyTorch's, or that needs a metric, is not followed.
+        iterations: number of steps that the training will take.
+
+    Raises:
+        BundleError: when a step fails, or gives a learning rate that is no finite number of at least 0.
+    """
+    if not isinstance(lr_scheduler, LRScheduler) or isinstance(lr_scheduler, ReduceLROnPlateau):
+        return
+    groups, state = lr_scheduler.optimizer.param_groups, copy.deepcopy(lr_scheduler.state_dict())
+    kept = [copy.deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
+    steps = 0
+    try:
+        with warnings.catch_warnings():
+            # No step of the optimizer goes before these.
+            warnings.simplefilter("ignore")
+            while steps < iterations:
+                steps += 1
+                lr_scheduler.step()
+                rates = [float(group["lr"]) for group in groups]
+                if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+                    raise ValueError(f"the learning rate becomes {rates}")
+    # A schedule of one's own may fail in any way.
+    except Exception as error:
+        raise BundleError(
+            f"lr_scheduler {type(lr_scheduler).__name__} fails at iteration {steps} of {iterations}: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    finally:
+        lr_scheduler.load_state_dict(state)
+        for group, values in zip(groups, kept, strict=True):
+            group.update(values)

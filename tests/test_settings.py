@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+import math
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, assert_refused
+from torch.optim import lr_scheduler as schedules
 
 from scripts.errors import BundleError
-from scripts.settings import check_evaluated_checkpoint, check_settings
+from scripts.settings import check_evaluated_checkpoint, check_learning_rate, check_settings
 
 
 @pytest.mark.parametrize(
@@ -154,3 +158,55 @@ def test_the_best_weights_need_cases_that_choose_them():
         BundleError, match=r"^evaluated_checkpoint model\.pt is chosen by validation cases, and the split"
     ):
         check_evaluated_checkpoint("model.pt", 0)
+
+
+def optimizer():
+    return torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda of: schedules.StepLR(of, step_size=0), "StepLR fails at iteration 1 of 9: ZeroDivisionError: "),
+        (lambda of: schedules.StepLR(of, step_size=7, gamma="x"), "StepLR fails at iteration 7 of 9: TypeError: "),
+        (lambda of: schedules.OneCycleLR(of, 0.1, total_steps=5), "OneCycleLR fails at iteration 6 of 9: ValueError: "),
+        (lambda of: schedules.LambdaLR(of, lambda step: 4 - step), r"5 of 9: .* becomes \[-0\.1\d*\]$"),
+        (lambda of: schedules.LambdaLR(of, lambda step: math.inf if step == 9 else 1), r"9 of 9: .* becomes \[inf\]$"),
+        (lambda of: schedules.LambdaLR(of, lambda step: (6 - step) ** 0.9), "7 of 9: TypeError: .* 'complex'$"),
+    ],
+)
+def test_a_schedule_that_would_fail_in_the_midst_of_a_training_is_refused(schedule, message):
+    with pytest.raises(BundleError, match=f"^lr_scheduler .*{message}"):
+        check_learning_rate(schedule(optimizer()), 9)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda of: schedules.StepLR(of, step_size=3),
+        lambda of: schedules.MultiStepLR(of, [2, 6]),
+        lambda of: schedules.PolynomialLR(of, total_iters=9, power=0.9),
+        lambda of: schedules.OneCycleLR(of, 0.1, total_steps=10),
+        lambda of: schedules.SequentialLR(of, [schedules.ConstantLR(of), schedules.ExponentialLR(of, 0.9)], [4]),
+    ],
+)
+def test_a_schedule_that_was_followed_to_its_end_begins_as_if_it_was_not(schedule):
+    rates = []
+    for check in (lambda *_: None, check_learning_rate):
+        of = optimizer()
+        steps = schedule(of)
+        before = copy.deepcopy((of.state_dict(), steps.state_dict()))
+        check(steps, 9)
+        assert (of.state_dict(), steps.state_dict()) == before
+        rates.append([])
+        for _ in range(9):
+            of.step()
+            steps.step()
+            rates[-1].append((of.param_groups[0]["lr"], of.param_groups[0]["momentum"]))
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) > 1
+
+
+def test_a_schedule_that_needs_a_metric_or_is_not_of_torch_is_not_followed():
+    check_learning_rate(schedules.ReduceLROnPlateau(optimizer()), 9)
+    check_learning_rate(object(), 9)
