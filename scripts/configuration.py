@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -134,8 +136,8 @@ def check_overrides(
             than this one, or that no file of this bundle has and nothing refers to; names the most similar one. When
             the files are in an order, or in a folder, in which the weights of another run would be taken; when a key is
             inside of an object that is switched off; when an object is replaced by what makes none; when the text
-            false is given to an object that is not this bundle's, and takes any text for true; when a text has a #,
-            which MONAI would change to :: without a word.
+            false is given to an object that takes any text for true; when a text has a #, which MONAI would change to
+            :: without a word.
     """
     contents = {str(file): read_configuration_file(file) for file in _file_names(config_file)}
     config = ConfigParser.load_config_files(config_file)
@@ -161,9 +163,6 @@ def check_overrides(
                 f"--{name} must be an object with a _target_, or an expression that begins with $, @ or %, got "
                 f"{overrides[name]!r}."
             )
-        value, taker = overrides[name], _takes_any_text_for_true(values, path)
-        if taker is not None and isinstance(value, str) and value.lower() == "false":
-            raise BundleError(f"--{name} {value} is a text, any of which {taker} takes for true: write False.")
         switched_off = _switched_off(values, path)
         if switched_off is not None and f"{switched_off}#_disabled_" not in paths.values():
             raise BundleError(
@@ -175,7 +174,9 @@ def check_overrides(
         if path[0] not in used | of_workflow:
             hint = " A training begins with --initial_weights." if name == _WEIGHTS else ""
             raise BundleError(f"--{name} would change nothing: {config_file} has it for another workflow alone.{hint}")
-    _check_texts(dict(read_configuration(config_file, overrides).get()))
+    merged = dict(read_configuration(config_file, overrides).get())
+    _check_texts(merged)
+    _check_truth_values(merged)
 
 
 def _file_names(config_file: str | Sequence[str]) -> list[str]:
@@ -265,15 +266,6 @@ def _switched_off(values: Sequence[Any], path: Sequence[str]) -> str | None:
     return None
 
 
-def _takes_any_text_for_true(values: Sequence[Any], path: Sequence[str]) -> str | None:
-    """Name the class that is given a key, but for this bundle's, which read texts, and for what MONAI reads itself."""
-    if path[-1].startswith("_"):
-        return None
-    objects = [value for value in values[: len(path)] if _is_object(value)]
-    target = str(objects[-1]["_target_"]) if objects else "scripts."
-    return None if target.startswith("scripts.") else target
-
-
 def _crops_nothing(config: Mapping[str, Any], overrides: Mapping[str, Any], keys: Iterable[str]) -> bool:
     """Return whether the crop to boxes is off by uses_boxes; a crop or a switch of one's own is left to itself."""
     crop = config.get("crop")
@@ -299,6 +291,32 @@ def _check_texts(config: Mapping[str, Any]) -> None:
             raise BundleError(
                 f"{key} must be without #, which in a configuration marks a key within a key, got {text!r}."
             )
+
+
+def _check_truth_values(place: Any, path: Sequence[str] = ()) -> None:
+    """Refuse the text false for an option of an object that takes any text for true."""
+    if isinstance(place, (list, tuple)):
+        place = {str(number): part for number, part in enumerate(place)}
+    if not isinstance(place, Mapping):
+        return
+    for name, part in place.items():
+        key = "#".join((*path, str(name)))
+        is_false = isinstance(part, str) and part.lower() == "false"
+        # What begins with _ MONAI reads itself.
+        is_option = _is_object(place) and not str(name).startswith("_")
+        if is_false and is_option and not _reads_text(place["_target_"], name):
+            raise BundleError(f"{key} must be True or False, got the text {part}, which would be taken for true.")
+        _check_truth_values(part, (*path, str(name)))
+
+
+def _reads_text(target: Any, option: str) -> bool:
+    """Return whether an object reads the truth value of an option from a text, by the types that it tells."""
+    parameter = None
+    # Short names are of MONAI, whose objects do not; a module of somebody's own may fail in any way.
+    with suppress(Exception):
+        parameter = inspect.signature(locate(str(target))).parameters.get(option)  # type: ignore[arg-type]
+    annotation = "bool" if parameter is None else str(parameter.annotation)
+    return "bool" not in annotation or "str" in annotation
 
 
 def _is_workflow(value: Any) -> bool:

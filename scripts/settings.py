@@ -248,7 +248,8 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
     Schedule and optimizer are afterwards as they were.
 
     Args:
-        lr_scheduler: the schedule; one that is none of PyTorch's, or that needs a metric, is not followed.
+        lr_scheduler: the schedule, which steps once an iteration; one that is none of PyTorch's, and
+            ReduceLROnPlateau, are not followed.
         iterations: number of steps that the training will take.
 
     Raises:
@@ -267,7 +268,8 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
                 steps += 1
                 lr_scheduler.step()
                 rates = [float(group["lr"]) for group in groups]
-                if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+                # With the rate behind the last iteration nothing is trained.
+                if steps < iterations and not all(math.isfinite(rate) and rate >= 0 for rate in rates):
                     raise ValueError(f"the learning rate becomes {rates}")
     # A schedule of one's own may fail in any way.
     except Exception as error:

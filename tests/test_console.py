@@ -214,21 +214,32 @@ def test_a_text_is_no_object():
     assert_accepted("--config_file", train, "--optimizer", "{'_target_': 'torch.optim.Adam'}")
 
 
-def test_the_text_false_is_refused_where_it_would_be_taken_for_true(tmp_path):
+def test_the_text_false_is_refused_where_it_would_be_taken_for_true(tmp_path, monkeypatch):
     train = str(ROOT / "configs/train.json")
-    for name in ("normalize#nonzero", "normalize::nonzero", "optimizer#nesterov"):
+    for name in ("normalize#nonzero", "normalize::nonzero", "optimizer#nesterov", "network_def#with_disagreement"):
         for value in ("false", "FALSE"):
-            with pytest.raises(
-                BundleError, match=rf"^--{name} {value} is a text, any of which .* true: write False\.$"
-            ):
+            message = (
+                rf"^{name.replace('::', '#')} must be True or False, got the text {value}, which would be taken for"
+            )
+            with pytest.raises(BundleError, match=message):
                 assert_accepted("--config_file", train, f"--{name}", value)
         assert_accepted("--config_file", train, f"--{name}", "False")
-    # The bundle's own classes read such texts, MONAI those of its own keys.
+    with pytest.raises(BundleError, match=r"^optimizer#nesterov must be True or False"):
+        assert_accepted(
+            "--config_file", train, "--optimizer", "{'_target_': 'torch.optim.SGD', 'lr': 0.1, 'nesterov': 'false'}"
+        )
+    # Most of the bundle's own classes read such texts, and what is derived of them; MONAI does those of its own keys.
     assert_accepted("--config_file", train, "--method_def#pseudo_label_dropout", "false")
     assert_accepted("--config_file", train, "--normalize#_disabled_", "false")
+    (tmp_path / "mine.py").write_text(
+        "from scripts.methods.dual_network import DualNetworkMethod\n\nclass Mine(DualNetworkMethod):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--config_file", train, "--method_def#_target_", "mine.Mine")
+    assert_accepted(*own, "--method_def#pseudo_label_dropout", "false")
     (tmp_path / "mine.json").write_text(json.dumps({"augmentation": [{"_target_": "RandRotated", "keys": ["image"]}]}))
     files = f"['{train}','{tmp_path}/mine.json']"
-    with pytest.raises(BundleError, match=r"^--augmentation#0#keep_size false .* RandRotated takes for true"):
+    with pytest.raises(BundleError, match=r"^augmentation#0#keep_size must be True or False"):
         assert_accepted("--config_file", files, "--augmentation#0#keep_size", "false")
 
 

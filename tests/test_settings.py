@@ -171,7 +171,7 @@ def optimizer():
         (lambda of: schedules.StepLR(of, step_size=7, gamma="x"), "StepLR fails at iteration 7 of 9: TypeError: "),
         (lambda of: schedules.OneCycleLR(of, 0.1, total_steps=5), "OneCycleLR fails at iteration 6 of 9: ValueError: "),
         (lambda of: schedules.LambdaLR(of, lambda step: 4 - step), r"5 of 9: .* becomes \[-0\.1\d*\]$"),
-        (lambda of: schedules.LambdaLR(of, lambda step: math.inf if step == 9 else 1), r"9 of 9: .* becomes \[inf\]$"),
+        (lambda of: schedules.LambdaLR(of, lambda step: math.inf if step == 8 else 1), r"8 of 9: .* becomes \[inf\]$"),
         (lambda of: schedules.LambdaLR(of, lambda step: (6 - step) ** 0.9), "7 of 9: TypeError: .* 'complex'$"),
     ],
 )
@@ -187,6 +187,8 @@ def test_a_schedule_that_would_fail_in_the_midst_of_a_training_is_refused(schedu
         lambda of: schedules.MultiStepLR(of, [2, 6]),
         lambda of: schedules.PolynomialLR(of, total_iters=9, power=0.9),
         lambda of: schedules.OneCycleLR(of, 0.1, total_steps=10),
+        # Behind the last iteration, with a rate that trains nothing, a little below 0.
+        lambda of: schedules.OneCycleLR(of, 0.1, total_steps=9, anneal_strategy="linear"),
         lambda of: schedules.SequentialLR(of, [schedules.ConstantLR(of), schedules.ExponentialLR(of, 0.9)], [4]),
     ],
 )
