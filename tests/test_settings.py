@@ -210,5 +210,19 @@ def test_a_schedule_that_was_followed_to_its_end_begins_as_if_it_was_not(schedul
 
 
 def test_a_schedule_that_needs_a_metric_or_is_not_of_torch_is_not_followed():
-    check_learning_rate(schedules.ReduceLROnPlateau(optimizer()), 9)
-    check_learning_rate(object(), 9)
+    class Own:
+        steps = 0
+
+        def step(self):
+            self.steps += 1
+
+    of, own = optimizer(), Own()
+    plateau = schedules.ReduceLROnPlateau(of)
+    # Without a metric its step would fail.
+    with pytest.raises(TypeError, match="metrics"):
+        plateau.step()
+    before = copy.deepcopy((of.state_dict(), plateau.state_dict()))
+    for schedule in (plateau, own):
+        check_learning_rate(schedule, 9)
+    assert (of.state_dict(), plateau.state_dict()) == before
+    assert own.steps == 0
