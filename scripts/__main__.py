@@ -138,6 +138,8 @@ def prepare(
     channel: int | None = None,
     test_images: bool | None = None,
     table: str | None = None,
+    continue_split: str | None = None,
+    new_labels: str | None = None,
 ) -> None:
     """Turn a data set as it comes from its source into images/, labels/ and split files, check it and draw it.
 
@@ -165,6 +167,8 @@ def prepare(
         channel: decathlon: which channel of images with several, from 0.
         test_images: decathlon: add the test images, which have no label, to the unlabeled cases.
         table: folder: CSV file with the columns image, label, group instead of images/ and labels/.
+        continue_split: split file whose cases stay in their lists; what has come since joins them in a further file.
+        new_labels: with continue_split: list that new labels join, labeled (the default), validation or test.
     """
     folder = Path(arguments.text("output_dir", output_dir))
     splits = SplitSettings(
@@ -174,6 +178,8 @@ def prepare(
         labeled=() if labeled is None else arguments.case_names("labeled", labeled),
         num_validation=arguments.whole_number("num_validation", num_validation, at_least=0),
         seed=arguments.whole_number("seed", seed, at_least=0),
+        continue_split=None if continue_split is None else Path(arguments.text("continue_split", continue_split)),
+        new_labels=arguments.optional(arguments.text, "new_labels", new_labels),
     )
     # Only what was given: an option of another data set is refused.
     options: dict[str, Any] = {}
@@ -222,7 +228,7 @@ def boxes(dataset_dir: str, split_file: str, overwrite: bool = False) -> None:
     Args:
         dataset_dir: folder of the data set.
         split_file: its split file.
-        overwrite: replace a boxes.json that is there.
+        overwrite: replace the boxes of cases with a label in a boxes.json that is there.
     """
     path = write_boxes(
         arguments.text("dataset_dir", dataset_dir),

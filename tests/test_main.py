@@ -149,7 +149,7 @@ def test_boxes(folder, capsys, fails):
     main(words)
     assert capsys.readouterr().out.strip() == str(folder / "boxes.json")
     assert len(json.loads((folder / "boxes.json").read_text())) == 6
-    assert "boxes.json is already there; --overwrite true replaces it" in fails(*words)
+    assert "boxes.json is already there; --overwrite true replaces the boxes of cases with a label" in fails(*words)
     assert fails(*words, "--overwrite", "x") == "overwrite must be true or false, got 'x'."
     main([*words, "--overwrite", "true"])
 

@@ -109,27 +109,30 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
     how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
     a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
-    only to results with boxes. Cases without a label file get no box; a warning names them.
+    only to results with boxes. Cases without a label file keep the box that the
+    file has, such as one that was added by hand, or get none; a warning names them.
 
     Args:
         dataset_dir: folder of the data set.
         split_file: path of the split file.
-        overwrite: replace a ``boxes.json`` that is already there.
+        overwrite: replace the boxes of cases with a label in a ``boxes.json`` that is already there.
 
     Returns:
         Path of ``boxes.json``: for each case id ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file as it is stored
         (before any reorientation), without margin, the stop exclusive.
 
     Raises:
-        BundleError: when the file is already there, no case has a label, or a label is broken, has no foreground or
-            lies on another grid than its image.
+        BundleError: when the file is already there, or is no JSON, no case has a label, or a label is broken, has no
+            foreground or lies on another grid than its image.
     """
     dataset_path = Path(dataset_dir).expanduser()
     require_dataset_dir(dataset_path, Path(split_file).expanduser())
     split = read_split(split_file)
     boxes_path = dataset_path / BOXES_FILE_NAME
     if boxes_path.exists() and not overwrite:
-        raise BundleError(f"{boxes_path} is already there; --overwrite true replaces it.")
+        raise BundleError(f"{boxes_path} is already there; --overwrite true replaces the boxes of cases with a label.")
+    present = read_json(boxes_path, "overwrite") if boxes_path.exists() else {}
+    kept = {case: box for case, box in present.items() if _is_box(box)} if isinstance(present, dict) else {}
     boxes: dict[str, list[list[int]]] = {}
     problems = []
     for case in split.all_cases():
@@ -147,6 +150,7 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {some_of(problems)}.")
     if not boxes:
         raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
+    boxes = kept | boxes
     write_json(boxes_path, boxes)
     without = [case for case in split.all_cases() if case not in boxes]
     if without:

@@ -199,7 +199,10 @@ def write_split(
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             difference = _difference_of(present, lists)
-            advice = "move it away to have the new one written."
+            advice = (
+                f"`--continue_split {path}` lets what is new join its lists, in a further file; or move it away for "
+                "new lists, whose test cases may be such as earlier runs were trained on."
+            )
             if difference == _SAME_CASES:
                 advice += (
                     " Where labels alone were changed, by which the cases are dealt, keep it and go on with it, after "

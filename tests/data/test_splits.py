@@ -461,6 +461,23 @@ def test_boxes_are_not_overwritten_unasked(tmp_path):
     assert boxes_path.read_text() == content
 
 
+def test_boxes_by_hand_are_kept(tmp_path, caplog):
+    split_path = generate_phantom_dataset(tmp_path, num_cases=4, size=32)
+    boxes_path = write_boxes(tmp_path, split_path)
+    boxes = json.loads(boxes_path.read_text())
+    first, second, *_ = boxes
+    (tmp_path / f"labels/{first}.nii.gz").unlink()
+    by_hand = {first: [[1, 2, 3], [9, 8, 7]], "of_another_split": [[0, 0, 0], [4, 4, 4]]}
+    boxes_path.write_text(json.dumps(boxes | by_hand | {second: [[0, 0, 0], [1, 1, 1]], "broken": [1]}))
+    write_boxes(tmp_path, split_path, overwrite=True)
+    assert json.loads(boxes_path.read_text()) == boxes | by_hand
+    assert not caplog.messages, "every case has a box"
+    boxes_path.write_text('{"a": ')
+    with pytest.raises(BundleError, match=r"overwrite: .*boxes\.json is not JSON"):
+        write_boxes(tmp_path, split_path, overwrite=True)
+    assert boxes_path.read_text() == '{"a": '
+
+
 def test_no_box_is_taken_from_another_grid_than_that_of_the_image(dataset, tmp_path):
     save_label(dataset / "images/a.nii.gz", np.s_[:], shape=(6, 7, 9))
     save_label(dataset / "labels/a.nii.gz", np.s_[1, 1, 1])
@@ -555,6 +572,14 @@ def test_unlabeled_pool_of_a_folder_leaves_out_what_is_labeled(tmp_path, pairs_a
     ]
 
 
+def test_annotation_may_come_to_its_end_where_pairs_are_given(tmp_path):
+    (tmp_path / "a.nii.gz").write_text("")
+    options = {"pairs": [{"image": str(tmp_path / "a.nii.gz"), "label": "x"}], "unlabeled_dir": tmp_path}
+    assert unlabeled_pool(never, pairs_are_given=True, **options) == []
+    with pytest.raises(BundleError, match="must hold NIfTI volumes of no labeled, validation or test case, got none"):
+        unlabeled_pool(never, pairs_are_given=False, **options)
+
+
 @pytest.mark.parametrize("original", ["a.nii.gz", "a.nii"])
 def test_copies_of_used_cases_are_no_unlabeled_ones(tmp_path, caplog, original):
     for folder in ("prepared", "originals"):
@@ -593,12 +618,13 @@ def test_cases_with_a_folder_of_their_own_are_known_by_their_name(tmp_path):
     ("folder", "message"),
     [
         ("none", r"unlabeled_dir must be a folder, got .*none\."),
-        ("", "must hold NIfTI volumes of no labeled, validation or test case, got none"),
+        ("empty", "must hold NIfTI volumes of no labeled, validation or test case, got none"),
         ("capitals", r"unlabeled_dir .*capitals: B\.NII would be left out"),
     ],
 )
 def test_unlabeled_folder_is_refused(tmp_path, folder, message):
     (tmp_path / "a.nii").write_text("")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "capitals").mkdir()
     (tmp_path / "capitals" / "B.NII").write_text("")
     pairs = [{"image": str(tmp_path / "a.nii")}]

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,19 @@ import numpy as np
 from ...errors import BundleError, did_you_mean
 from ...files import read_json_object, write_json
 from ...nifti import read_nifti
-from ..splits import LIST_NAMES, is_inside, leads_out, starts_formula, write_split
+from ..splits import (
+    LIST_NAMES,
+    Split,
+    describe_split,
+    hash_cases,
+    is_inside,
+    leads_out,
+    some_of,
+    starts_formula,
+    write_split,
+)
 from .archive import unpack
+from .continuation import continue_lists, read_continued_split
 from .conversion import convert_cases, is_done, label_path, outdated_cases
 from .decathlon import download, find_decathlon
 from .folder import find_folder
@@ -37,6 +50,7 @@ _FINDERS: Mapping[str, Callable[..., Source]] = {
 }
 _SETTINGS_FILE, _SOURCE_FOLDER = "prepared.json", "source"
 _WITHDRAWN = "withdrawn by the publisher of the data"
+_HELD_OUT = "their patient is in the validation or the test list"
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,9 @@ class SplitSettings:
         labeled: labeled cases by name instead.
         num_validation: cases of the validation list.
         seed: seed of what is drawn.
+        continue_split: split file whose cases stay in their lists, in the place of lists that are drawn anew; the new
+            one is ``<its name>_v<K>.json``.
+        new_labels: the list that cases join which have a label since then: labeled, validation or test.
 
     Raises:
         BundleError: when they do not go together.
@@ -62,6 +79,8 @@ class SplitSettings:
     labeled: Sequence[str] = ()
     num_validation: int = 0
     seed: int = 0
+    continue_split: Path | None = None
+    new_labels: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_folds == 1:
@@ -70,6 +89,12 @@ class SplitSettings:
             raise BundleError(f"fold must not be given with num_folds 0, got {self.fold!r}.")
         if self.labeled and self.num_labeled is not None:
             raise BundleError("labeled and num_labeled must not both be given.")
+        if self.continue_split is None and self.new_labels is not None:
+            raise BundleError("new_labels is of --continue_split, which is missing.")
+        drawn = {key: getattr(self, key) for key in ("fold", "num_folds", "labeled", "num_validation")}
+        given = [key for key, value in drawn.items() if value not in (None, (), 0) or (key, value) == ("num_folds", 0)]
+        if self.continue_split is not None and given:
+            raise BundleError(f"{given[0]} must not be given with continue_split, whose cases stay in their lists.")
 
 
 @dataclass(frozen=True)
@@ -279,10 +304,20 @@ def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Sou
             f"source: none of {len(cases)} cases has a label: labels/ must hold files that are named as the images, or "
             "a --table must name them in its column label."
         )
-    if cases and not _follows_protocol(found, splits):
-        # As if every label had foreground: what is refused then is refused in any case.
-        assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]
-        _draw([case for case in assumed if case.name not in found.withdrawn], found, splits)
+    # As if every label had foreground: what is refused then is refused in any case.
+    assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]
+    assumed = [case for case in assumed if case.name not in found.withdrawn]
+    if splits.continue_split is not None:
+        _continue(assumed, splits)
+    elif cases and not _follows_protocol(found, splits):
+        _draw(assumed, found, splits)
+
+
+def _continue(cases: Sequence[FoldCase], splits: SplitSettings) -> tuple[Split, Lists]:
+    assert splits.continue_split is not None
+    split = read_continued_split(splits.continue_split)
+    new_labels = splits.new_labels or "labeled"
+    return split, continue_lists(cases, split, new_labels=new_labels, num_labeled=splits.num_labeled, seed=splits.seed)
 
 
 def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> list[Lists]:
@@ -303,6 +338,9 @@ def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> li
 def _write_splits(
     name: str, found: Source, there: Sequence[SourceCase], output_dir: Path, *, splits: SplitSettings, jobs: int
 ) -> tuple[list[Path], list[str]]:
+    if splits.continue_split is not None:
+        cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
+        return _write_continued(name, output_dir, *_continue(cases, splits))
     num_folds = _num_folds(found, splits)
     folds = _folds(found, splits)
     lists: list[Lists] = []
@@ -317,7 +355,7 @@ def _write_splits(
         lists = _draw(_describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs), found, splits)
         withdrawn = [case.name for case in there if case.name in found.withdrawn]
         notes += _left_out_notes(withdrawn, _WITHDRAWN)
-        notes += _left_out_notes(lists[0].left_out, "their patient is in the validation or the test list")
+        notes += _left_out_notes(lists[0].left_out, _HELD_OUT)
         if num_folds and not number and all(case.has_label for case in there):
             labeled, unlabeled = (len(lists[0].lists[key]) for key in ("labeled", "unlabeled"))
             notes.append(
@@ -328,18 +366,41 @@ def _write_splits(
         source_of_lists += f", drawn with seed {splits.seed}"
     paths = []
     for fold, drawn in zip(folds, lists):
-        counts = {key: len(drawn.lists[key]) for key in LIST_NAMES}
         stem = "split" if splits.fold is None else f"split_fold{fold}" + f"_{number}" * bool(number)
         split = write_split(
             output_dir / f"{stem}.json",
-            name=f"{name}{f'_fold{fold}' if num_folds else ''}_{counts['labeled']}",
-            description=f"{name}, {source_of_lists.format(fold)}: "
-            f"{', '.join(f'{count} {key}' for key, count in counts.items())}.",
+            name=f"{name}{f'_fold{fold}' if num_folds else ''}_{len(drawn.lists['labeled'])}",
+            description=f"{name}, {source_of_lists.format(fold)}: {_counts(drawn)}.",
             lists=drawn.lists,
             seed=splits.seed if is_drawn else None,
         )
         paths.append(split.path)
     return paths, notes
+
+
+def _counts(drawn: Lists) -> str:
+    return ", ".join(f"{len(drawn.lists[key])} {key}" for key in LIST_NAMES)
+
+
+def _write_continued(name: str, output_dir: Path, split: Split, drawn: Lists) -> tuple[list[Path], list[str]]:
+    notes = _left_out_notes(drawn.left_out, _HELD_OUT)
+    for list_name in LIST_NAMES:
+        joined = sorted(set(drawn.lists[list_name]) - set(split.cases(list_name)))
+        if joined:
+            notes.append(f"new in the {list_name} list: {some_of(joined)}.")
+    digest = hash_cases(drawn.lists)
+    if describe_split(split.path)["cases_hash"] == digest:
+        return [split.path], [*notes, f"no case and no label has come since {split.path}, which stays as it is."]
+    stem = re.sub(r"_v\d+$", "", split.path.stem)
+    paths = (output_dir / f"{stem}_v{number}.json" for number in count(2))
+    path = next(path for path in paths if not path.exists() or describe_split(path)["cases_hash"] == digest)
+    continued = write_split(
+        path,
+        name=f"{re.sub(r'_v[0-9]+$', '', split.name)}_{path.stem.rpartition('_')[2]}",
+        description=f"{name}, continued from {split.path.name}: {_counts(drawn)}.",
+        lists=drawn.lists,
+    )
+    return [continued.path], notes
 
 
 def _follows_protocol(found: Source, splits: SplitSettings) -> bool:
