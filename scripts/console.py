@@ -66,7 +66,7 @@ def prepare_command_line(arguments: Sequence[str] | None = None) -> None:
     given = _arguments_of_run(arguments)
     if given is None:
         return
-    tracker: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"] if "tracking" in given else {}  # type: ignore[assignment]
+    tracker = _tracker_settings(given)
     names = [name for name in given if name not in _RUN_ARGUMENTS and name not in tracker]
     check_overrides({name: given[name] for name in names}, given["config_file"], arguments=_RUN_ARGUMENTS)
     for name in names:
@@ -97,14 +97,21 @@ def merged_configuration(arguments: Sequence[str] | None = None) -> dict[str, An
         arguments: the command line, by default that of this process.
 
     Returns:
-        the configuration before anything in it is evaluated; None under another program than ``monai.bundle run``.
+        the configuration before anything in it is evaluated, without the names of a tracked run, which are settings of
+        MONAI; None under another program than ``monai.bundle run``.
     """
     arguments = sys.argv if arguments is None else arguments
     given = _arguments_of_run(arguments)
     if given is None:
         return None
-    overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS}
+    tracker = set(_tracker_settings(given)) - {"output_dir"}
+    overrides = {name: value for name, value in given.items() if name not in _RUN_ARGUMENTS and name not in tracker}
     return dict(read_configuration(given["config_file"], overrides).get())
+
+
+def _tracker_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings: Mapping[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
+    return settings if "tracking" in given else {}
 
 
 def _matters(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import operator
 import warnings
@@ -19,6 +20,8 @@ from .errors import BundleError, one_line
 from .precision import Precision, resolve_precision
 
 Check = tuple[str, Callable[[Any], bool]]
+
+_logger = logging.getLogger(__name__)
 
 
 def true_or_false(name: str, value: Any) -> bool:
@@ -245,7 +248,8 @@ def check_evaluated_checkpoint(evaluated_checkpoint: str, num_validation_cases: 
 def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
     """Follow the schedule of the learning rate to its end, so that it cannot fail in the midst of a training.
 
-    Schedule and optimizer are afterwards as they were.
+    Schedule and optimizer are afterwards as they were. A warning tells of a rate that is 0 before the end, as where a
+    program asks for more iterations than those that the schedule was set for.
 
     Args:
         lr_scheduler: the schedule, which steps once an iteration; one that is none of PyTorch's, and
@@ -259,7 +263,7 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
         return
     groups, state = lr_scheduler.optimizer.param_groups, copy.deepcopy(lr_scheduler.state_dict())
     kept = [copy.deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
-    steps = 0
+    steps, trained = 0, int(any(group["lr"] for group in groups))
     try:
         with warnings.catch_warnings():
             # No step of the optimizer goes before these.
@@ -271,6 +275,8 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
                 # With the rate behind the last iteration nothing is trained.
                 if steps < iterations and not all(math.isfinite(rate) and rate >= 0 for rate in rates):
                     raise ValueError(f"the learning rate becomes {rates}")
+                if steps < iterations and any(rates):
+                    trained = steps + 1
     # A schedule of one's own may fail in any way.
     except Exception as error:
         raise BundleError(
@@ -281,3 +287,11 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
         lr_scheduler.load_state_dict(state)
         for group, values in zip(groups, kept, strict=True):
             group.update(values)
+    if trained < iterations:
+        _logger.warning(
+            "lr_scheduler %s: the learning rate is 0 from iteration %d of %d on, which trains nothing: ask for fewer "
+            "iterations, or set iterations to these.",
+            type(lr_scheduler).__name__,
+            trained + 1,
+            iterations,
+        )

@@ -413,6 +413,19 @@ def test_every_form_of_a_value_is_recorded_as_it_is_read(config_file):
     assert (merged["train"]["trainer"]["amp"], merged["train"]["trainer"]["cudnn"]) == (True, False)
 
 
+def test_the_configuration_of_a_tracked_run_can_be_repeated(config_file, tmp_path):
+    words = ["--tracking", "mlflow", "--run_name", "first", "--experiment_name", "atria", "--tracking_uri", "file:x"]
+    words += ["--output_dir", "output/first"]
+    merged = merged_configuration([PROGRAM, "run", "training", *words, "--config_file", config_file])
+    assert merged["output_dir"] == "output/first"
+    assert not merged.keys() & {"run_name", "experiment_name", "tracking_uri", "tracking"}
+    (tmp_path / "run_config.json").write_text(json.dumps(merged))
+    assert_accepted("--config_file", str(tmp_path / "run_config.json"), "--output_dir", "output/again")
+    # Without tracking they are keys of nothing.
+    with pytest.raises(BundleError, match="run_name"):
+        assert_accepted("--config_file", config_file, "--run_name", "first")
+
+
 def test_without_a_configuration_nothing_is_checked():
     assert_accepted("--iteratons", "100")
 

@@ -209,6 +209,24 @@ def test_a_schedule_that_was_followed_to_its_end_begins_as_if_it_was_not(schedul
     assert len(set(rates[0])) > 1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "iterations", "first"),
+    [
+        (lambda of: schedules.PolynomialLR(of, total_iters=4), 5, 5),
+        (lambda of: schedules.PolynomialLR(of, total_iters=4), 50, 5),
+        (lambda of: schedules.PolynomialLR(of, total_iters=4), 4, None),
+        # It comes to 0 in the midst, and rises again.
+        (lambda of: schedules.CosineAnnealingLR(of, T_max=4), 8, None),
+        (lambda of: schedules.LambdaLR(of, lambda step: 0), 3, 1),
+        (lambda of: schedules.ConstantLR(of), 50, None),
+    ],
+)
+def test_iterations_that_train_nothing_are_warned_of(schedule, iterations, first, caplog):
+    check_learning_rate(schedule(optimizer()), iterations)
+    message = f"the learning rate is 0 from iteration {first} of {iterations} on, which trains nothing"
+    assert [message in line for line in caplog.messages] == [True] * (first is not None)
+
+
 def test_a_schedule_that_needs_a_metric_or_is_not_of_torch_is_not_followed():
     class Own:
         steps = 0

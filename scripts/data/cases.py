@@ -191,7 +191,8 @@ def unlabeled_pool(
             len(volumes) - len(cases),
             len(volumes),
         )
-    if not cases:
+    # Where pairs are given, annotation may have come to its end: then every volume of the folder has a label.
+    if not cases and not (pairs_are_given and volumes):
         raise BundleError(
             f"unlabeled_dir {folder} must hold NIfTI volumes of no labeled, validation or test case, got none."
         )

@@ -58,7 +58,8 @@ def task_package(
         # The figures are those of the weights that this bundle has.
         configs["metadata"]["eval_metrics"] = {}
     if source is not None:
-        check_preprocessing(str(source), configs["train"])
+        remedy = "the data overlay of their training by --data, or package the run by package_run"
+        check_preprocessing(str(source), configs["train"], remedy=remedy)
     others = tuple(f"_{other}.json" for other in TASKS if other != task)
     recipes = [path.name for path in CONFIGS.glob("recipe_*.json") if not path.name.endswith(others)]
     metadata, network = configs["metadata"], load_network(configs["inference"], source)

@@ -398,7 +398,10 @@ def test_weights_of_a_run_with_another_preprocessing_are_refused(weights, tmp_pa
     for spacing, refused in ((None, True), ([1, 1, 1], False)):
         (run / "run_config.json").write_text(json.dumps({"orient": train["orient"], "spacing": spacing}))
         if refused:
-            with assert_refused(r"was trained with another preprocessing \(spacing was None, is \[1.0, 1.0, 1.0\]\)"):
+            message = (
+                r"was trained with another preprocessing \(spacing was None, is \[1.0, 1.0, 1.0\]\): give the data over"
+            )
+            with assert_refused(message):
                 package("hippocampus", tmp_path, weights=run / "model_final.pt")
         else:
             package("hippocampus", tmp_path, weights=run / "model_final.pt")
