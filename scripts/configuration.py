@@ -67,6 +67,24 @@ def overlay_names(kind: str) -> list[str]:
     return sorted(path.stem.removeprefix(f"{kind}_") for path in CONFIGS.glob(f"{kind}_*.json"))
 
 
+def require(argument: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a name of an overlay that there is not.
+
+    Args:
+        argument: what the user gave it as.
+        value: the name.
+        allowed: the names that there are.
+
+    Raises:
+        BundleError: when it is none of these.
+    """
+    if not allowed:
+        raise BundleError(f"{argument} names an overlay configs/{argument}_*.json, and this bundle has none.")
+    if value not in allowed:
+        hint = did_you_mean(value, allowed, at_most=3)
+        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")
+
+
 def data_configurations() -> dict[str, dict[str, Any]]:
     """Read each configuration of data in ``configs/`` behind ``inference.json``, without those that cannot be read.
 

@@ -24,7 +24,7 @@ def prepare_reference_batch(
         batch: "image" (B, C, X, Y, Z) and "reference" (B, 1, X', Y', Z'), the label map on the grid of its file.
         device: where to put both.
         non_blocking: see ``torch.Tensor.to``.
-        **kwargs: see ``torch.Tensor.to``.
+        **kwargs: of the image alone, see ``torch.Tensor.to``.
 
     Returns:
         the image, and the reference or None.

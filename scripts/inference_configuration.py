@@ -19,9 +19,10 @@ from .configuration import (
     overlay_names,
     read_configuration,
     read_configuration_file,
+    require,
 )
 from .console import mistakes_in_one_line
-from .errors import BundleError, did_you_mean, one_of
+from .errors import BundleError, one_of
 from .files import CONFIGS, check_literal_path
 from .handlers.run_comparison import check_preprocessing
 from .settings import true_or_false
@@ -44,11 +45,7 @@ def inference_configs(data: str | None = None) -> list[str]:
     """
     files = [CONFIGS / "inference.json"]
     if data is not None:
-        known = overlay_names("data")
-        if not known:
-            raise BundleError("data names an overlay configs/data_<data>.json, and there is none: leave out --data.")
-        if data not in known:
-            raise BundleError(f"data must be {one_of(known)}, got {data!r}.{did_you_mean(data, known)}")
+        require("data", data, overlay_names("data"))
         files.append(CONFIGS / f"data_{data}.json")
     return [str(path) for path in files]
 

@@ -142,20 +142,6 @@ def rounded(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.rint(values) if values.dtype.kind == "f" else values
 
 
-def is_whole(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Tell whole numbers, but for what the scaling of a file rounds, from others.
-
-    Args:
-        values: the values of a label map.
-
-    Returns:
-        True for each value that rounding makes a label, of the same shape.
-    """
-    if values.dtype.kind != "f":
-        return np.ones(values.shape, dtype=bool)
-    return np.asarray(np.abs(values - rounded(values)) <= _ROUNDING)
-
-
 def unfit_labels(values: npt.NDArray[Any], highest: int) -> npt.NDArray[Any]:
     """Find values that are no labels.
 
@@ -164,10 +150,11 @@ def unfit_labels(values: npt.NDArray[Any], highest: int) -> npt.NDArray[Any]:
         highest: the highest label.
 
     Returns:
-        those that are no whole number from 0 to ``highest``, see :func:`is_whole`.
+        those that are no whole number from 0 to ``highest``, but for what the scaling of a file rounds.
     """
     labels = rounded(values)
-    return values[~(is_whole(values) & (labels >= 0) & (labels <= highest))]
+    is_whole = np.abs(values.astype(np.float64) - labels) <= _ROUNDING
+    return values[~(is_whole & (labels >= 0) & (labels <= highest))]
 
 
 def check_geometry(volume: Any, name: str) -> None:

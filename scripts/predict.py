@@ -31,7 +31,7 @@ from .data.splits import is_inside
 from .errors import BundleError, is_out_of_memory, one_line
 from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
-from .files import CONFIGS, ROOT, check_literal_path
+from .files import CONFIGS, ROOT, check_literal_path, check_writable
 from .inference_configuration import checked_configuration, is_onnx
 from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
 
@@ -122,7 +122,7 @@ def predict_volumes(
         names = None
         if dicom_seg:
             names = _class_names(class_names, workflow.parser, model)
-        _run_on_series(workflow, series, folder, output, class_names=names, overwrite=overwrite)
+        _run_on_series(workflow, series, folder, output, class_names=names)
 
 
 def _run_on_series(
@@ -132,7 +132,6 @@ def _run_on_series(
     output: Path,
     *,
     class_names: Sequence[str] | None,
-    overwrite: bool,
 ) -> None:
     """Convert the series into ``folder``, segment them, and write a DICOM SEG of each where there are class names."""
     parser = workflow.parser
@@ -140,14 +139,7 @@ def _run_on_series(
     volumes = [{"image": str(folder / f"{name}.nii")} for name in series]
     maps.check([item["image"] for item in volumes], str(folder))
     segs = {} if class_names is None else {name: output / f"{name}_{postfix}.dcm" for name in series}
-    skips = str2bool(parser.get_parsed_content("skip_existing"))
-    taken = [path.name for path in segs.values() if os.path.lexists(path)]
-    if taken and not overwrite and not skips:
-        raise BundleError(
-            f"output_dir {output} already holds {len(taken)} of the files to write, such as {taken[0]}: "
-            "go on with the others by --skip_existing true, if they are of the same weights and options, replace "
-            "them by --overwrite true, or choose another --output_dir."
-        )
+    maps.refuse_taken([path.name for path in segs.values() if os.path.lexists(path)])
     unfinished = {volume_name(item["image"]) for item in maps.unfinished(volumes)}
     # Their label maps are there, from a run that was stopped before, or that wrote no DICOM SEG.
     without_seg = [name for name, path in segs.items() if name not in unfinished and not path.exists()]
@@ -300,8 +292,7 @@ def _name_series(root: Path, found: Sequence[DicomSeries]) -> dict[str, DicomSer
 
 
 def _check_places(path: Path, output: Path, series: Mapping[str, DicomSeries]) -> None:
-    if output.exists() and not output.is_dir():
-        raise BundleError(f"output_dir must be a folder, got the file {output}.")
+    check_writable("output_dir", output)
     folders = {file.parent for entry in series.values() for file in (*entry.files, *entry.damaged)}
     if series and output.resolve() in {folder.resolve() for folder in (path, *folders)}:
         raise BundleError(

@@ -23,7 +23,7 @@ import torch
 from monai.data import MetaTensor
 
 from ..errors import BundleError
-from ..files import replacing
+from ..files import check_writable, replacing
 from ..weights import DamagedFileError, read_tensors
 
 #: To be raised when a transform of this bundle changes what it makes of a case.
@@ -59,12 +59,8 @@ class DiskCache:
         self.gigabytes = gigabytes
         self._closed = False
         self._allowance = 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BundleError(f"cache_dir must be a folder: {self.folder} cannot be made: {error.strerror}.") from None
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise BundleError(f"cache_dir {self.folder} cannot be written: no permission.")
+        check_writable("cache_dir", self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
 
     def load(self, key: str) -> Any:

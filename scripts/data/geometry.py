@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -22,11 +23,12 @@ _MAX_SPACING_RATIO = 1.25
 _MAX_EXTENT_RATIO = 1.5
 #: How many times larger or smaller than in the labels of the training a class may be without a warning.
 _MAX_CLASS_RATIO = 1.25
-#: About how many headers tell of a training.
+#: How many headers tell of a training at most.
 _NUM_HEADERS = 250
-#: About how many label maps do, which are read to their end.
+#: How many label maps do, which are read to their end.
 _NUM_LABELS = 64
 _logger = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 
 
 def volume_geometry(
@@ -40,7 +42,7 @@ def volume_geometry(
 
     Args:
         data: dictionaries with the path of a volume under "image" or "unlabeled", and of its label map under "label"
-            where it has one; of a longer list the headers of every n-th are read, some 250, and some 64 label maps.
+            where it has one; of a longer list every n-th is read, at most 250 headers and 64 label maps.
             Files that cannot be read are left to the training.
         num_classes: number of classes with the background.
         box_margin: voxels around the box of a case to which the training crops it, see
@@ -54,7 +56,7 @@ def volume_geometry(
         no file tells, and for the first where the files themselves differ by more than inference would warn of.
     """
     sizes = []
-    for item in data[:: len(data) // _NUM_HEADERS + 1]:
+    for item in _some(data, _NUM_HEADERS):
         try:
             volume: Any = nib.load(item.get("image") or item["unlabeled"])
             spacing, extent = _sizes(volume.affine, volume.shape[:3])
@@ -86,10 +88,14 @@ def volume_geometry(
     return measured
 
 
+def _some(items: Sequence[_Item], most: int) -> Sequence[_Item]:
+    return items[:: max(1, math.ceil(len(items) / most))]
+
+
 def _labeled_volumes(paths: Sequence[str], num_classes: int) -> list[list[float]]:
     """Volumes of the foreground classes in ml, of some of the label maps."""
     volumes = []
-    for path in paths[:: len(paths) // _NUM_LABELS + 1]:
+    for path in _some(paths, _NUM_LABELS):
         try:
             label: Any = nib.load(path)
             volumes.append(_class_volumes(rounded(np.asanyarray(label.dataobj)), label.affine, num_classes))

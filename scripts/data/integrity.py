@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import BundleError, one_line
-from ..nifti import check_compression, check_geometry, check_same_grid, is_whole, rounded
+from ..nifti import check_compression, check_geometry, check_same_grid, rounded, unfit_labels
 from .geometry import patient_axes
 from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
 
@@ -197,19 +197,14 @@ def _inspect_label(
             check_same_grid(affine, image_affine, start)
         except BundleError as error:
             findings.problems.append(str(error).rstrip("."))
+    highest = 255 if num_classes is None else num_classes - 1
     values = np.unique(voxels)
-    fractions = values[~is_whole(values)]
-    if fractions.size:
-        findings.problems.append(f"{start} values must be integers, got {_some_numbers(fractions)}")
+    unfit = unfit_labels(values, highest)
+    if unfit.size:
+        findings.problems.append(f"{start} values must be integers from 0 to {highest}, got {_some_numbers(unfit)}")
         return
     voxels = rounded(voxels)
-    values = np.unique(voxels)
-    highest = 255 if num_classes is None else num_classes - 1
-    outside = values[(values < 0) | (values > highest)]
-    if outside.size:
-        findings.problems.append(f"{start} values must be from 0 to {highest}, got {_some_numbers(outside)}")
-        return
-    findings.label_values = tuple(int(value) for value in values)
+    findings.label_values = tuple(int(value) for value in np.unique(rounded(values)))
     findings.foreground_share = float(np.count_nonzero(voxels)) / voxels.size
     if findings.list_name == "labeled" and not findings.foreground_share:
         findings.problems.append(f"{start} has no foreground")

@@ -101,8 +101,6 @@ class InferenceMaps:
         return unfinished
 
     def _check_output_dir(self, volumes: Sequence[Path]) -> None:
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise BundleError(f"output_dir must be a folder, got the file {self.output_dir}.")
         check_writable("output_dir", self.output_dir)
         if self.output_dir.resolve() in {path.parent.resolve() for path in volumes}:
             raise BundleError(
@@ -123,9 +121,20 @@ class InferenceMaps:
         linked = [name for name in taken if (self.output_dir / name).resolve() in originals]
         if linked:
             raise BundleError(f"output_dir {self.output_dir}: {linked[0]} is a link to one of the volumes.")
-        if taken and not str2bool(self.overwrite) and not str2bool(self.skip_existing):
+        self.refuse_taken(taken)
+
+    def refuse_taken(self, names: Sequence[str]) -> None:
+        """Refuse to write over files that are there, unless an option says what becomes of them.
+
+        Args:
+            names: those of them that are there.
+
+        Raises:
+            BundleError: where there is one, and neither overwrite nor skip_existing is set.
+        """
+        if names and not str2bool(self.overwrite) and not str2bool(self.skip_existing):
             raise BundleError(
-                f"output_dir {self.output_dir} already holds {len(taken)} of the files to write, such as {taken[0]}: "
+                f"output_dir {self.output_dir} already holds {len(names)} of the files to write, such as {names[0]}: "
                 "go on with the others by --skip_existing true, if they are of the same weights and options, replace "
                 "them by --overwrite true, or choose another --output_dir."
             )

@@ -16,14 +16,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..configuration import check_overrides, overlay_names, read_configuration
+from ..configuration import check_overrides, overlay_names, read_configuration, require
 from ..console import mistakes_in_one_line
 from ..data.splits import read_split
 from ..errors import BundleError
 from ..files import CONFIGS, file_hash
 from ..settings import check_settings, checkable
 from .grid import Grid
-from .methods import DEFAULT_METHOD, ORIGINAL_RECIPE, check_recipe, named_methods, recipe_of_paper, require
+from .methods import DEFAULT_METHOD, ORIGINAL_RECIPE, check_recipe, named_methods, recipe_of_paper
 
 _logger = logging.getLogger(__name__)
 

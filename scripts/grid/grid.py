@@ -246,8 +246,6 @@ class Grid:
                 raise BundleError(
                     f"{path}: {file} was changed since cells with it were trained: choose another --output_dir."
                 )
-        # Of what an older version trained, nobody knows by which file.
-        hashes = {name: value for name, value in new.file_hashes.items() if name not in trained}
         return dataclasses.replace(
             self,
             overrides={**self.overrides, **new.overrides},
@@ -256,7 +254,7 @@ class Grid:
             splits={**self.splits, **new.splits},
             method_files={**self.method_files, **new.method_files},
             cases={**self.cases, **new.cases},
-            file_hashes={**self.file_hashes, **hashes},
+            file_hashes={**self.file_hashes, **new.file_hashes},
         )
 
     def changed_file(self, cell: Cell) -> str | None:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..configuration import overlay_names, read_configuration, read_configuration_file
-from ..errors import BundleError, did_you_mean
+from ..configuration import overlay_names, read_configuration, read_configuration_file, require
+from ..errors import BundleError
 from ..files import CONFIGS, read_json_object
 
 #: The method that train.json itself holds.
@@ -172,21 +172,3 @@ def _check_overlay(path: Path) -> None:
         raise BundleError(f"methods: {path} not found.") from None
     except (BundleError, OSError) as error:
         raise BundleError(f"methods: {error}") from error
-
-
-def require(argument: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a name of an overlay that there is not.
-
-    Args:
-        argument: what the user gave it as.
-        value: the name.
-        allowed: the names that there are.
-
-    Raises:
-        BundleError: when it is none of these.
-    """
-    if not allowed:
-        raise BundleError(f"{argument} names an overlay configs/{argument}_*.json, and this bundle has none.")
-    if value not in allowed:
-        hint = did_you_mean(value, allowed, at_most=3)
-        raise BundleError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.{hint}")

@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 from monai.engines import Evaluator
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..errors import BundleError
 from ..files import read_json_object, replacing
@@ -27,14 +28,6 @@ from ..weights import DamagedFileError, read_tensors, write_tensors
 from .run_directory import RunDirectory
 
 _FORMAT = 2
-
-
-class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the object needs to go on."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go on from what ``state_dict`` returned."""
 
 
 class Checkpoints:
@@ -72,7 +65,7 @@ class Checkpoints:
         method: nn.Module,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        lr_scheduler: _Stateful,
+        lr_scheduler: LRScheduler,
         *,
         auxiliary_optimizer: torch.optim.Optimizer | None = None,
         evaluator: Evaluator,
@@ -82,7 +75,7 @@ class Checkpoints:
         for name, value in (("interval", interval), ("num_kept", num_kept)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(lr_scheduler, ReduceLROnPlateau):
             raise ValueError("lr_scheduler must step without a metric, got ReduceLROnPlateau.")
         self.run_directory = run_directory
         self.method = method

@@ -64,10 +64,7 @@ def changed_training(folder: Path, configuration: Mapping[str, Any] | None) -> d
     Raises:
         BundleError: when the configuration of the run cannot be read.
     """
-    trained = _trained_configuration(folder)
-    # Without augmentation an older version, which had no region, made the same crops.
-    is_older = trained is not None and "region_size" not in trained and not trained.get("augmentation")
-    return _differences(trained, configuration, (*_TRAINING_KEYS, *(() if is_older else _CROP_KEYS)))
+    return _differences(_trained_configuration(folder), configuration, (*_TRAINING_KEYS, *_CROP_KEYS))
 
 
 def check_preprocessing(
@@ -154,9 +151,7 @@ def _has_shipped_preprocessing(configuration: Mapping[str, Any]) -> bool:
 def _warn_of_other_figures(weights: str, trained: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
     """Warn where an evaluation measures, or an inference does, something else than the run would."""
     if "evaluation_dir" in configuration:
-        # An older version had no views.
-        none: dict[str, Any] = {"test_time_views": []}
-        changed = _differences({**none, **trained}, {**none, **configuration}, _SEGMENTATION_KEYS)
+        changed = _differences(trained, configuration, _SEGMENTATION_KEYS)
         if changed:
             _logger.warning("%s is evaluated with other options than its run has (%s).", weights, listed(changed))
     elif "datalist" in configuration and str2bool(trained.get("uses_boxes", False), raise_exc=False):
@@ -226,15 +221,9 @@ def _differences(
 
 def _value(configuration: ConfigParser, name: str) -> Any:
     value = configuration.get(name)
-    if name == "network_def" and isinstance(value, dict):
-        # A value that was written out may be a reference to the same value in a later version.
-        return {
-            key: configuration.get(part[1:], part) if isinstance(part, str) and part.startswith("@") else part
-            for key, part in value.items()
-        }
     if name != "crop" or not isinstance(value, dict):
         return _plain(value)
-    # What counts is whether volumes are cropped: an older version had a switch beside uses_boxes for it.
+    # What counts is whether volumes are cropped, by uses_boxes or by a switch of its own.
     switch = _plain(value.get("_disabled_", False))
     is_off = (
         not str2bool(configuration.get("uses_boxes", False), raise_exc=False) if isinstance(switch, str) else switch

@@ -141,7 +141,7 @@ class RunDirectory:
         return sorted((self.path / "checkpoints").glob("checkpoint_*.pt"), reverse=True)
 
     def claim(self) -> None:
-        """Make sure that this run may write into the folder, before anything slow happens; changes nothing.
+        """Make sure that this run may write into the folder, before the training; changes nothing.
 
         Raises:
             BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, when there
@@ -150,8 +150,6 @@ class RunDirectory:
         """
         if self.resume and self.overwrite:
             raise BundleError("resume and overwrite exclude each other: give one of them.")
-        if self.path.exists() and not self.path.is_dir():
-            raise BundleError(f"output_dir must be a folder, but {self.path} is a file.")
         check_writable("output_dir", self.path)
         is_run = (self.path / FACTS_FILE).is_file()
         results = self._files(_RESULTS)
@@ -246,9 +244,7 @@ class RunDirectory:
             # Cases of another data set may have the same names.
             begun["volumes"] = facts["volumes"]
         split = self.facts.get("split")
-        # An older version did not measure all of it.
-        measured = {name: value for name, value in self.geometry().items() if name in begun.get("volumes", {})}
-        now = {**self.settings, "split": split() if callable(split) else split, "volumes": measured}
+        now = {**self.settings, "split": split() if callable(split) else split, "volumes": self.geometry()}
         if not self.checkpoints() and _INITIAL_HASH in facts:
             # Without a checkpoint to go on from it begins anew, with the weights that it began with.
             begun[_INITIAL_HASH], now[_INITIAL_HASH] = facts[_INITIAL_HASH], self._initial_hash()

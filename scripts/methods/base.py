@@ -51,9 +51,6 @@ class Method(nn.Module):
 
     #: What a method calls of its network beside the network itself.
     network_members: ClassVar[tuple[str, ...]] = ()
-    #: Options that came later, and what they were before: :meth:`describe` tells them where they are something else, so
-    #: that runs of a version without them go on.
-    added_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -128,8 +125,7 @@ class Method(nn.Module):
         Returns:
             one line without the networks.
         """
-        added = self.added_options.items()
-        parts = [f"{name}={value}" for name, value in _options(self).items() if (name, value) not in added]
+        parts = [f"{name}={value}" for name, value in _options(self).items()]
         parts += [f"{name}={_description(module)}" for name, module in self.named_children() if name != "network"]
         return f"{type(self).__name__}({', '.join(parts)})"
 

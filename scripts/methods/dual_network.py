@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from monai.utils.misc import str2bool
@@ -96,7 +96,6 @@ class DualNetworkMethod(Method):
 
     network: DualNetwork
     network_members = ("vnet", "resnet_vnet")
-    added_options: ClassVar[Mapping[str, Any]] = {"passes": "joint"}
 
     def __init__(
         self,

@@ -196,7 +196,7 @@ def test_a_full_disk_stops_no_run_and_is_said_once(cache, caplog, monkeypatch):
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with assert_refused("cache_dir must be a folder: .*file cannot be made"):
+    with assert_refused("cache_dir .*file cannot be written: .*file is a file"):
         DiskCache(tmp_path / "file", gigabytes=1)
 
 

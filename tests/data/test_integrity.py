@@ -181,7 +181,7 @@ def test_label_of_another_affine(folder):
 def test_label_values_that_are_no_integers(folder):
     change(folder, "labels", LABELED, with_value(0.5, dtype=np.float32))
     change(folder, "labels", TEST, with_value(2.0, dtype=np.float32))  # an integer, whatever its type
-    assert check(folder) == [f"{LABELED}: label values must be integers, got 0.5"]
+    assert check(folder) == [f"{LABELED}: label values must be integers from 0 to 255, got 0.5"]
 
 
 def test_many_wrong_label_values_are_counted(folder):
@@ -195,14 +195,14 @@ def test_label_values_outside_of_the_classes(folder):
     change(folder, "labels", LABELED, with_value(-1, dtype=np.int16))
     change(folder, "labels", TEST, with_value(300, dtype=np.int16))
     assert check(folder, num_classes=3) == [
-        f"{LABELED}: label values must be from 0 to 2, got -1",
-        f"{TEST}: label values must be from 0 to 2, got 300",
+        f"{LABELED}: label values must be integers from 0 to 2, got -1",
+        f"{TEST}: label values must be integers from 0 to 2, got 300",
     ]
     assert check(folder) == [
-        f"{LABELED}: label values must be from 0 to 255, got -1",
-        f"{TEST}: label values must be from 0 to 255, got 300",
+        f"{LABELED}: label values must be integers from 0 to 255, got -1",
+        f"{TEST}: label values must be integers from 0 to 255, got 300",
     ]
-    assert check(folder, num_classes=2)[0] == f"{LABELED}: label values must be from 0 to 1, got -1, 2"
+    assert check(folder, num_classes=2)[0] == f"{LABELED}: label values must be integers from 0 to 1, got -1, 2"
 
 
 def test_gap_in_the_label_values(folder):

@@ -193,7 +193,7 @@ def test_a_link_to_a_volume_is_not_written_through(tmp_path):
 
 def test_a_file_is_no_output_folder(tmp_path):
     folder = make_volumes(tmp_path, "a.nii")
-    with pytest.raises(BundleError, match=r"output_dir must be a folder, got the file .*a\.nii\."):
+    with pytest.raises(BundleError, match=r"output_dir .*a\.nii cannot be written: .*a\.nii is a file\."):
         list_volumes(folder, str(tmp_path / "a.nii"))
 
 

@@ -666,13 +666,6 @@ def test_another_source_of_a_published_data_set_is_told_of(name, tmp_path, prepa
     assert not any("is not what" in line for line in lines)
     file = next(path for path in sorted(folder.rglob("*")) if path.suffix in (".gz", ".nrrd"))
     os.utime(file, (0, 0))
-    record = tmp_path / "prepared/prepared_from.jsonl"
-    written = record.read_text()
-    # An older version knew no files of these data sets.
-    record.write_text("".join(json.dumps({**json.loads(line), "files": []}) + "\n" for line in written.splitlines()))
-    _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
-    assert not any("is not what" in line for line in lines)
-    record.write_text(written)
     _, lines = prepare(name, "--num_folds", 2, "--num_labeled", 1)
     assert any("of 1 case, such as " in line and "is not what they were prepared of" in line for line in lines)
 
@@ -698,13 +691,6 @@ def test_a_label_of_the_same_size_and_an_older_date_is_told_of(tmp_path, prepare
     os.utime(label, (label.stat().st_mtime - 3600,) * 2)
     _, lines = prepare("folder", "--num_folds", 2)
     assert any("of 1 case, such as b, the source is not what they were prepared of" in line for line in lines)
-    # A record of an older version tells of no dates.
-    record = tmp_path / "prepared/prepared_from.jsonl"
-    entries = [json.loads(line) for line in record.read_text().splitlines()]
-    older = [{**entry, "files": [file[:2] for file in entry["files"]]} for entry in entries]
-    record.write_text("".join(f"{json.dumps(entry)}\n" for entry in older))
-    _, lines = prepare("folder", "--num_folds", 2)
-    assert not any("is not what" in line for line in lines)
 
 
 def test_a_killed_run_leaves_no_half_file(tmp_path, prepare, monkeypatch):
@@ -739,9 +725,6 @@ def test_a_table_in_another_place_is_the_same_preparation(tmp_path, prepare):
         (tmp_path / name).write_text("image,label,group\nimages/a.nii.gz,labels/a.nii.gz,\n")
     words = ["--num_folds", 0, "--num_labeled", 1]
     assert prepare("folder", *words, "--table", tmp_path / "cases.csv")[0] == 0
-    # An older version wrote down the path.
-    settings = tmp_path / "prepared/prepared.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "table": "cases.csv"}))
     for _ in range(2):
         assert prepare("folder", *words, "--table", tmp_path / "moved.csv")[0] == 0
     assert "choose another folder" in prepare("folder", *words)[1][-1]

@@ -372,15 +372,6 @@ def test_a_file_that_was_changed_after_its_evaluation_is_refused(file, tmp_path)
     changed.write_text(changed.read_text() + "\n")
     with assert_refused(f"grid.json: {re.escape(str(changed))} was changed since cells with it were trained"):
         call()
-    # A grid of an older version knows no hashes.
-    content = json.loads((tmp_path / "grid/grid.json").read_text())
-    del content["file_hashes"]
-    (tmp_path / "grid/grid.json").write_text(json.dumps(content))
-    call()
-    changed.write_text(changed.read_text() + "\n")
-    call()
-    name = "mine" if file == "method_mine.json" else "fixed"
-    assert name not in Grid.read(tmp_path / "grid").file_hashes
 
 
 def test_a_file_that_is_changed_while_a_grid_runs_is_found(tmp_path):

@@ -193,14 +193,6 @@ def test_a_run_is_not_resumed_on_volumes_of_another_data_set(tmp_path):
         RunDirectory(
             str(tmp_path), geometry=lambda: {**geometry, "trained_extent": [20.0, 30.0, 41.0]}, resume=True
         ).claim()
-    # An older version has not measured what was labeled.
-    newer = {**geometry, "trained_class_volumes": [[20.0, 30.0]]}
-    calls = []
-    directory = RunDirectory(str(tmp_path), geometry=lambda: calls.append(1) or newer, resume=True)
-    directory.claim()
-    directory.enter()
-    # It reads label maps.
-    assert calls == [1]
 
 
 def test_who_goes_on_with_a_run_is_written_down(tmp_path, monkeypatch):
@@ -223,13 +215,6 @@ def begin_with(folder, configuration):
         directory.begin()
     else:
         directory.claim()
-
-
-def test_a_reference_in_the_network_is_the_value_that_an_older_version_wrote_out(tmp_path):
-    begin_with(tmp_path, {"network_def#normalization": "batch"})
-    begin_with(tmp_path, {})
-    with pytest.raises(BundleError, match=r"other settings \(network_def was .*\)"):
-        begin_with(tmp_path, {"normalization": "instance"})
 
 
 @pytest.mark.parametrize(
@@ -287,20 +272,6 @@ def test_steps_of_ones_own_are_needed_by_inference(tmp_path):
         check_preprocessing(weights, dict(inference.get()))
     inference["preprocessing#transforms"] = [*inference["preprocessing#transforms"], step]
     check_preprocessing(weights, dict(inference.get()))
-
-
-def test_a_run_of_an_older_version_goes_on_where_its_crops_are_the_same(tmp_path):
-    begin_with(tmp_path, {})
-    path = tmp_path / "run_config.json"
-    older = json.loads(path.read_text())
-    del older["region_size"], older["train"]["region"], older["train"]["unlabeled_region"]
-    older["train"] |= {"random_transforms": ["RandSpatialCropd"], "unlabeled_preprocessing": "%train#preprocessing"}
-    path.write_text(json.dumps(older))
-    begin_with(tmp_path, {})
-    flip = [{"_target_": "RandFlipd", "prob": 0.2}]
-    path.write_text(json.dumps({**older, "augmentation": flip}))
-    with pytest.raises(BundleError, match="train#random_transforms was "):
-        begin_with(tmp_path, {"augmentation": flip})
 
 
 def test_what_differs_by_its_order_is_told():
@@ -380,14 +351,12 @@ def test_a_file_system_without_locks_is_warned_of(code, tmp_path, monkeypatch, c
 
 def test_figures_of_other_windows_are_warned_of(tmp_path, caplog):
     configuration = {"patch_size": [32, 32, 32], "strides": [8, 8, 8], "precision": "auto", "largest_component": False}
+    configuration["test_time_views"] = []
     (tmp_path / "run_config.json").write_text(json.dumps(configuration))
     weights = str(tmp_path / "model_final.pt")
     check_preprocessing(weights, {**configuration, "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "largest_component": "false", "evaluation_dir": "e"})
     check_preprocessing(weights, {**configuration, "patch_size": [16, 16, 16]})
-    assert caplog.messages == []
-    # An older version did not write down that it had no views.
-    check_preprocessing(weights, {**configuration, "test_time_views": [], "evaluation_dir": "e"})
     assert caplog.messages == []
     other = {"patch_size": [16, 16, 16], "strides": [16, 16, 16], "precision": "float32"}
     other["test_time_views"] = [{"size": 0.9}]
@@ -433,7 +402,7 @@ def test_a_crop_is_compared_by_whether_it_is_on(tmp_path):
     off, on = (
         {"uses_boxes": flag, "crop": {**crop, "_disabled_": "$not str2bool(@uses_boxes)"}} for flag in (False, True)
     )
-    # As runs of an older version were, which had a switch beside uses_boxes.
+    # A switch of its own, beside uses_boxes.
     was_off, was_on = {"uses_boxes": False, "crop": {**crop, "_disabled_": True}}, {"uses_boxes": True, "crop": crop}
     weights = str(tmp_path / "model_final.pt")
     for trained, same, other in ((off, off, on), (on, on, off), (was_off, off, on), (was_on, on, off)):

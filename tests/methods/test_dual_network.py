@@ -556,12 +556,6 @@ def test_separate_passes_normalize_labeled_crops_as_if_they_were_alone(passes):
         assert (together[name].item() == pytest.approx(alone[name].item(), rel=1e-5)) is (passes == "separate")
 
 
-def test_an_option_that_came_later_keeps_no_older_run_from_going_on():
-    # As runs of before it have written it down.
-    assert "passes" not in make_method(TinyPair()).describe()
-    assert "passes=separate" in make_method(TinyPair(), passes="separate").describe()
-
-
 def test_prototypes_are_made_where_the_pseudo_label_of_the_winner_counts():
     network, contrastive = TinyPair(), Recording(make_contrastive())
     reliability = ReliabilityFilter(keep_percent=50.0)

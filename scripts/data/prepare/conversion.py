@@ -115,14 +115,7 @@ def _is_newer(case: SourceCase, output_dir: Path) -> bool:
 
 
 def _differs(case: SourceCase, recorded: list[list[Any]] | None) -> bool:
-    # An older version wrote down no files of published data sets.
-    if not recorded:
-        return False
-    states = _states(case)
-    # An older version wrote down no dates.
-    return len(states) != len(recorded) or any(
-        state[: len(was)] != was for state, was in zip(states, recorded, strict=True)
-    )
+    return recorded is not None and recorded != _states(case)
 
 
 def _states(case: SourceCase) -> list[list[Any]]:

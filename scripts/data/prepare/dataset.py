@@ -234,8 +234,6 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
     path = output_dir / _SETTINGS_FILE
     if path.is_file():
         present = read_json_object(path)
-        # An older version wrote down the path of a table.
-        present |= _table_setting(present)
         # A folder may be moved and its files be read from elsewhere; an archive is the same file wherever it lies.
         if "archive" not in present or "archive" not in settings:
             present, settings = ({**each, "archive": None} for each in (present, settings))
