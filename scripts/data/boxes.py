@@ -30,6 +30,8 @@ _logger = logging.getLogger(__name__)
 BOX_KEY = "box"
 BOXES_FILE_NAME = "boxes.json"
 _NO_LABEL = "without a label file a box must be added by hand, or uses_boxes be set to false"
+_BY_HAND = "mend it by hand, or move it away"
+_FORM = "must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop"
 
 
 class CropToBoxd(Cropd):
@@ -85,7 +87,8 @@ class CropToBoxd(Cropd):
         if any(end > length for end, length in zip(stop, size, strict=False)):
             raise BundleError(
                 f"the box of {data.get('case', 'a case')} ends at voxel {list(stop)}, but its volume has {size}: "
-                "boxes.json is of another version of the data; python -m scripts boxes --overwrite true writes it anew."
+                "boxes.json is of another version of the data; python -m scripts boxes --overwrite true writes it "
+                "anew, but for cases without a label, whose boxes are mended by hand."
             )
 
     def _slices(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> tuple[slice, ...]:
@@ -122,8 +125,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         (before any reorientation), without margin, the stop exclusive.
 
     Raises:
-        BundleError: when the file is already there, or is no JSON, no case has a label, or a label is broken, has no
-            foreground or lies on another grid than its image.
+        BundleError: when the file is already there, or it or a box in it that is kept is broken, no case has a label,
+            or a label is broken, has no foreground or lies on another grid than its image.
     """
     dataset_path = Path(dataset_dir).expanduser()
     require_dataset_dir(dataset_path, Path(split_file).expanduser())
@@ -131,8 +134,7 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     boxes_path = dataset_path / BOXES_FILE_NAME
     if boxes_path.exists() and not overwrite:
         raise BundleError(f"{boxes_path} is already there; --overwrite true replaces the boxes of cases with a label.")
-    present = read_json(boxes_path, "overwrite") if boxes_path.exists() else {}
-    kept = {case: box for case, box in present.items() if _is_box(box)} if isinstance(present, dict) else {}
+    present = _read_boxes(boxes_path, "overwrite") if boxes_path.exists() else {}
     boxes: dict[str, list[list[int]]] = {}
     problems = []
     for case in split.all_cases():
@@ -150,7 +152,10 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {some_of(problems)}.")
     if not boxes:
         raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
-    boxes = kept | boxes
+    boxes = present | boxes
+    broken = [case for case, box in boxes.items() if not _is_box(box)]
+    if broken:
+        raise BundleError(f"overwrite: {boxes_path} {_FORM}, but does not for {some_of(broken)}: {_BY_HAND}.")
     write_json(boxes_path, boxes)
     without = [case for case in split.all_cases() if case not in boxes]
     if without:
@@ -177,21 +182,26 @@ def read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[s
     remedy = f"`{command}{' --overwrite true' * boxes_path.exists()}` writes it"
     if not boxes_path.is_file():
         raise BundleError(f"uses_boxes: {boxes_path} not found; {remedy}.")
-    boxes = read_json(boxes_path, "uses_boxes")
-    if not isinstance(boxes, dict):
-        raise BundleError(f"uses_boxes: {boxes_path} must be a JSON object of boxes, got {kind_of(boxes)}; {remedy}.")
+    boxes = _read_boxes(boxes_path, "uses_boxes")
     without = [case for case in cases if case not in boxes]
-    unlabeled = [case for case in without if not (dataset_path / split.label_path(case)).is_file()]
+    has_label = {case: (dataset_path / split.label_path(case)).is_file() for case in cases}
+    unlabeled = [case for case in without if not has_label[case]]
     if unlabeled:
         raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(unlabeled)}: {_NO_LABEL}.")
     if without:
         raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(without)}; {remedy}.")
     broken = [case for case in cases if not _is_box(boxes[case])]
     if broken:
-        raise BundleError(
-            f"uses_boxes: {boxes_path} must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop, "
-            f"but does not for {some_of(broken)}; {remedy}."
-        )
+        by_hand = [case for case in broken if not has_label[case]]
+        named, remedy = (by_hand, _BY_HAND) if by_hand else (broken, remedy)
+        raise BundleError(f"uses_boxes: {boxes_path} {_FORM}, but does not for {some_of(named)}; {remedy}.")
+    return boxes
+
+
+def _read_boxes(boxes_path: Path, argument: str) -> dict[str, Any]:
+    boxes = read_json(boxes_path, argument)
+    if not isinstance(boxes, dict):
+        raise BundleError(f"{argument}: {boxes_path} must be a JSON object of boxes, got {kind_of(boxes)}: {_BY_HAND}.")
     return boxes
 
 

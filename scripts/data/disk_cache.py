@@ -59,8 +59,12 @@ class DiskCache:
         self.gigabytes = gigabytes
         self._closed = False
         self._allowance = 0
-        check_writable("cache_dir", self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            check_writable("cache_dir", self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        # Of a full disk, a link to nothing, or a folder of somebody else above it.
+        except OSError as error:
+            raise BundleError(f"cache_dir {self.folder} cannot be made: {error.strerror}.") from None
         self._remove_leftovers()
 
     def load(self, key: str) -> Any:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import shlex
 import unicodedata
 from collections import Counter
@@ -199,8 +200,9 @@ def write_split(
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             difference = _difference_of(present, lists)
+            newest = split_versions(path.parent, path)[-1]
             advice = (
-                f"`--continue_split {path}` lets what is new join its lists, in a further file; or move it away for "
+                f"`--continue_split {newest}` lets what is new join its lists, in a further file; or move it away for "
                 "new lists, whose test cases may be such as earlier runs were trained on."
             )
             if difference == _SAME_CASES:
@@ -223,6 +225,22 @@ def write_split(
         raise SplitError(path, problems)
     write_json(path, content)
     return read_split(path)
+
+
+def split_versions(folder: Path, split_file: Path) -> list[Path]:
+    """List a split file and what continues it: ``split.json``, then ``split_v2.json`` and so on of a folder.
+
+    Args:
+        folder: folder of the data set.
+        split_file: the split file, or one that continues it.
+
+    Returns:
+        the paths in the order of their numbers, the first one whether it is there or not.
+    """
+    stem = re.sub(r"_v\d+$", "", split_file.stem)
+    numbers = {path: re.fullmatch(rf"{re.escape(stem)}_v(\d+)", path.stem) for path in folder.glob("*_v*.json")}
+    found = {int(number[1]): path for path, number in numbers.items() if number}
+    return [folder / f"{stem}.json", *(found[number] for number in sorted(found))]
 
 
 def describe_split(split_file: str | Path) -> dict[str, Any]:

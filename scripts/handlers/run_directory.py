@@ -141,7 +141,7 @@ class RunDirectory:
         return sorted((self.path / "checkpoints").glob("checkpoint_*.pt"), reverse=True)
 
     def claim(self) -> None:
-        """Make sure that this run may write into the folder, before the training; changes nothing.
+        """Make sure that this run may write into the folder, before a volume is loaded; changes nothing.
 
         Raises:
             BundleError: when the folder holds a run and neither resume nor overwrite is set, when both are, when there

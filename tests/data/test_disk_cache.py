@@ -198,6 +198,9 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with assert_refused("cache_dir .*file cannot be written: .*file is a file"):
         DiskCache(tmp_path / "file", gigabytes=1)
+    (tmp_path / "link").symlink_to(tmp_path / "purged")
+    with assert_refused("cache_dir .*link cannot be made: File exists"):
+        DiskCache(tmp_path / "link", gigabytes=1)
 
 
 # --- what finds a case again ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from scripts.__main__ import main
-from scripts.data.prepare.continuation import continue_lists
+from scripts.data.prepare.continuation import continue_lists, read_continued_split, write_continued
 from scripts.data.prepare.folds import FoldCase, draw_lists
 from scripts.data.splits import LIST_NAMES, hash_cases, read_split, write_split
 from scripts.errors import BundleError
@@ -87,6 +88,36 @@ def test_a_new_scan_of_a_tested_patient_is_left_out(split):
     assert "l" in continue_lists(cases, split, new_labels="test").lists["unlabeled"]
 
 
+def test_patients_that_become_known_do_not_leak(tmp_path, split):
+    tested, labeled = split.test[0], split.labeled[0]
+    cases = [
+        dataclasses.replace(case, group=tested) if case.name in (tested, "c20", "c21") else case for case in cohort(21)
+    ]
+    drawn = continue_lists(cases, split)
+    assert {"c20", "c21"} <= set(split.unlabeled)
+    assert drawn.left_out == ["c20", "c21"]
+    cases = [dataclasses.replace(case, group=tested) if case.name in (tested, labeled) else case for case in cases]
+    with pytest.raises(BundleError, match=rf"trains on {labeled}, whose patient is in its validation or test list"):
+        continue_lists(cases, split)
+
+
+def test_withdrawn_cases_are_left_out(split):
+    read = read_continued_split(split.path, withdrawn={split.unlabeled[0], split.test[0]})
+    assert (read.unlabeled, read.test) == (split.unlabeled[1:], split.test[1:])
+    cases = [case for case in cohort(10) if case.name in read.all_cases()]
+    assert continue_lists(cases, read).lists["unlabeled"] == list(read.unlabeled)
+
+
+def test_what_stays_unlabeled_is_told(split, tmp_path):
+    trained = next(case for case in cohort(10) if case.name in split.labeled)
+    cases = [*cohort(10), FoldCase("new", trained.group, (1,))]
+    path, notes = write_continued("s", tmp_path, split, continue_lists(cases, split, new_labels="test"), cases)
+    assert path == tmp_path / "split_v2.json"
+    assert notes[0] == "new in the unlabeled list: new."
+    assert notes[1].startswith("unlabeled though they have a label")
+    assert notes[1].endswith(": new.")
+
+
 def test_an_empty_label_is_not_trained_on(split):
     cases = [*cohort(10), FoldCase("e", "p99", ())]
     assert "e" in continue_lists(cases, split).lists["unlabeled"]
@@ -94,7 +125,10 @@ def test_an_empty_label_is_not_trained_on(split):
 
 
 def test_cases_that_are_gone_are_refused(split):
-    with pytest.raises(BundleError, match=r"split\.json has 1 case\(s\) that are not in the source, such as c29\."):
+    with pytest.raises(
+        BundleError,
+        match=r"split\.json has 1 case\(s\) that are not in the source, or could not be prepared, such as c29\.",
+    ):
         continue_lists(cohort(10, num_cases=29), split)
     with pytest.raises(BundleError, match="new_labels must be labeled, validation or test, got 'training'"):
         continue_lists(cohort(10), split, new_labels="training")
@@ -146,7 +180,15 @@ def test_annotation_goes_on(tmp_path, capsys):
     assert third.description == "folder, continued from split_v2.json: 4 labeled, 0 unlabeled, 0 validation, 3 test."
     capsys.readouterr()
     prepare(tmp_path, "--continue_split", third.path)
-    assert f"no case and no label has come since {third.path}, which stays as it is." in capsys.readouterr().out
+    assert f"these are the lists of {third.path}, which stays as it is." in capsys.readouterr().out
+    # The first one again would train on what the third one tests.
+    for words, message in (
+        (["--continue_split", split_file], f"continue_split {split_file} was continued as {third.path} already"),
+        (["--num_folds", 2], f"`--continue_split {third.path}` lets what is new join its lists"),
+    ):
+        with pytest.raises(SystemExit):
+            prepare(tmp_path, *words)
+        assert message in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "data").glob("split*.json")) == [
         "split.json",
         "split_v2.json",
@@ -165,6 +207,10 @@ def test_annotation_goes_on(tmp_path, capsys):
         ),
         (["--continue_split", "{}", "--num_folds", 0], "num_folds must not be given with continue_split, whose cases"),
         (["--continue_split", "{}", "--labeled", "a"], "labeled must not be given with continue_split, whose cases"),
+        (
+            ["--continue_split", "{}", "--new_labels", "test", "--num_labeled", 1],
+            "num_labeled must not be given with new",
+        ),
         (["--continue_split", "{}", "--num_labeled", 9], "num_labeled must be from 1 to 2, the labeled cases of"),
     ],
 )

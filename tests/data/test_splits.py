@@ -468,14 +468,21 @@ def test_boxes_by_hand_are_kept(tmp_path, caplog):
     first, second, *_ = boxes
     (tmp_path / f"labels/{first}.nii.gz").unlink()
     by_hand = {first: [[1, 2, 3], [9, 8, 7]], "of_another_split": [[0, 0, 0], [4, 4, 4]]}
-    boxes_path.write_text(json.dumps(boxes | by_hand | {second: [[0, 0, 0], [1, 1, 1]], "broken": [1]}))
+    boxes_path.write_text(json.dumps(boxes | by_hand | {second: [1]}))
     write_boxes(tmp_path, split_path, overwrite=True)
     assert json.loads(boxes_path.read_text()) == boxes | by_hand
     assert not caplog.messages, "every case has a box"
-    boxes_path.write_text('{"a": ')
-    with pytest.raises(BundleError, match=r"overwrite: .*boxes\.json is not JSON"):
-        write_boxes(tmp_path, split_path, overwrite=True)
-    assert boxes_path.read_text() == '{"a": '
+    for text, message in (
+        ('{"a": ', r"overwrite: .*boxes\.json is not JSON"),
+        ("[]", r"overwrite: .*boxes\.json must be a JSON object of boxes, got a list: mend it by hand"),
+        (json.dumps(boxes | {first: [[1.0, 2, 3], [9, 8, 7]]}), f"but does not for {first}: mend it by hand"),
+    ):
+        boxes_path.write_text(text)
+        with pytest.raises(BundleError, match=message):
+            write_boxes(tmp_path, split_path, overwrite=True)
+        assert boxes_path.read_text() == text
+    with pytest.raises(BundleError, match=f"but does not for {first}; mend it by hand"):
+        load_cases(tmp_path, split_path, uses_boxes=True)
 
 
 def test_no_box_is_taken_from_another_grid_than_that_of_the_image(dataset, tmp_path):
@@ -515,7 +522,7 @@ def test_boxes_need_labels(dataset, tmp_path):
     [
         (None, r"boxes\.json not found; `python -m scripts boxes"),
         ("{", "uses_boxes: .* is not JSON"),
-        ("[]", "must be a JSON object of boxes, got a list; `python -m scripts boxes .* --overwrite true` writes it"),
+        ("[]", "must be a JSON object of boxes, got a list: mend it by hand, or move it away"),
         ("{}", "has no box of a;"),
         ('{"a": [[0, 0, 0], [1, 1]]}', r"must hold \[\[x0, y0, z0\], \[x1, y1, z1\]\] .* not for a;"),
         ('{"a": [[0, 0, 0]]}', "does not for a;"),

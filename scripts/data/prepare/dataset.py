@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,9 @@ import numpy as np
 from ...errors import BundleError, did_you_mean
 from ...files import read_json_object, write_json
 from ...nifti import read_nifti
-from ..splits import (
-    LIST_NAMES,
-    Split,
-    describe_split,
-    hash_cases,
-    is_inside,
-    leads_out,
-    some_of,
-    starts_formula,
-    write_split,
-)
+from ..splits import LIST_NAMES, Split, is_inside, leads_out, starts_formula, write_split
 from .archive import unpack
-from .continuation import continue_lists, read_continued_split
+from .continuation import continue_lists, read_continued_split, write_continued
 from .conversion import convert_cases, is_done, label_path, outdated_cases
 from .decathlon import download, find_decathlon
 from .folder import find_folder
@@ -91,6 +79,8 @@ class SplitSettings:
             raise BundleError("labeled and num_labeled must not both be given.")
         if self.continue_split is None and self.new_labels is not None:
             raise BundleError("new_labels is of --continue_split, which is missing.")
+        if self.num_labeled is not None and self.new_labels not in (None, "labeled"):
+            raise BundleError(f"num_labeled must not be given with new_labels {self.new_labels}.")
         drawn = {key: getattr(self, key) for key in ("fold", "num_folds", "labeled", "num_validation")}
         given = [key for key, value in drawn.items() if value not in (None, (), 0) or (key, value) == ("num_folds", 0)]
         if self.continue_split is not None and given:
@@ -306,16 +296,16 @@ def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Sou
     assumed = [FoldCase(case.name, _group(case), (1,) if case.has_label else None) for case in cases]
     assumed = [case for case in assumed if case.name not in found.withdrawn]
     if splits.continue_split is not None:
-        _continue(assumed, splits)
+        _continue(assumed, found, splits)
     elif cases and not _follows_protocol(found, splits):
         _draw(assumed, found, splits)
 
 
-def _continue(cases: Sequence[FoldCase], splits: SplitSettings) -> tuple[Split, Lists]:
+def _continue(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> tuple[Split, Lists]:
     assert splits.continue_split is not None
-    split = read_continued_split(splits.continue_split)
-    new_labels = splits.new_labels or "labeled"
-    return split, continue_lists(cases, split, new_labels=new_labels, num_labeled=splits.num_labeled, seed=splits.seed)
+    split = read_continued_split(splits.continue_split, withdrawn=found.withdrawn)
+    options = {"new_labels": splits.new_labels or "labeled", "num_labeled": splits.num_labeled, "seed": splits.seed}
+    return split, continue_lists(cases, split, **options)
 
 
 def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> list[Lists]:
@@ -338,7 +328,9 @@ def _write_splits(
 ) -> tuple[list[Path], list[str]]:
     if splits.continue_split is not None:
         cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
-        return _write_continued(name, output_dir, *_continue(cases, splits))
+        split, continued = _continue(cases, found, splits)
+        path, notes = write_continued(name, output_dir, split, continued, cases)
+        return [path], [*_left_out_notes(continued.left_out, _HELD_OUT), *notes]
     num_folds = _num_folds(found, splits)
     folds = _folds(found, splits)
     lists: list[Lists] = []
@@ -368,37 +360,12 @@ def _write_splits(
         split = write_split(
             output_dir / f"{stem}.json",
             name=f"{name}{f'_fold{fold}' if num_folds else ''}_{len(drawn.lists['labeled'])}",
-            description=f"{name}, {source_of_lists.format(fold)}: {_counts(drawn)}.",
+            description=f"{name}, {source_of_lists.format(fold)}: {drawn.counts()}.",
             lists=drawn.lists,
             seed=splits.seed if is_drawn else None,
         )
         paths.append(split.path)
     return paths, notes
-
-
-def _counts(drawn: Lists) -> str:
-    return ", ".join(f"{len(drawn.lists[key])} {key}" for key in LIST_NAMES)
-
-
-def _write_continued(name: str, output_dir: Path, split: Split, drawn: Lists) -> tuple[list[Path], list[str]]:
-    notes = _left_out_notes(drawn.left_out, _HELD_OUT)
-    for list_name in LIST_NAMES:
-        joined = sorted(set(drawn.lists[list_name]) - set(split.cases(list_name)))
-        if joined:
-            notes.append(f"new in the {list_name} list: {some_of(joined)}.")
-    digest = hash_cases(drawn.lists)
-    if describe_split(split.path)["cases_hash"] == digest:
-        return [split.path], [*notes, f"no case and no label has come since {split.path}, which stays as it is."]
-    stem = re.sub(r"_v\d+$", "", split.path.stem)
-    paths = (output_dir / f"{stem}_v{number}.json" for number in count(2))
-    path = next(path for path in paths if not path.exists() or describe_split(path)["cases_hash"] == digest)
-    continued = write_split(
-        path,
-        name=f"{re.sub(r'_v[0-9]+$', '', split.name)}_{path.stem.rpartition('_')[2]}",
-        description=f"{name}, continued from {split.path.name}: {_counts(drawn)}.",
-        lists=drawn.lists,
-    )
-    return [continued.path], notes
 
 
 def _follows_protocol(found: Source, splits: SplitSettings) -> bool:

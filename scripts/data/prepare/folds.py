@@ -49,6 +49,10 @@ class Lists:
     lists: Mapping[str, Sequence[str]]
     left_out: Sequence[str] = ()
 
+    def counts(self) -> str:
+        """Tell how many cases each list has."""
+        return ", ".join(f"{len(self.lists[name])} {name}" for name in LIST_NAMES)
+
 
 def draw_lists(
     cases: Sequence[FoldCase],
