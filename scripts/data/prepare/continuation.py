@@ -97,10 +97,10 @@ def continue_lists(
 
     held_out, trained_with_label = groups_of("validation", "test"), groups_of("labeled")
     if held_out & trained_with_label:
-        case = next(name for name in split.labeled if by_name[name].group in held_out)
+        leaking = next(name for name in split.labeled if by_name[name].group in held_out)
         raise BundleError(
-            f"continue_split {split.path} trains on {case}, whose patient is in its validation or test list: have new "
-            "lists drawn, or correct the groups."
+            f"continue_split {split.path} trains on {leaking}, whose patient is in its validation or test list: have "
+            "new lists drawn, or correct the groups."
         )
     settled = {*split.labeled, *split.validation, *split.test}
     joining: dict[str, list[str]] = {name: [] for name in LIST_NAMES}

@@ -304,8 +304,8 @@ def _check_splits(splits: SplitSettings, cases: Sequence[SourceCase], found: Sou
 def _continue(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> tuple[Split, Lists]:
     assert splits.continue_split is not None
     split = read_continued_split(splits.continue_split, withdrawn=found.withdrawn)
-    options = {"new_labels": splits.new_labels or "labeled", "num_labeled": splits.num_labeled, "seed": splits.seed}
-    return split, continue_lists(cases, split, **options)
+    new_labels = splits.new_labels or "labeled"
+    return split, continue_lists(cases, split, new_labels=new_labels, num_labeled=splits.num_labeled, seed=splits.seed)
 
 
 def _draw(cases: Sequence[FoldCase], found: Source, splits: SplitSettings) -> list[Lists]:
@@ -329,8 +329,8 @@ def _write_splits(
     if splits.continue_split is not None:
         cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
         split, continued = _continue(cases, found, splits)
-        path, notes = write_continued(name, output_dir, split, continued, cases)
-        return [path], [*_left_out_notes(continued.left_out, _HELD_OUT), *notes]
+        path, news = write_continued(name, output_dir, split, continued, cases)
+        return [path], [*_left_out_notes(continued.left_out, _HELD_OUT), *news]
     num_folds = _num_folds(found, splits)
     folds = _folds(found, splits)
     lists: list[Lists] = []
