@@ -45,7 +45,10 @@ def inference_configs(data: str | None = None) -> list[str]:
     """
     files = [CONFIGS / "inference.json"]
     if data is not None:
-        require("data", data, overlay_names("data"))
+        known = overlay_names("data")
+        if not known:
+            raise BundleError("data names an overlay configs/data_<data>.json, and there is none: leave out --data.")
+        require("data", data, known)
         files.append(CONFIGS / f"data_{data}.json")
     return [str(path) for path in files]
 

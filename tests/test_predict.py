@@ -489,7 +489,7 @@ def test_the_command_line(study, weights, tmp_path):
 
 def test_a_bundle_without_overlays_has_no_data_to_name(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.configuration.CONFIGS", tmp_path)
-    with assert_refused("data names an overlay .*, and this bundle has none"):
+    with assert_refused("there is none: leave out --data"):
         inference_configs("kidney")
 
 

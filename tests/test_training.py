@@ -20,6 +20,7 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 
 from scripts.data.boxes import write_boxes
+from scripts.data.cached_dataset import CachedDataset
 from scripts.data.phantom import generate_phantom_dataset
 from scripts.trainer import NonFiniteLossError
 
@@ -99,6 +100,14 @@ def test_folder_with_a_run_is_refused_and_kept(finished, make_workflow, phantom_
     with assert_refused("already holds a run: go on with it by --resume true"):
         run(make_workflow, phantom_dir, finished)
     assert (finished / "history.csv").read_bytes() == before
+
+
+def test_an_occupied_folder_is_refused_before_a_volume_is_loaded(finished, make_workflow, phantom_dir, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(CachedDataset, "__init__", lambda *_, **__: loaded.append(1))
+    with assert_refused("already holds a run"):
+        run(make_workflow, phantom_dir, finished)
+    assert loaded == []
 
 
 def test_resume_without_a_run_is_refused(tmp_path, make_workflow, phantom_dir):

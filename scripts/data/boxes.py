@@ -112,8 +112,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
     how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
     a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
-    only to results with boxes. Cases without a label file keep the box that the
-    file has, such as one that was added by hand, or get none; a warning names them.
+    only to results with boxes. Cases without a label file keep the box that the file has, such as one that was added by
+    hand, or get none; a warning names them.
 
     Args:
         dataset_dir: folder of the data set.

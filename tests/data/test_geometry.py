@@ -56,7 +56,7 @@ def test_of_a_large_pool_some_headers_are_read(number, num_images, num_labels, m
     read = []
     monkeypatch.setattr(nib, "load", lambda path: read.append(path) or nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)))
     data = [{"image": f"image{number}", "label": f"label{number}"} for number in range(number)]
-    volume_geometry(data, num_classes=2)
+    assert volume_geometry(data, num_classes=2)["trained_extent"] == ([2, 2, 2] if number else None)
     images, labels = ([path for path in read if path.startswith(kind)] for kind in ("image", "label"))
     assert (len(images), len(labels)) == (num_images, num_labels)
     if number == 10000:

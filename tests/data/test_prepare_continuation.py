@@ -118,6 +118,16 @@ def test_what_stays_unlabeled_is_told(split, tmp_path):
     assert notes[1].endswith(": new.")
 
 
+def test_only_the_newest_split_is_continued(split, tmp_path):
+    second, _ = write_continued("s", tmp_path, split, continue_lists(cohort(12), split), cohort(12))
+    read = read_continued_split(second)
+    third, _ = write_continued("s", tmp_path, read, continue_lists(cohort(14), read), cohort(14))
+    assert third == tmp_path / "split_v3.json"
+    # The lists of the second one, once more: the third goes on.
+    with pytest.raises(BundleError, match=r"was continued as .*split_v3\.json already"):
+        write_continued("s", tmp_path, split, continue_lists(cohort(12), split), cohort(12))
+
+
 def test_an_empty_label_is_not_trained_on(split):
     cases = [*cohort(10), FoldCase("e", "p99", ())]
     assert "e" in continue_lists(cases, split).lists["unlabeled"]

@@ -193,6 +193,12 @@ def test_a_run_is_not_resumed_on_volumes_of_another_data_set(tmp_path):
         RunDirectory(
             str(tmp_path), geometry=lambda: {**geometry, "trained_extent": [20.0, 30.0, 41.0]}, resume=True
         ).claim()
+    calls = []
+    directory = RunDirectory(str(tmp_path), geometry=lambda: calls.append(1) or geometry, resume=True)
+    directory.claim()
+    directory.enter()
+    # It reads label maps.
+    assert calls == [1]
 
 
 def test_who_goes_on_with_a_run_is_written_down(tmp_path, monkeypatch):

@@ -556,6 +556,11 @@ def test_separate_passes_normalize_labeled_crops_as_if_they_were_alone(passes):
         assert (together[name].item() == pytest.approx(alone[name].item(), rel=1e-5)) is (passes == "separate")
 
 
+def test_how_crops_pass_is_told():
+    assert "passes=joint" in make_method(TinyPair()).describe()
+    assert "passes=separate" in make_method(TinyPair(), passes="separate").describe()
+
+
 def test_prototypes_are_made_where_the_pseudo_label_of_the_winner_counts():
     network, contrastive = TinyPair(), Recording(make_contrastive())
     reliability = ReliabilityFilter(keep_percent=50.0)

@@ -153,7 +153,7 @@ def write_continued(
         cases: all cases that are there.
 
     Returns:
-        path of the file that has these lists, which may be there already; one line for each matter to know.
+        path of the file that has these lists, the newest one if it has them already; one line for each matter to know.
 
     Raises:
         BundleError: when another file continues the split already: what one of them tests the other might train on.
@@ -174,12 +174,12 @@ def write_continued(
     if describe_split(split.path)["cases_hash"] == digest:
         return split.path, [*notes, f"these are the lists of {split.path}, which stays as it is."]
     versions = split_versions(output_dir, split.path)
-    for path in versions[1:]:
-        if describe_split(path)["cases_hash"] == digest:
-            return path, notes
-    if len(versions) > 1 and not versions[-1].samefile(split.path):
+    newest = versions[-1] if len(versions) > 1 else split.path
+    if describe_split(newest)["cases_hash"] == digest:
+        return newest, notes
+    if not newest.samefile(split.path):
         raise BundleError(
-            f"continue_split {split.path} was continued as {versions[-1]} already, which may test what would be "
+            f"continue_split {split.path} was continued as {newest} already, which may test what would be "
             "trained on now: continue that one."
         )
     number = int(versions[-1].stem.rpartition("_v")[2]) + 1 if len(versions) > 1 else 2
