@@ -137,21 +137,23 @@ class Weight:
     Args:
         final: weight at the end of the ramp, at least 0; 0 switches the term off.
         ramp: "constant", "linear", "sigmoid", "stepped_sigmoid" or "paper_literal".
-        length: steps until the end of the ramp.
+        length: steps until the end of the ramp, 0 for none; a ramp must have one.
 
     Raises:
-        ValueError: when an argument is outside its range.
+        ValueError: when an argument is outside its range, or a ramp has no length.
     """
 
-    def __init__(self, final: float, ramp: Ramp = "constant", length: int = 0) -> None:
+    def __init__(self, final: float, ramp: Ramp = "constant", length: int | None = None) -> None:
         _check_weight("final", final)
         if ramp not in _RAMPS:
             raise ValueError(f"ramp must be one of {', '.join(_RAMPS)}, got {ramp!r}.")
-        if length < 0:
+        if length is None and ramp != "constant":
+            raise ValueError(f"length is missing: steps until the end of the {ramp} ramp.")
+        if length is not None and length < 0:
             raise ValueError(f"length must be at least 0, got {length!r}.")
         self.final = float(final)
         self.ramp: Ramp = ramp
-        self.length = length
+        self.length = length or 0
 
     @classmethod
     def of(cls, value: Weight | float, name: str) -> Weight:

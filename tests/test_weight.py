@@ -91,6 +91,7 @@ def test_it_has_no_state():
             "ramp must be one of constant, linear, sigmoid, stepped_sigmoid, paper_literal, got 'cosine'",
         ),
         ((1.0, "linear", -1), "length must be at least 0, got -1"),
+        ((1.0, "sigmoid"), "length is missing: steps until the end of the sigmoid ramp"),
     ],
 )
 def test_arguments_are_refused(arguments, message):
