@@ -137,7 +137,8 @@ class Weight:
     Args:
         final: weight at the end of the ramp, at least 0; 0 switches the term off.
         ramp: "constant", "linear", "sigmoid", "stepped_sigmoid" or "paper_literal".
-        length: steps until the end of the ramp, 0 for none; a ramp must have one.
+        length: steps until the end of the ramp; must be given with a ramp, where 0 is the full weight from the first
+            step on.
 
     Raises:
         ValueError: when an argument is outside its range, or a ramp has no length.
