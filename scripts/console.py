@@ -271,7 +271,8 @@ def describe_mistake(error: BaseException) -> str | None:
                 f"the expression {expression} of the configuration fails: {type(reason).__name__}: {one_line(reason)}"
             )
         if component is not None and isinstance(cause, (TypeError, ValueError)):
-            return f"{component} cannot be made from its configuration: {cause}"
+            hint = "; a number takes a decimal point, as in 0.5" if _is_comparison_with_tuple(cause) else ""
+            return f"{component} cannot be made from its configuration: {cause}{hint}"
         found = re.match(r"Failed to instantiate component '([^']+)'", str(cause))
         component = found.group(1) if found else component
         cause = cause.__cause__ or cause.__context__
@@ -299,6 +300,11 @@ def _let_threads_end() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, DummyProcess):
             thread.join(timeout=10)
+
+
+def _is_comparison_with_tuple(error: BaseException) -> bool:
+    """Return whether a check of a range met what a decimal comma becomes at the command line."""
+    return re.search(r"not supported between instances of .*'(tuple|list)'", str(error)) is not None
 
 
 def _raised_in_text(error: BaseException) -> bool:

@@ -113,6 +113,8 @@ class AugmentedInferer(Inferer):
             matrix = _view_matrix(size, view_size, view.get("turn", (0, 0, 0)))
             seen = _resample(volume, matrix, view_size, padding_mode="border").to(inputs.device)
             predicted = self.inferer(seen, network, *args, **kwargs)
+            # As large as a volume each: whatever is held while a view is brought back adds to the peak.
+            del seen
             total += _resample(_with_ones(predicted), np.linalg.inv(matrix), size, padding_mode="zeros")
         # How often each voxel was seen is the last channel.
         return total[:, :-1] / total[:, -1:]

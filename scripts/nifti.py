@@ -426,6 +426,7 @@ class _WholeFileWriter(NibabelWriter):
         volume = self.create_backend_obj(voxels, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
         volume.set_qform(volume.affine, code=1)
         volume.set_sform(volume.affine, code=1)
+        volume.header.set_xyzt_units(_MILLIMETER)
         write_nifti(volume, filename)
 
 

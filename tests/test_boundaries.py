@@ -37,7 +37,7 @@ ALLOWED = {
     "trainer": {"errors", "parallel", "precision"},
     "handlers": {"errors", "configuration", "files", "evaluation", "locks", "parallel", "weights"},
     "settings": {"errors", "precision"},
-    "grid": {"errors", "configuration", "console", "files", "locks", "data.splits", "settings"},
+    "grid": {"errors", "configuration", "console", "files", "locks", "data.loading", "data.splits", "settings"},
     "inference_configuration": {"errors", "configuration", "console", "files", "handlers.run_comparison", "settings"},
     "predict": {
         "errors",

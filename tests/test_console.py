@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from monai.transforms import Compose
 
@@ -581,6 +582,13 @@ def test_an_argument_that_an_object_does_not_take_is_one_line(capsys):
     assert text.startswith("error: scripts.schedules.Weight cannot be made from its configuration: ")
     assert text.count("\n") == 1
     assert "rmap" in text
+
+
+def test_a_decimal_comma_is_told(capsys):
+    component = {"_target_": "scripts.losses.uncertainty.UncertaintyLoss", "temperature": DefaultParseValue("0,5")}
+    parser = ConfigParser({"uncertainty": component})
+    text = report(caught(lambda: parser.get_parsed_content("uncertainty")), capsys)
+    assert text.endswith("'tuple' and 'int'; a number takes a decimal point, as in 0.5\n")
 
 
 @pytest.mark.parametrize(

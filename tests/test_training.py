@@ -413,6 +413,7 @@ def test_a_mistake_beside_overwrite_keeps_the_old_run(finished, tmp_path, make_w
         ("bcp", {"labeled_batch_size": 3}, "labeled_batch_size must be even, .* got 3"),
         ("sdcl", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be that of the labeled crops, .* got 1"),
         ("dual_mean_teacher", {"unlabeled_batch_size": 1}, "unlabeled_batch_size must be at least 2"),
+        ("bcp", {"method_def#pretrain_iterations": 2000}, "pretrain_iterations must be below the .* got 2000"),
         ("supervised_vnet", {"labeled_batch_size": 0, "unlabeled_batch_size": 2}, "must be at least 1 for Supervised"),
         ("luseg", {"labeled_batch_size": 0}, "the network with the lower supervised loss leads"),
     ):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,24 @@ def check_grids(cases: Sequence[Mapping[str, Any]]) -> None:
             continue
         label, image = files
         _check_grid(label.shape[:3], image.shape[:3], label.affine, image.affine, case[CommonKeys.LABEL])
+
+
+def check_cases(cases: Collection[Mapping[str, Any]], *, num_classes: int, in_channels: int = 1) -> None:
+    """Read every image and label once, so that a damaged one is refused before the hours that the others take.
+
+    Args:
+        cases: dictionaries with the paths of a NIfTI image and its label.
+        num_classes: see :class:`LoadCased`.
+        in_channels: see :class:`LoadCased`.
+
+    Raises:
+        BundleError: for the first case that cannot be evaluated, see :class:`LoadCased`; names the file.
+    """
+    _logger.info("reading all %d test cases first, as a damaged one would end what comes after", len(cases))
+    keys = [CommonKeys.IMAGE, CommonKeys.LABEL]
+    load = LoadCased(keys, num_classes=num_classes, in_channels=in_channels)
+    for case in cases:
+        load({key: str(case[key]) for key in keys})
 
 
 def _check_grid(shape: Sequence[int], image_shape: Sequence[int], affine: Any, image_affine: Any, path: str) -> None:

@@ -23,6 +23,9 @@ from typing import IO, Any
 import torch
 from rich.console import Console
 
+from ..configuration import read_configuration
+from ..console import mistakes_in_one_line
+from ..data.loading import check_cases
 from ..errors import BundleError
 from ..files import FACTS_FILE, ROOT, check_literal_path
 from ..locks import FolderInUseError, locked_folder
@@ -188,7 +191,7 @@ def run_grid(
 
     Raises:
         BundleError: when the launcher is not usable or refuses a cell, or an option is for the other way to run cells,
-            a file of a test case is not there, or the folder holds another grid, see :meth:`Grid.joined`.
+            a test case cannot be evaluated, or the folder holds another grid, see :meth:`Grid.joined`.
     """
     if launcher is not None and jobs is not None:
         raise BundleError(f"jobs is for runs on this machine, got {jobs} with a launcher: leave out one of the two.")
@@ -222,6 +225,12 @@ def _require_test_files(grid: Grid) -> None:
             f"dataset_dir {grid.dataset_dir}: {len(missing)} of the {len(files)} files of the test cases are not "
             f"there, such as {missing[0]}."
         )
+    config = read_configuration(grid.config_files(grid.methods[0]))
+    with mistakes_in_one_line():
+        options = {
+            name: grid.overrides.get(name, config.get_parsed_content(name)) for name in ("num_classes", "in_channels")
+        }
+    check_cases(grid.cases.values(), **options)
 
 
 def _graphics_cards() -> list[str]:

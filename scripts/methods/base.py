@@ -98,6 +98,18 @@ class Method(nn.Module):
         if num_labeled == 0:
             raise ValueError(f"labeled_batch_size must be at least 1 for {type(self).__name__}, got 0.")
 
+    def check_iterations(self, iterations: int) -> None:
+        """Refuse a training too short for this method to do what its name says; by default none.
+
+        Asked before a training replaces anything.
+
+        Args:
+            iterations: length of the whole training.
+
+        Raises:
+            ValueError: when a stage of the method would never begin.
+        """
+
     @staticmethod
     def all_crops(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Join the labeled and the unlabeled crops of a batch, labeled ones first.

@@ -115,6 +115,14 @@ class CopyPasteMethod(Method):
                 f"got {num_unlabeled} beside labeled_batch_size {num_labeled}."
             )
 
+    def check_iterations(self, iterations: int) -> None:
+        """Refuse a training without a second stage, see :meth:`scripts.methods.base.Method.check_iterations`."""
+        if self.pretrain_iterations >= iterations:
+            raise ValueError(
+                f"pretrain_iterations must be below the {iterations} iterations of the training, as unlabeled crops "
+                f"are trained on behind them alone, got {self.pretrain_iterations}."
+            )
+
     def after_step(self, step: int) -> None:
         """Start the teacher at the end of the first stage and move it in the second.
 

@@ -136,6 +136,8 @@ class DualNetworkMethod(Method):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}.")
         if pseudo_label_source == "union" and reliability_combination == "own":
             raise ValueError("pseudo_label_source 'union' needs reliability_combination 'and' or 'or', got 'own'.")
+        if pseudo_label_source == "union" and contrastive is not None and contrastive.num_classes != 2:
+            raise ValueError(f"pseudo_label_source 'union' needs two classes, got {contrastive.num_classes}.")
         self.supervised = supervised
         self.rectification = rectification or RectificationLoss()
         self.rectification_weight = Weight.of(rectification_weight, "rectification_weight")
@@ -209,8 +211,10 @@ class DualNetworkMethod(Method):
             return
         if self._knows_winner:
             raise ValueError("the network with the lower supervised loss leads, but labeled_batch_size is 0.")
+        if not num_unlabeled:
+            raise ValueError("unlabeled_batch_size must be at least 1 where labeled_batch_size is 0, got 0.")
         weights = (self.consistency_weight, self.uncertainty_weight, self.pseudo_label_weight, self.contrastive_weight)
-        if not num_unlabeled or not any(weights):
+        if not any(weights):
             raise ValueError("labeled_batch_size 0 needs a term that trains without labels, but all have weight 0.")
 
     @property

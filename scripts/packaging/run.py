@@ -49,6 +49,8 @@ _TRAINING_VALUES = (
     "foreground_share",
     "evaluated_checkpoint",
 )
+#: The same for inference alone.
+_INFERENCE_VALUES = ("overlap", "blending", "whole_volume", "skip_empty_windows")
 #: Objects that a bundle takes from a run. Everything else, above all data and folders, is that of train.json.
 _OBJECTS = (
     "orient",
@@ -119,13 +121,14 @@ def run_package(
         raise BundleError(f"{folder / FACTS_FILE} is damaged: it does not tell the settings of the run.")
     train = _train_config(folder, trained, settings)
     # They may have been chosen after the training.
-    train["test_time_views"] = overlay.get("test_time_views", train["test_time_views"])
+    train |= {key: overlay[key] for key in ("test_time_views", "largest_component") if key in overlay}
     inference = _inference_config(overlay, train)
     source = folder / train["evaluated_checkpoint"] if weights is None else Path(weights)
     if not source.is_file():
         hint = "go on with the run until its end, or name a file by --weights" if weights is None else "name a file"
         raise BundleError(f"weights {source} do not exist: {hint}.")
-    check_preprocessing(str(source), trained)
+    for configuration in (trained, inference):
+        check_preprocessing(str(source), configuration, remedy=f"an {INFERENCE_FILE} as the run left it")
     _check_parts(folder, train, inference)
     network = load_network(inference, source)
 
@@ -229,6 +232,7 @@ def _inference_config(overlay: Mapping[str, Any], train: Mapping[str, Any]) -> d
             parser[key] = value
     inference = {key: value for key, value in dict(parser.get()).items() if key != "_meta_"}
     inference |= {key: train[key] for key in _VALUES if key in inference}
+    inference |= {key: overlay[key] for key in _INFERENCE_VALUES if key in overlay}
     inference |= own_keys(inference, overlay, ())
     # Those of inference.json belong to the weights of this repository.
     inference |= {name: overlay.get(name) for name in TRAINED_KEYS}

@@ -23,7 +23,7 @@ from nibabel.processing import resample_from_to
 
 from ..console import mistakes_in_one_line
 from ..data.cases import load_cases
-from ..data.loading import LoadCased
+from ..data.loading import check_cases
 from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
@@ -210,7 +210,7 @@ def segmented_volume(folder: Path, case: Case) -> nib.Nifti1Image:
 
 
 def check_references(study: Study) -> None:
-    """Make sure that each reference lies on the grid of its image, and holds classes, as a training does.
+    """Make sure that each reference lies on the grid of its image, and holds classes, as an evaluation does.
 
     Args:
         study: the study.
@@ -219,9 +219,7 @@ def check_references(study: Study) -> None:
         BundleError: for the first that does not; names the file.
     """
     options = {name: study.parser.get_parsed_content(name) for name in ("num_classes", "in_channels")}
-    load = LoadCased([CommonKeys.IMAGE, CommonKeys.LABEL], **options)
-    for case in study.cases:
-        load({CommonKeys.IMAGE: str(case.image), CommonKeys.LABEL: str(case.label)})
+    check_cases([{CommonKeys.IMAGE: case.image, CommonKeys.LABEL: case.label} for case in study.cases], **options)
 
 
 def measure_on_reference(

@@ -179,9 +179,10 @@ def study_robustness(
         check_references(study)
         output, tables = study.folder, []
         for name in CHANGES:
-            if name != "none" and changes is not None and name not in changes:
-                continue
             path = output / f"{name}.csv"
+            # What an earlier call has measured stays in the table.
+            if not (changes is None or name in ("none", *changes) or path.is_file()):
+                continue
             if not path.is_file():
                 _logger.info("%s: %s", name, CHANGES[name][0])
                 _segment_changed(study, name, seed)

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.data import NibabelReader
 from monai.transforms import Orientationd
 
-from scripts.data.loading import LoadCased, check_grids
+from scripts.data.loading import LoadCased, check_cases, check_grids
 from scripts.errors import BundleError, innermost, is_out_of_memory
 
 
@@ -62,6 +64,16 @@ def test_grids_are_compared_by_headers_before_any_volume_is_read(case, tmp_path)
     replace(tmp_path / "cut.nii.gz", np.zeros((6, 7, 9), np.uint8))
     with pytest.raises(BundleError, match=r"cut\.nii\.gz has shape \[6, 7, 9\], but its image has \[6, 7, 8\]"):
         check_grids([{**case, "label": str(tmp_path / "cut.nii.gz")}])
+
+
+def test_a_damaged_case_is_refused_before_the_others_take_hours(case, tmp_path):
+    check_cases([case], num_classes=2)
+    content = Path(case["image"]).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(content[:-40])
+    with pytest.raises(BundleError, match=r"cut\.nii\.gz cannot be read"):
+        check_cases([case, {**case, "image": str(tmp_path / "cut.nii.gz")}], num_classes=2)
+    with pytest.raises(BundleError, match=r"must hold whole numbers from 0 to 0 \(num_classes 1\), got 1"):
+        check_cases([case], num_classes=1)
 
 
 def test_unlabeled_case(case):

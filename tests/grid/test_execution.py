@@ -487,7 +487,7 @@ def test_grid_is_read_where_it_was_written(phantom_dir, tmp_path):
     assert os.path.isabs(grid.splits["fixed"])
 
 
-def test_test_files_that_are_not_there_are_found_before_a_cell_begins(phantom_dir, tmp_path):
+def test_test_files_that_are_missing_or_damaged_are_found_before_a_cell_begins(phantom_dir, tmp_path):
     data = shutil.copytree(phantom_dir, tmp_path / "data")
     grid = define_grid(
         "hippocampus",
@@ -497,7 +497,11 @@ def test_test_files_that_are_not_there_are_found_before_a_cell_begins(phantom_di
         overrides={**TINY, "class_names": ["organ"]},
     )
     missing = Path(next(iter(grid.cases.values()))["label"])
+    content = missing.read_bytes()
     missing.unlink()
     with pytest.raises(BundleError, match=rf"1 of the \d+ files of the test cases are not there, such as {missing}"):
+        run_grid(grid, tmp_path / "grid")
+    missing.write_bytes(content[:-40])
+    with pytest.raises(BundleError, match=rf"{missing} cannot be read"):
         run_grid(grid, tmp_path / "grid")
     assert not (tmp_path / "grid").exists()

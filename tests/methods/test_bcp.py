@@ -299,6 +299,12 @@ def test_crops_that_cannot_be_paired_are_refused():
         method.check_batch_sizes(2, 4)
 
 
+def test_a_first_stage_as_long_as_the_training_is_refused():
+    make_method(pretrain_iterations=7).check_iterations(8)
+    with pytest.raises(ValueError, match=r"pretrain_iterations must be below the 7 iterations of the training.* got 7"):
+        make_method(pretrain_iterations=7).check_iterations(7)
+
+
 def test_options_are_refused():
     with pytest.raises(ValueError, match="pretrain_iterations must be a whole number of at least 0, got -1"):
         make_method(pretrain_iterations=-1)

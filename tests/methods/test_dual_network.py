@@ -74,6 +74,9 @@ class TinyPair(nn.Module):
 class Recording(nn.Module):
     """A loss that remembers what it was asked and what it said."""
 
+    #: What a method reads of a contrastive loss.
+    num_classes = 2
+
     def __init__(self, loss):
         super().__init__()
         self.loss = loss
@@ -750,6 +753,8 @@ def test_no_labeled_crops(variant, size):
 def test_nothing_to_train_on_is_refused(term):
     with pytest.raises(ValueError, match="labeled_batch_size 0 needs a term that trains without labels"):
         only(term, TinyPair()).check_batch_sizes(0, 2)
+    with pytest.raises(ValueError, match="unlabeled_batch_size must be at least 1 where labeled_batch_size is 0"):
+        make_variant("paper", TinyPair()).check_batch_sizes(0, 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -795,7 +800,10 @@ def test_options_are_refused(options, message):
 
 
 def test_union_of_three_classes_is_refused():
-    method = make_variant("union", TinyPair(num_classes=3), num_classes=3)
+    with pytest.raises(ValueError, match="pseudo_label_source 'union' needs two classes, got 3"):
+        make_variant("union", TinyPair(num_classes=3), num_classes=3)
+    options = {**VARIANTS["union"], "contrastive": None, "contrastive_weight": 0.0}
+    method = make_method(TinyPair(num_classes=3), **options)
     with pytest.raises(ValueError, match="pseudo_label_source 'union' needs two classes, got logits of 3"):
         method(make_batch(num_classes=3), 0)
 

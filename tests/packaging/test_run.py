@@ -74,6 +74,11 @@ def run_dir(data_dir, tmp_path_factory):
     return folder
 
 
+def change_inference(run_dir, **values):
+    path = run_dir / "inference.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 def make_package(run_dir, **options):
     given = {"modality": "CT", "data_source": "St. Elsewhere", "authors": "The lab", **options}
     return run_package(run_dir, given.pop("name", NAME), **given)
@@ -246,7 +251,9 @@ def test_the_values_of_a_run_go_along(run_dir, tmp_path):
         "val_overlap": 0.25,
         "deterministic": False,
     }
-    package = make_package(changed(run_dir, tmp_path, lambda config: config.update(values)))
+    run = changed(run_dir, tmp_path, lambda config: config.update(values))
+    change_inference(run, largest_component=True)
+    package = make_package(run)
     assert {name: package.configs["train"][name] for name in values} == values
 
 
@@ -338,8 +345,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     )
     views = [{"turn": [0, 0, 0.25]}]
     with_views = shutil.copytree(run_dir, tmp_path / "with_views")
-    inference = json.loads((with_views / "inference.json").read_text())
-    (with_views / "inference.json").write_text(json.dumps({**inference, "test_time_views": views}))
+    change_inference(with_views, test_time_views=views)
     package = make_package(with_views)
     assert package.configs["metadata"]["eval_metrics"] == {}
     assert package.configs["inference"]["test_time_views"] == package.configs["train"]["test_time_views"] == views
@@ -361,6 +367,24 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     package = make_package(not_evaluated)
     assert package.configs["metadata"]["eval_metrics"] == {}
     assert "No figure has been measured" in package.readme
+
+
+def test_what_was_chosen_for_the_inference_of_a_run_goes_along(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    chosen = {"largest_component": True, "overlap": 0.75, "blending": "constant", "skip_empty_windows": True}
+    change_inference(run, **chosen)
+    package = make_package(run)
+    assert {name: package.configs["inference"][name] for name in chosen} == chosen
+    # The figures of the run are of another component filter.
+    assert package.configs["train"]["largest_component"] is True
+    assert package.configs["metadata"]["eval_metrics"] == {}
+
+
+def test_another_preprocessing_of_the_inference_is_refused(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    change_inference(run, **{"normalize#nonzero": True})
+    with assert_refused("was trained with another preprocessing .*nonzero.*: give an inference.json as the run left"):
+        make_package(run)
 
 
 def test_the_weights_are_those_that_the_evaluation_takes(run_dir, tmp_path):

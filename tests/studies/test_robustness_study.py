@@ -158,8 +158,10 @@ def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     assert summary.read_text().splitlines()[-1].endswith(" | 1 of 1 |")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")}
-    study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
+    summary = study_robustness(*arguments, overrides=overrides, changes=["axes_sar"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("*.csv")} == before
+    # What an earlier call has measured stays in the table.
+    assert summary.read_text() == text
     # What a device with less memory needs.
     less_memory = {**overrides, "sw_batch_size": 1, "stitching_device": "cpu"}
     study_robustness(*arguments, overrides=less_memory, changes=["none"])
