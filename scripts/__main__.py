@@ -21,6 +21,7 @@ from . import arguments
 from .benchmark.benchmark import run_benchmark
 from .console import check_arguments, silence_libraries
 from .data.boxes import write_boxes
+from .data.dicom import read_series
 from .data.integrity import check_dataset
 from .data.phantom import generate_phantom_dataset
 from .data.prepare.conversion import image_path, label_path
@@ -244,7 +245,7 @@ def picture(
     """Draw a case: image, reference, prediction, and where the two differ.
 
     Args:
-        image: NIfTI file of the volume.
+        image: NIfTI file of the volume, or folder of its DICOM series.
         prediction: NIfTI file of its predicted label map.
         output: PNG file to write, its name ends in .png.
         reference: NIfTI file of its reference label map, if there is one.
@@ -263,7 +264,10 @@ def picture(
     if target.exists() and not true_or_false("overwrite", overwrite):
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = arguments.whole_number("num_slices", num_slices, at_least=1)
-    loaded = {name: read_nifti(path, name) for name, path in volumes.items()}
+    loaded = {
+        name: read_series(path).to_nifti() if name == "image" and Path(path).is_dir() else read_nifti(path, name)
+        for name, path in volumes.items()
+    }
     for name in list(volumes)[1:]:
         check_geometry(loaded[name], f"{name} {volumes[name]}")
         try:

@@ -16,8 +16,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT
+from dicom_series import write_series
+from matplotlib.image import imread
 
 from scripts.__main__ import main
+from scripts.data.dicom import read_series
 
 
 @pytest.fixture
@@ -168,6 +171,20 @@ def test_picture(name, volumes, tmp_path, capsys):
     main(["picture", *volumes, "--reference", volumes[-1], "--output", str(tmp_path / name), "--num_slices", "2"])
     assert capsys.readouterr().out.strip() == str(tmp_path / name)
     assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_picture_of_a_series_is_that_of_its_volume(volumes, tmp_path):
+    stored = np.random.default_rng(0).integers(0, 2000, (12, 10, 6)).astype(np.uint16)
+    write_series(tmp_path / "series", stored)
+    volume = read_series(tmp_path / "series").to_nifti()
+    nib.save(volume, tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image((volume.get_fdata() > 0).astype(np.uint8), volume.affine), tmp_path / "label.nii.gz")
+    for image in ("series", "image.nii.gz"):
+        words = ["--image", str(tmp_path / image), "--prediction", str(tmp_path / "label.nii.gz")]
+        main(["picture", *words, "--output", str(tmp_path / f"{image}.png")])
+    drawn = [imread(tmp_path / f"{image}.png") for image in ("series", "image.nii.gz")]
+    # The titles are the names.
+    assert np.array_equal(drawn[0][80:], drawn[1][80:])
 
 
 def test_a_picture_is_replaced_on_demand_only(volumes, tmp_path, fails):

@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 #: Where a case has its box, ``[[x0, y0, z0], [x1, y1, z1]]`` in voxels of the file with exclusive ends.
 BOX_KEY = "box"
 BOXES_FILE_NAME = "boxes.json"
-_NO_LABEL = "without a label file a box must be added by hand, or uses_boxes be set to false"
+_NO_LABEL = "without a label file, or with an empty one, a box must be added by hand, or uses_boxes be set to false"
 _BY_HAND = "mend it by hand, or move it away"
 _FORM = "must hold [[x0, y0, z0], [x1, y1, z1]] with 0 <= start < stop"
 
@@ -88,7 +88,7 @@ class CropToBoxd(Cropd):
             raise BundleError(
                 f"the box of {data.get('case', 'a case')} ends at voxel {list(stop)}, but its volume has {size}: "
                 "boxes.json is of another version of the data; python -m scripts boxes --overwrite true writes it "
-                "anew, but for cases without a label, whose boxes are mended by hand."
+                "anew, but for cases without a label or with an empty one, whose boxes are mended by hand."
             )
 
     def _slices(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> tuple[slice, ...]:
@@ -112,8 +112,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
     This reads the **reference labels, those of unlabeled and of test cases too**, wherever a label file is there. It is
     how the pancreas protocol of the literature crops: every CT around its own reference label. Only the six numbers of
     a box reach the training, never a label; all the same they tell where the organ is, so results with boxes compare
-    only to results with boxes. Cases without a label file keep the box that the file has, such as one that was added by
-    hand, or get none; a warning names them.
+    only to results with boxes. Cases without a label file, or with an empty one, keep the box that the file has, such
+    as one that was added by hand, or get none; a warning names them.
 
     Args:
         dataset_dir: folder of the data set.
@@ -125,8 +125,8 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         (before any reorientation), without margin, the stop exclusive.
 
     Raises:
-        BundleError: when the file is already there, or it or a box in it that is kept is broken, no case has a label,
-            or a label is broken, has no foreground or lies on another grid than its image.
+        BundleError: when the file is already there, or it or a box in it that is kept is broken, no case has a label
+            with foreground, or a label is broken or lies on another grid than its image.
     """
     dataset_path = Path(dataset_dir).expanduser()
     require_dataset_dir(dataset_path, Path(split_file).expanduser())
@@ -145,13 +145,16 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
             try:
                 image_path = dataset_path / split.image_path(case)
                 check_grids([{CommonKeys.IMAGE: image_path, CommonKeys.LABEL: label_path}])
-                boxes[case] = _foreground_box(label_path)
+                box = _foreground_box(label_path)
+                boxes |= {case: box} if box else {}
             except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
                 problems.append(f"{case} ({one_line(error)})")
     if problems:
         raise BundleError(f"dataset_dir: no box can be made in {dataset_path} of {some_of(problems)}.")
     if not boxes:
-        raise BundleError(f"dataset_dir: no case of {split_file} has a label {split.label} in {dataset_path}.")
+        raise BundleError(
+            f"dataset_dir: no case of {split_file} has a label {split.label} with foreground in {dataset_path}."
+        )
     boxes = present | boxes
     broken = [case for case, box in boxes.items() if not _is_box(box)]
     if broken:
@@ -189,7 +192,7 @@ def read_boxes(dataset_path: Path, split: Split, cases: Sequence[str]) -> dict[s
     if unlabeled:
         raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(unlabeled)}: {_NO_LABEL}.")
     if without:
-        raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(without)}; {remedy}.")
+        raise BundleError(f"uses_boxes: {boxes_path} has no box of {some_of(without)}; {remedy}; {_NO_LABEL}.")
     broken = [case for case in cases if not _is_box(boxes[case])]
     if broken:
         by_hand = [case for case in broken if not has_label[case]]
@@ -215,11 +218,11 @@ def _is_box(value: Any) -> bool:
     return all(0 <= start < stop for start, stop in zip(*value, strict=True))
 
 
-def _foreground_box(label_path: Path) -> list[list[int]]:
+def _foreground_box(label_path: Path) -> list[list[int]] | None:
     label = np.asanyarray(read_nifti(label_path).dataobj)
     if label.ndim != 3:
         raise ValueError(f"its label must be 3D, got shape {label.shape}")
     start, stop = generate_spatial_bounding_box(rounded(label)[None])
     if not any(stop):
-        raise ValueError("its label has no foreground")
+        return None
     return [[int(number) for number in start], [int(number) for number in stop]]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import BundleError, one_line
 from ..nifti import check_compression, check_geometry, check_same_grid, rounded, unfit_labels
 from .geometry import patient_axes
-from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split
+from .splits import LIST_NAMES, Split, SplitError, is_inside, read_split, some_of
 
 
 @dataclass
@@ -46,7 +46,8 @@ class Report:
         summary: lines of a table with one line a list, for people to compare with what they expect: cases, how many
             of them could be read, range of the shapes in voxels and of the spacing in mm, both along x, y and z of the
             patient, range of the intensities, and the mean share of foreground voxels (the unlabeled cases have none to
-            show). Empty when no file was read.
+            show); below them a line for each class that some of the labeled cases have and others have not. Empty when
+            no file was read.
     """
 
     problems: list[str]
@@ -64,8 +65,8 @@ def check_dataset(
 
     Checked are: the schema of the split; that each file exists, stays in the folder and can be read to its end; that
     images are 3D (a fourth dimension of one is tolerated), finite and not constant; that a label has its image's shape
-    and affine (to 1e-3) and holds class indices; that a labeled case has foreground; and that no two cases have the
-    same image, which between two lists is a leak. The label of an unlabeled case is not looked at.
+    and affine (to 1e-3) and holds class indices; that a labeled and a validation case has foreground; and that no two
+    cases have the same image, which between two lists is a leak. The label of an unlabeled case is not looked at.
 
     Args:
         dataset_dir: folder of the data set.
@@ -98,7 +99,7 @@ def check_dataset(
         problems += _gap_problems(all_findings, split_file)
     problems += _class_problems(all_findings, split_file)
     problems += _duplicate_problems(all_findings)
-    return Report(problems, _summary_lines(all_findings, lists=names))
+    return Report(problems, [*_summary_lines(all_findings, lists=names), *_lacking_lines(all_findings)])
 
 
 def _inspect_all(
@@ -206,7 +207,7 @@ def _inspect_label(
     voxels = rounded(voxels)
     findings.label_values = tuple(int(value) for value in np.unique(rounded(values)))
     findings.foreground_share = float(np.count_nonzero(voxels)) / voxels.size
-    if findings.list_name == "labeled" and not findings.foreground_share:
+    if findings.list_name in ("labeled", "validation") and not findings.foreground_share:
         findings.problems.append(f"{start} has no foreground")
 
 
@@ -272,6 +273,24 @@ def _summary_lines(all_findings: Sequence[_Findings], lists: Sequence[str]) -> l
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _lacking_lines(all_findings: Sequence[_Findings]) -> list[str]:
+    """Classes that some labeled cases lack: an organ that was not drawn in them is trained on as background."""
+    drawn = {
+        findings.case: set(findings.label_values) - {0}
+        for findings in all_findings
+        if findings.list_name == "labeled" and findings.foreground_share
+    }
+    lines = []
+    for value in sorted(set().union(*drawn.values())):
+        lacking = [case for case, values in drawn.items() if value not in values]
+        if lacking:
+            lines.append(
+                f"class {value} is in {len(drawn) - len(lacking)} of {len(drawn)} labeled cases, and background in "
+                f"{some_of(lacking)}"
+            )
+    return lines
 
 
 def _range_text(rows: Sequence[Sequence[float]], to_text: Callable[[float], str]) -> str:

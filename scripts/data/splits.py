@@ -192,18 +192,21 @@ def write_split(
         The split, as the file has it.
 
     Raises:
-        BundleError: when a file with other lists is there already, or the new one would break the schema.
+        BundleError: when a file with other lists is there already, or one that continues an earlier file of this name,
+            or the new one would break the schema.
     """
     path = Path(split_file).expanduser()
     digest = hash_cases(lists)
+    versions = split_versions(path.parent, path)
+    continuations = some_of([version.name for version in versions[1:]])
     if path.exists():
         present = read_split(path)
         if hash_cases({list_name: present.cases(list_name) for list_name in LIST_NAMES}) != digest:
             difference = _difference_of(present, lists)
-            newest = split_versions(path.parent, path)[-1]
+            together = f" with what continues it ({continuations})" if continuations else ""
             advice = (
-                f"`--continue_split {newest}` lets what is new join its lists, in a further file; or move it away for "
-                "new lists, whose test cases may be such as earlier runs were trained on."
+                f"`--continue_split {versions[-1]}` lets what is new join its lists, in a further file; or move it away"
+                f"{together} for new lists, whose test cases may be such as earlier runs were trained on."
             )
             if difference == _SAME_CASES:
                 advice += (
@@ -215,6 +218,11 @@ def write_split(
                 f"trained runs depend on it: {advice}"
             )
         return present
+    if continuations and path == versions[0]:
+        raise BundleError(
+            f"{path} is not written, because what continues an earlier one is beside it ({continuations}): move these "
+            f"away too for new lists, or let what is new join theirs by `--continue_split {versions[-1]}`."
+        )
     content: dict[str, Any] = {"version": 1, "name": name, "description": description}
     content |= {} if seed is None else {"seed": seed}
     content |= {"image": IMAGE_PATTERN, "label": LABEL_PATTERN}

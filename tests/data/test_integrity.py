@@ -220,10 +220,10 @@ def test_class_that_only_one_case_has_is_no_gap(folder):
     assert check(folder) == []
 
 
-def test_only_a_labeled_case_must_have_foreground(folder):
+def test_a_labeled_and_a_validation_case_must_have_foreground(folder):
     for case in (LABELED, VALIDATION, TEST):
         change(folder, "labels", case, np.zeros_like)
-    assert check(folder) == [f"{LABELED}: label has no foreground"]
+    assert check(folder) == [f"{case}: label has no foreground" for case in (LABELED, VALIDATION)]
 
 
 def test_label_of_an_unlabeled_case_is_not_looked_at(folder):
@@ -373,6 +373,16 @@ def test_a_class_that_no_labeled_case_has(folder):
             f"{folder / 'split.json'}: no labeled case has 3, which others have"
         ]
     assert check(folder, lists=["labeled"]) == check(folder, lists=["test"], num_classes=4) == []
+
+
+def test_a_class_that_was_not_drawn_in_a_labeled_case_is_told_of(folder):
+    summary = check_dataset(folder, folder / "split.json").summary
+    # Where it was not drawn in a case that no network is trained on with its label, nothing is learned of it.
+    for case in (OTHER_LABELED, VALIDATION, TEST):
+        change(folder, "labels", case, lambda voxels: np.where(voxels == 2, 0, voxels))
+    lines = check_dataset(folder, folder / "split.json").summary
+    assert len(lines) == len(summary) + 1
+    assert lines[-1] == f"class 2 is in 1 of 2 labeled cases, and background in {OTHER_LABELED}"
 
 
 def test_complex_voxels(folder):

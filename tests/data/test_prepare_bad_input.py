@@ -269,7 +269,7 @@ def test_a_bad_series(kind, source, bad_lines):
     assert messages[kind] in bad_lines()
 
 
-def test_a_volume_beside_the_slices_of_a_series_is_passed_over(tmp_path):
+def test_a_volume_beside_the_slices_of_a_series_is_passed_over(tmp_path, capsys):
     stored = np.random.default_rng(9).integers(0, 1000, size=(40, 36, 4)).astype(np.uint16)
     for number, name in enumerate(("p1", "p2")):
         write_series(tmp_path / "scans" / name, stored + number)
@@ -281,6 +281,29 @@ def test_a_volume_beside_the_slices_of_a_series_is_passed_over(tmp_path):
     words = ["prepare", "folder", "--source", str(tmp_path / "scans"), "--output_dir", str(tmp_path / "out")]
     main([*words, "--num_folds", "0"])
     assert len(list((tmp_path / "out/images").iterdir())) == 2
+    line = "passed over beside DICOM: p1/roi.nii.gz; a label belongs into labels/, such as labels/p1.nii.gz."
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images", ["", "images/"], ids=["source", "images"])
+def test_a_label_in_the_folder_of_a_series_is_told_of(images, tmp_path):
+    stored = np.zeros((4, 4, 4), np.uint16)
+    for name in ("pat10/CT", "pat12", "pat13"):
+        write_series(tmp_path / images / name, stored)
+    for name in ("pat10/label.nii.gz", "pat13/label.nrrd"):
+        (tmp_path / images / name).touch()
+    found = find_folder(tmp_path)
+    assert [case.name for case in found.cases if not case.has_label] == ["pat10", "pat12", "pat13"]
+    assert found.notes == [
+        f"passed over beside DICOM: {images}pat10/label.nii.gz, {images}pat13/label.nrrd; a label belongs into "
+        "labels/, such as labels/pat10.nii.gz."
+    ]
+
+
+def test_a_folder_without_dicom_has_no_volume_beside_it(tmp_path):
+    (tmp_path / "images/p1").mkdir(parents=True)
+    (tmp_path / "images/p1/scan.nii.gz").touch()
+    assert find_folder(tmp_path).notes == []
 
 
 def test_compressed_slices_are_read(source, capsys, tmp_path):

@@ -130,7 +130,8 @@ def test_only_the_newest_split_is_continued(split, tmp_path):
 
 def test_an_empty_label_is_not_trained_on(split):
     cases = [*cohort(10), FoldCase("e", "p99", ())]
-    assert "e" in continue_lists(cases, split).lists["unlabeled"]
+    for new_labels in ("labeled", "validation"):
+        assert "e" in continue_lists(cases, split, new_labels=new_labels).lists["unlabeled"]
     assert "e" in continue_lists(cases, split, new_labels="test").lists["test"]
 
 
@@ -204,6 +205,40 @@ def test_annotation_goes_on(tmp_path, capsys):
         "split_v2.json",
         "split_v3.json",
     ]
+
+
+def test_a_table_that_is_added_keeps_patients_on_their_side(tmp_path, capsys):
+    split_file, table, settings = tmp_path / "data/split.json", tmp_path / "cases.csv", tmp_path / "data/prepared.json"
+    make_source(tmp_path / "source", "abcdef", labels="abcd")
+    prepare(tmp_path, "--num_folds", 2)
+    first = read_split(split_file)
+    # g is another scan of one who is tested, h of one who is trained on; e turns out to be one of the former.
+    make_source(tmp_path / "source", "abcdefgh", labels="abcdgh")
+
+    def write_table(group_of):
+        rows = [
+            f"images/{name}.nii.gz,{f'labels/{name}.nii.gz' if name in 'abcdgh' else ''},{group_of.get(name, '')}"
+            for name in "abcdefgh"
+        ]
+        table.write_text("\n".join(["image,label,group", *rows]))
+
+    words = ["--continue_split", split_file, "--table", table]
+    before = settings.read_text()
+    write_table({first.labeled[0]: "p", first.test[0]: "p"})
+    with pytest.raises(SystemExit):
+        prepare(tmp_path, *words)
+    message = f"trains on {first.labeled[0]}, whose patient is in its validation or test list"
+    assert message in capsys.readouterr().err
+    assert settings.read_text() == before
+    write_table({first.test[0]: "p", "g": "p", "e": "p", first.labeled[0]: "q", "h": "q"})
+    prepare(tmp_path, *words)
+    assert "2 cases are in no list of the split (their patient is in the validation or the" in capsys.readouterr().out
+    second = read_split(tmp_path / "data/split_v2.json")
+    assert (second.labeled, second.unlabeled, second.test) == ((*first.labeled, "h"), ("f",), first.test)
+    # Without it g would be trained on.
+    with pytest.raises(SystemExit):
+        prepare(tmp_path, "--continue_split", second.path)
+    assert "choose another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

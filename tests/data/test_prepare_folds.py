@@ -13,7 +13,7 @@ from conftest import assert_refused
 from matplotlib.image import imread
 
 from scripts.data.prepare.dataset import SplitSettings, _num_labeled
-from scripts.data.prepare.folds import FoldCase, draw_lists, protocol_lists, shipped_splits
+from scripts.data.prepare.folds import FoldCase, Lists, draw_lists, empty_label_notes, protocol_lists, shipped_splits
 from scripts.data.prepare.reading import Source
 from scripts.errors import BundleError
 from scripts.evaluation.montage import _axial_view, draw_montage
@@ -114,6 +114,36 @@ def test_empty_labels_are_tested_but_never_trained_with():
         draw_lists(cases, fold=0, num_folds=2, num_labeled=6)
     tested = [name for fold in (0, 1) for name in draw_lists(cases, fold=fold, num_folds=2).lists["test"]]
     assert sorted(tested) == sorted(case.name for case in cases)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_empty_labels_are_never_drawn_for_the_validation(seed):
+    cases = [FoldCase(f"c{i:02d}", f"c{i:02d}", (1,) if i < 6 else ()) for i in range(16)]
+    lists = draw_lists(cases, fold=0, num_folds=0, num_validation=4, seed=seed).lists
+    assert len(lists["validation"]) == 4
+    assert set(lists["validation"]) < {f"c{i:02d}" for i in range(6)}
+    assert set(lists["unlabeled"]) == {f"c{i:02d}" for i in range(6, 16)}
+    with assert_refused("num_validation must be at most 6, the cases with foreground in their label .*, got 7"):
+        draw_lists(cases, fold=0, num_folds=0, num_validation=7, seed=seed)
+
+
+def test_an_empty_label_of_a_patient_in_the_validation_list_is_left_out():
+    cases = [FoldCase(f"p{i}_{j}", f"p{i}", () if j else (1,)) for i in range(3) for j in range(2)]
+    drawn = draw_lists(cases, fold=0, num_folds=0, num_validation=2)
+    validated = [name.removesuffix("_0") for name in drawn.lists["validation"]]
+    assert len(validated) == 2
+    assert drawn.left_out == [f"{patient}_1" for patient in validated]
+    assert len(drawn.lists["unlabeled"]) == 1
+
+
+def test_where_empty_labels_went_is_told_in_one_note():
+    cases = [FoldCase("a", "a", (1,)), FoldCase("b", "b"), *(FoldCase(f"e{i}", f"e{i}", ()) for i in range(4))]
+    lists = {"labeled": ["a"], "unlabeled": ["b", "e0", "e1"], "validation": [], "test": ["e2"]}
+    assert empty_label_notes(cases, Lists(lists, left_out=["e3"])) == [
+        "4 labels are empty, such as e0: 2 unlabeled, 1 in the test list, 1 in no list."
+    ]
+    assert empty_label_notes(cases[:3], Lists(lists)) == ["1 label is empty, such as e0: 1 unlabeled."]
+    assert empty_label_notes(cases[:2], Lists(lists)) == []
 
 
 @pytest.mark.parametrize(("fold", "num_labeled"), [(0, 8), (3, 16), (2, 4)])

@@ -521,6 +521,16 @@ def test_a_label_in_another_format_belongs_to_the_case_of_the_longest_name(tmp_p
     assert set(read_split(tmp_path / "prepared/split.json").all_cases()) == {"p1", "z"}
 
 
+def test_empty_labels_are_told_of_and_not_validated_on(tmp_path, prepare):
+    make_pairs(tmp_path / "source", "abcdef")
+    for name in "ef":
+        save(tmp_path / f"source/labels/{name}.nii.gz", np.zeros(SHAPE, np.uint8))
+    code, lines = prepare("folder", "--num_folds", 0, "--num_validation", 3)
+    assert code == 0, lines
+    assert "2 labels are empty, such as e: 2 unlabeled." in lines
+    assert set(read_split(tmp_path / "prepared/split.json").validation) < set("abcd")
+
+
 def test_a_table_keeps_patients_together(tmp_path, prepare):
     source = tmp_path / "source"
     rows = ["image,label,group"]

@@ -230,6 +230,28 @@ def test_write_split_writes_once(tmp_path):
     assert not (tmp_path / "other.json").exists()
 
 
+def test_no_new_split_is_written_beside_what_continues_an_earlier_one(tmp_path):
+    lists = {key: SPLIT[key] for key in LIST_NAMES}
+    arguments = {"name": "tiny", "description": "Six cases.", "lists": lists}
+    for name in ("split", "split_v2", "split_v10", "split_fold0_v2"):
+        write_split(tmp_path / f"{name}.json", **arguments)
+    new = {**arguments, "lists": {**lists, "test": ["e"]}}
+    with pytest.raises(BundleError, match=r"move it away with what continues it \(split_v2\.json, split_v10\.json\)"):
+        write_split(tmp_path / "split.json", **new)
+    (tmp_path / "split.json").unlink()
+    with pytest.raises(BundleError) as caught:
+        write_split(tmp_path / "split.json", **new)
+    assert str(caught.value) == (
+        f"{tmp_path / 'split.json'} is not written, because what continues an earlier one is beside it (split_v2.json, "
+        "split_v10.json): move these away too for new lists, or let what is new join theirs by `--continue_split "
+        f"{tmp_path / 'split_v10.json'}`."
+    )
+    assert not (tmp_path / "split.json").exists()
+    for name in ("split_v2", "split_v10"):
+        (tmp_path / f"{name}.json").unlink()
+    assert write_split(tmp_path / "split.json", **new).test == ("e",)
+
+
 @pytest.mark.parametrize(
     ("pattern", "count"), [("hippocampus_fold*_16", 208), ("left_atrium_fold*_16", 100), ("pancreas_fold*_12", 82)]
 )
@@ -435,7 +457,10 @@ def test_boxes_hold_the_foreground(dataset, tmp_path, caplog):
     assert [entry["box"] for name in ("labeled", "test") for entry in cases[name]] == [
         expected[case] for case in ("a", "e", "f")
     ]
-    reason = "has no box of c: without a label file a box must be added by hand, or uses_boxes be set to false."
+    reason = (
+        "has no box of c: without a label file, or with an empty one, a box must be added by hand, or uses_boxes be "
+        "set to false."
+    )
     assert caplog.messages == [f"{dataset / 'boxes.json'} {reason}"]
     with pytest.raises(BundleError, match=reason):
         load_cases(dataset, split_path, uses_boxes=True)
@@ -485,6 +510,26 @@ def test_boxes_by_hand_are_kept(tmp_path, caplog):
         load_cases(tmp_path, split_path, uses_boxes=True)
 
 
+def test_an_empty_label_is_as_none_for_the_boxes(dataset, tmp_path, caplog):
+    split_path = write_split_text(tmp_path)
+    for case in "abcdef":
+        save_label(dataset / f"labels/{case}.nii.gz", np.s_[:0] if case in "be" else np.s_[1, 1, 1])
+    boxes_path = write_boxes(dataset, split_path)
+    boxes = {case: [[1, 1, 1], [2, 2, 2]] for case in "acdf"}
+    assert json.loads(boxes_path.read_text()) == boxes
+    reason = "has no box of b, e: without a label file, or with an empty one, a box must be added by hand, or"
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{boxes_path} {reason}")
+    with pytest.raises(BundleError, match=r"no box of e; `.*` writes it; .* or with an empty one, a box must be"):
+        load_cases(dataset, split_path, lists=["test"], uses_boxes=True)
+    by_hand = {case: [[1, 2, 3], [4, 5, 6]] for case in "be"}
+    boxes_path.write_text(json.dumps(boxes | by_hand))
+    caplog.clear()
+    write_boxes(dataset, split_path, overwrite=True)
+    assert json.loads(boxes_path.read_text()) == boxes | by_hand
+    assert not caplog.messages, "every case has a box"
+
+
 def test_no_box_is_taken_from_another_grid_than_that_of_the_image(dataset, tmp_path):
     save_label(dataset / "images/a.nii.gz", np.s_[:], shape=(6, 7, 9))
     save_label(dataset / "labels/a.nii.gz", np.s_[1, 1, 1])
@@ -496,14 +541,13 @@ def test_no_box_is_taken_from_another_grid_than_that_of_the_image(dataset, tmp_p
 
 def test_labels_without_a_box(dataset, tmp_path):
     split_path = write_split_text(tmp_path)
-    save_label(dataset / "labels/a.nii.gz", np.s_[:0])
     save_label(dataset / "labels/d.nii.gz", np.s_[1, 1, 1, 1], shape=(4, 4, 4, 2))
     save_label(dataset / "labels/e.nii.gz", np.s_[1, 1, 1])
     (dataset / "labels/b.nii.gz").symlink_to(split_path)
     with pytest.raises(BundleError) as caught:
         write_boxes(dataset, split_path)
     message = str(caught.value)
-    assert "a (its label has no foreground)" in message
+    assert "a (" in message  # an empty file
     assert "b (its label leads out of the folder)" in message
     assert "d (its label must be 3D, got shape (4, 4, 4, 2))" in message
     assert "f (" in message  # an empty file
@@ -512,6 +556,10 @@ def test_labels_without_a_box(dataset, tmp_path):
 
 
 def test_boxes_need_labels(dataset, tmp_path):
+    for case in "abdef":
+        save_label(dataset / f"labels/{case}.nii.gz", np.s_[:0])
+    with pytest.raises(BundleError, match=r"no case of .* has a label labels/.* with foreground in"):
+        write_boxes(dataset, write_split_text(tmp_path))
     shutil.rmtree(dataset / "labels")
     with pytest.raises(BundleError, match=r"no case of .* has a label labels/"):
         write_boxes(dataset, write_split_text(tmp_path))

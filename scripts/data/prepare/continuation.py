@@ -65,7 +65,7 @@ def continue_lists(
     """Let new cases and new labels join the lists of a split.
 
     Labeled, validation and test cases stay what they are. Of the others those with a label become what ``new_labels``
-    says, those without one, or with an empty one that would be trained on, unlabeled. A patient stays on one side:
+    says, those without one, or with an empty one that would not be tested, unlabeled. A patient stays on one side:
     another scan of one who is held out is left out, a new label of one who is trained on with a label is not held out.
 
     Args:
@@ -108,7 +108,7 @@ def continue_lists(
     for case in sorted((case for case in cases if case.name not in settled), key=lambda case: case.name):
         if case.group in held_out:
             left_out.append(case.name)
-        elif case.classes is None or (new_labels == "labeled" and not case.classes):
+        elif case.classes is None or (new_labels != "test" and not case.classes):
             joining["unlabeled"].append(case.name)
         else:
             joining["unlabeled" if new_labels != "labeled" and case.group in trained_with_label else new_labels].append(

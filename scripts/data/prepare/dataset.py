@@ -25,7 +25,7 @@ from .continuation import continue_lists, read_continued_split, write_continued
 from .conversion import convert_cases, is_done, label_path, outdated_cases
 from .decathlon import download, find_decathlon
 from .folder import find_folder
-from .folds import FoldCase, Lists, draw_lists, protocol_lists, shipped_splits
+from .folds import FoldCase, Lists, draw_lists, empty_label_notes, protocol_lists, shipped_splits
 from .left_atrium import find_left_atrium
 from .pancreas import find_pancreas
 from .reading import Source, SourceCase
@@ -227,7 +227,8 @@ def _refuse_other_settings(output_dir: Path, settings: Mapping[str, Any]) -> Non
         # A folder may be moved and its files be read from elsewhere; an archive is the same file wherever it lies.
         if "archive" not in present or "archive" not in settings:
             present, settings = ({**each, "archive": None} for each in (present, settings))
-        if present != settings:
+        # A table that is added tells which scans are of one patient; one that is left out would have them come apart.
+        if settings not in (present, present | {"table": True}):
             raise BundleError(
                 f"output_dir {output_dir} was prepared with {json.dumps(present)}, now with {json.dumps(settings)}: "
                 "choose another folder."
@@ -342,10 +343,12 @@ def _write_splits(
     source_of_lists = f"fold {{}} of the protocol of {found.protocol}"
     is_drawn = not lists
     if is_drawn:
-        lists = _draw(_describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs), found, splits)
+        cases = _describe(there, output_dir, withdrawn=found.withdrawn, jobs=jobs)
+        lists = _draw(cases, found, splits)
         withdrawn = [case.name for case in there if case.name in found.withdrawn]
         notes += _left_out_notes(withdrawn, _WITHDRAWN)
         notes += _left_out_notes(lists[0].left_out, _HELD_OUT)
+        notes += empty_label_notes(cases, lists[0])
         if num_folds and not number and all(case.has_label for case in there):
             labeled, unlabeled = (len(lists[0].lists[key]) for key in ("labeled", "unlabeled"))
             notes.append(

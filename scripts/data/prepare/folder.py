@@ -16,7 +16,7 @@ from pathlib import Path
 from pydicom.misc import is_dicom
 
 from ...errors import BundleError
-from ..splits import composed, is_inside
+from ..splits import composed, is_inside, some_of
 from .reading import Source, SourceCase, Volumes, read_image, read_label, stem, walk
 
 _COLUMNS = ("image", "label", "group")
@@ -86,11 +86,14 @@ def _data_folder(source: Path) -> Path:
 def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     has_images = (source / _IMAGES).is_dir()
     entries = _visible(source / _IMAGES if has_images else source)
-    for folder in () if has_images else entries:
+    beside: list[Path] = []
+    for folder in (entry for entry in entries if entry != source / _LABELS):
         files_in = list(walk(folder))
-        holds_volumes = folder.name != _LABELS and any(stem(path) is not None for path in files_in)
+        volumes = [path for path in files_in if stem(path) is not None]
         # Beside the slices of a series a volume is passed over.
-        if holds_volumes and not any(is_dicom(path) for path in files_in):
+        if volumes and any(path.is_file() and is_dicom(path) for path in files_in):
+            beside += volumes
+        elif volumes and not has_images:
             raise BundleError(
                 f"source {source} has no {_IMAGES}/, so that its folders must be DICOM series, but {folder.name} holds "
                 f"NIfTI or NRRD files and no DICOM: put them into {_IMAGES}/ and {_LABELS}/, or name them in a --table."
@@ -142,6 +145,13 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
     if others:
         verb = "is no volume" if len(others) == 1 else "are no volumes"
         notes = [f"{len(others)} file{'s' * (len(others) != 1)} {verb} and passed over, such as {others[0]}."]
+    if beside:
+        names = [path.relative_to(source).as_posix() for path in beside]
+        case = _name(next(entry for entry in entries if entry in beside[0].parents))
+        notes.append(
+            f"passed over beside DICOM: {some_of(names)}; a label belongs into {_LABELS}/, such as "
+            f"{_LABELS}/{case}.nii.gz."
+        )
     return rows, problems, notes
 
 

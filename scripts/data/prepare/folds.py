@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +42,9 @@ class Lists:
 
     Attributes:
         lists: the ids of each list.
-        left_out: cases in none of them: of drawn lists those without a label whose patient is in the validation or the
-            test list, of a protocol those that were withdrawn from the data set.
+        left_out: cases in none of them: of drawn lists those of a patient in the validation or the test list without a
+            label, or in the validation list with an empty one; of a protocol those that were withdrawn from the data
+            set.
     """
 
     lists: Mapping[str, Sequence[str]]
@@ -78,7 +79,7 @@ def draw_lists(
         num_labeled: labeled cases; None takes a fifth where all cases have a label and there are folds, otherwise all
             labeled ones.
         labeled: the labeled cases by name instead; their groups are in no test and no validation list.
-        num_validation: cases for the validation, at least, since groups stay together.
+        num_validation: cases for the validation, at least, since groups stay together; all have foreground.
         seed: seed of all that is drawn.
 
     Returns:
@@ -110,17 +111,21 @@ def draw_lists(
     number_of = _deal(dealt, num_folds=num_folds, seed=seed) if num_folds else {}
     tested = {name for name, number in number_of.items() if number == fold}
     validated: set[str] = set()
+    # The best network must not be chosen by an empty label: one that finds nothing would have a Dice of 1 there.
+    usable = {name: [case.name for case in members if case.classes] for name, members in dealt.items()}
     order = np.random.default_rng((seed, 1)).permutation(sorted(dealt.keys() - tested)).tolist()
-    while sum(len(dealt[name]) for name in validated) < num_validation and order:
+    order = [name for name in order if usable[name]]
+    while sum(len(usable[name]) for name in validated) < num_validation and order:
         validated.add(order.pop())
-    num_validated = sum(len(dealt[name]) for name in validated)
-    if num_validated < num_validation:
+    validation = [case for name in validated for case in usable[name]]
+    if len(validation) < num_validation:
         raise BundleError(
-            f"num_validation must be at most {num_validated}, the cases with a label that are left for it, "
-            f"got {num_validation}."
+            f"num_validation must be at most {len(validation)}, the cases with foreground in their label that are left "
+            f"for it, got {num_validation}."
         )
+    test = [case.name for name in tested for case in dealt[name]]
     trained = [case for name, members in groups.items() if name not in tested | validated for case in members]
-    held_out = f"held out for test and validation: {sum(len(dealt[name]) for name in tested | validated)}"
+    held_out = f"held out for test and validation: {len(test) + len(validation)}"
     if tested:
         held_out += " (num_folds 0 leaves the test list empty)"
     if num_labeled is None and num_folds and all(case.classes is not None for case in cases):
@@ -131,12 +136,33 @@ def draw_lists(
         {
             "labeled": sorted(chosen),
             "unlabeled": sorted(case.name for case in trained if case.name not in chosen),
-            "validation": sorted(case.name for name in validated for case in dealt[name]),
-            "test": sorted(case.name for name in tested for case in dealt[name]),
+            "validation": sorted(validation),
+            "test": sorted(test),
         },
         # An unlabeled scan of a patient who is tested would leak into the training.
-        left_out=sorted(case.name for name in tested | validated for case in groups[name] if case.classes is None),
+        left_out=sorted({case.name for name in tested | validated for case in groups[name]} - {*test, *validation}),
     )
+
+
+def empty_label_notes(cases: Iterable[FoldCase], lists: Lists) -> list[str]:
+    """Tell where the cases with an empty label went.
+
+    Args:
+        cases: all cases.
+        lists: the lists that were drawn of them.
+
+    Returns:
+        One line, or none when no label is empty.
+    """
+    empty = {case.name for case in cases if case.classes == ()}
+    if not empty:
+        return []
+    places = {"unlabeled": lists.lists["unlabeled"], "in the test list": lists.lists["test"]}
+    places["in no list"] = lists.left_out
+    counts = {place: len(empty.intersection(names)) for place, names in places.items()}
+    verb = "label is" if len(empty) == 1 else "labels are"
+    went = ", ".join(f"{count} {place}" for place, count in counts.items() if count)
+    return [f"{len(empty)} {verb} empty, such as {min(empty)}: {went}."]
 
 
 def protocol_lists(
