@@ -106,18 +106,29 @@ class AugmentedInferer(Inferer):
         if not self.views:
             return predicted
         total = _with_ones(predicted)
+        del predicted
         # Where the windows are put together: a GPU may have no room for more than these.
-        volume, size = inputs.to(total.device), inputs.shape[2:]
+        volume = inputs.to(total.device)
         for view in self.views:
-            view_size = [max(1, round(length * view.get("size", 1))) for length in size]
-            matrix = _view_matrix(size, view_size, view.get("turn", (0, 0, 0)))
-            seen = _resample(volume, matrix, view_size, padding_mode="border").to(inputs.device)
-            predicted = self.inferer(seen, network, *args, **kwargs)
-            # As large as a volume each: whatever is held while a view is brought back adds to the peak.
-            del seen
-            total += _resample(_with_ones(predicted), np.linalg.inv(matrix), size, padding_mode="zeros")
+            total += _predict_view(
+                lambda seen: self.inferer(seen, network, *args, **kwargs), volume, view, inputs.device
+            )
         # How often each voxel was seen is the last channel.
         return total[:, :-1] / total[:, -1:]
+
+
+def _predict_view(
+    predict: Callable[[torch.Tensor], torch.Tensor], volume: torch.Tensor, view: Mapping[str, Any], device: torch.device
+) -> torch.Tensor:
+    """Predict a view, and bring it back to the grid of the volume; its last channel tells what it shows."""
+    size = volume.shape[2:]
+    view_size = [max(1, round(length * view.get("size", 1))) for length in size]
+    matrix = _view_matrix(size, view_size, view.get("turn", (0, 0, 0)))
+    seen = _resample(volume, matrix, view_size, padding_mode="border").to(device)
+    predicted = _with_ones(predict(seen))
+    # As large as the volume, which counts while the prediction is brought back.
+    del seen
+    return _resample(predicted, np.linalg.inv(matrix), size, padding_mode="zeros")
 
 
 def _with_ones(predicted: torch.Tensor) -> torch.Tensor:

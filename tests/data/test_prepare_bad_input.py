@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tarfile
 import unicodedata
 
@@ -298,6 +299,23 @@ def test_a_label_in_the_folder_of_a_series_is_told_of(images, tmp_path):
         f"passed over beside DICOM: {images}pat10/label.nii.gz, {images}pat13/label.nrrd; a label belongs into "
         "labels/, such as labels/pat10.nii.gz."
     ]
+
+
+def test_scans_of_one_patient_are_told_of(tmp_path):
+    def of(patient):
+        return lambda dataset, index: setattr(dataset, "PatientID", patient)
+
+    for name, patient in (("before", "7"), ("after", "7"), ("other", "8"), ("unknown", "")):
+        write_series(tmp_path / "images" / name, np.zeros((4, 4, 4), np.uint16), edit=of(patient))
+    (tmp_path / "images/broken").mkdir()
+    (tmp_path / "images/broken/1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 9)
+    found = find_folder(tmp_path)
+    note = "one PatientID have after and before: name them as one group in a --table, or they come apart."
+    assert found.notes == [note]
+    # An anonymization leaves one for all.
+    for name in ("other", "unknown", "broken"):
+        shutil.rmtree(tmp_path / "images" / name)
+    assert find_folder(tmp_path).notes == []
 
 
 def test_a_folder_without_dicom_has_no_volume_beside_it(tmp_path):

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from pydicom import dcmread
 from pydicom.misc import is_dicom
 
 from ...errors import BundleError
@@ -53,6 +54,8 @@ def find_folder(source: Path, *, table: str | None = None) -> Source:
     if table is None:
         source = _data_folder(source)
     rows, problems, notes = _list_folder(source) if table is None else _read_table(source, Path(table))
+    if table is None:
+        notes += _patient_notes(rows)
     if source != above:
         notes.append(f"Taken is {source.name}/, the only folder of the source with {_IMAGES}/ and {_LABELS}/.")
     counts = Counter(_name(row.image) for row in rows)
@@ -153,6 +156,29 @@ def _list_folder(source: Path) -> tuple[list[_Row], list[str], list[str]]:
             f"{_LABELS}/{case}.nii.gz."
         )
     return rows, problems, notes
+
+
+def _patient_notes(rows: Iterable[_Row]) -> list[str]:
+    """Tell of DICOM cases of one patient, each of which counts as a patient of its own without a table."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        cases[_patient(row.image)].append(_name(row.image))
+    cases.pop("", None)
+    shared = [" and ".join(names) for names in cases.values() if len(names) > 1]
+    # One for all is what an anonymization leaves.
+    if not shared or len(cases) == 1:
+        return []
+    return [f"one PatientID have {some_of(shared)}: name them as one group in a --table, or they come apart."]
+
+
+def _patient(folder: Path) -> str:
+    """PatientID of the first file of a series; empty where there is none, or the reader will tell what is wrong."""
+    try:
+        file = next(path for path in walk(folder) if path.is_file() and is_dicom(path))
+        return str(dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
+    # No file, or one that is damaged in one of many ways.
+    except Exception:
+        return ""
 
 
 def _alike(label: str, images: Iterable[str]) -> list[str]:
