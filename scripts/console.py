@@ -304,7 +304,7 @@ def _let_threads_end() -> None:
 
 def _is_comparison_with_tuple(error: BaseException) -> bool:
     """Return whether a check of a range met what a decimal comma becomes at the command line."""
-    return re.search(r"not supported between instances of .*'(tuple|list)'", str(error)) is not None
+    return re.search(r"not supported between instances of .*'tuple'", str(error)) is not None
 
 
 def _raised_in_text(error: BaseException) -> bool:

@@ -64,7 +64,15 @@ ALLOWED = {
         "weights",
     },
     "export": {"errors", "weights"},
-    "packaging": {"errors", "configuration", "evaluation.case_report", "files", "handlers.run_comparison", "weights"},
+    "packaging": {
+        "errors",
+        "configuration",
+        "evaluation.case_report",
+        "files",
+        "handlers.run_comparison",
+        "handlers.run_directory",
+        "weights",
+    },
     "benchmark": {
         "errors",
         "configuration",

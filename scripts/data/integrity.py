@@ -46,8 +46,8 @@ class Report:
         summary: lines of a table with one line a list, for people to compare with what they expect: cases, how many
             of them could be read, range of the shapes in voxels and of the spacing in mm, both along x, y and z of the
             patient, range of the intensities, and the mean share of foreground voxels (the unlabeled cases have none to
-            show); below them a line for each class that some of the labeled cases have and others have not. Empty when
-            no file was read.
+            show); below them a line for each class that some of the labeled cases have and others have not, and one for
+            validation cases without foreground. Empty when no file was read.
     """
 
     problems: list[str]
@@ -65,8 +65,8 @@ def check_dataset(
 
     Checked are: the schema of the split; that each file exists, stays in the folder and can be read to its end; that
     images are 3D (a fourth dimension of one is tolerated), finite and not constant; that a label has its image's shape
-    and affine (to 1e-3) and holds class indices; that a labeled and a validation case has foreground; and that no two
-    cases have the same image, which between two lists is a leak. The label of an unlabeled case is not looked at.
+    and affine (to 1e-3) and holds class indices; that a labeled case has foreground; and that no two cases have the
+    same image, which between two lists is a leak. The label of an unlabeled case is not looked at.
 
     Args:
         dataset_dir: folder of the data set.
@@ -99,7 +99,8 @@ def check_dataset(
         problems += _gap_problems(all_findings, split_file)
     problems += _class_problems(all_findings, split_file)
     problems += _duplicate_problems(all_findings)
-    return Report(problems, [*_summary_lines(all_findings, lists=names), *_lacking_lines(all_findings)])
+    lines = [*_summary_lines(all_findings, lists=names), *_lacking_lines(all_findings), *_empty_lines(all_findings)]
+    return Report(problems, lines)
 
 
 def _inspect_all(
@@ -207,7 +208,7 @@ def _inspect_label(
     voxels = rounded(voxels)
     findings.label_values = tuple(int(value) for value in np.unique(rounded(values)))
     findings.foreground_share = float(np.count_nonzero(voxels)) / voxels.size
-    if findings.list_name in ("labeled", "validation") and not findings.foreground_share:
+    if findings.list_name == "labeled" and not findings.foreground_share:
         findings.problems.append(f"{start} has no foreground")
 
 
@@ -291,6 +292,20 @@ def _lacking_lines(all_findings: Sequence[_Findings]) -> list[str]:
                 f"{some_of(lacking)}"
             )
     return lines
+
+
+def _empty_lines(all_findings: Sequence[_Findings]) -> list[str]:
+    """Validation cases without foreground, by which a network that finds nothing wins."""
+    empty = [
+        findings.case
+        for findings in all_findings
+        if findings.list_name == "validation" and findings.foreground_share == 0
+    ]
+    if not empty:
+        return []
+    return [
+        f"no foreground for validation in {some_of(empty)}: Dice is 1 where nothing is found, which chooses model.pt"
+    ]
 
 
 def _range_text(rows: Sequence[Sequence[float]], to_text: Callable[[float], str]) -> str:

@@ -20,7 +20,8 @@ from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
-from ..handlers.run_comparison import check_preprocessing
+from ..handlers.run_comparison import check_preprocessing, listed
+from ..handlers.run_directory import inference_overlay
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ _TRAINING_VALUES = (
     "foreground_share",
     "evaluated_checkpoint",
 )
-#: The same for inference alone.
+#: Those of them that may be chosen after the training, in the ``inference.json`` of the run.
+_CHOSEN_VALUES = ("test_time_views", "largest_component")
+#: What inference alone takes from there.
 _INFERENCE_VALUES = ("overlap", "blending", "whole_volume", "skip_empty_windows")
 #: Objects that a bundle takes from a run. Everything else, above all data and folders, is that of train.json.
 _OBJECTS = (
@@ -119,16 +122,16 @@ def run_package(
     settings = facts.get("settings")
     if not isinstance(settings, dict) or not {"method", "cases", "unlabeled_batch_size"} <= settings.keys():
         raise BundleError(f"{folder / FACTS_FILE} is damaged: it does not tell the settings of the run.")
+    _check_overlay(folder / INFERENCE_FILE, overlay, trained)
     train = _train_config(folder, trained, settings)
-    # They may have been chosen after the training.
-    train |= {key: overlay[key] for key in ("test_time_views", "largest_component") if key in overlay}
+    # What may have been chosen after the training.
+    train |= {key: overlay[key] for key in _CHOSEN_VALUES if key in overlay}
     inference = _inference_config(overlay, train)
     source = folder / train["evaluated_checkpoint"] if weights is None else Path(weights)
     if not source.is_file():
         hint = "go on with the run until its end, or name a file by --weights" if weights is None else "name a file"
         raise BundleError(f"weights {source} do not exist: {hint}.")
-    for configuration in (trained, inference):
-        check_preprocessing(str(source), configuration, remedy=f"an {INFERENCE_FILE} as the run left it")
+    check_preprocessing(str(source), trained, remedy="weights of this run, or package the run that they are of")
     _check_parts(folder, train, inference)
     network = load_network(inference, source)
 
@@ -201,6 +204,20 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def _check_overlay(file: Path, overlay: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    """Refuse what was changed in the ``inference.json`` of a run and would not go along."""
+    left = json.loads(json.dumps(inference_overlay(dict(trained), file, overlay), default=str))
+    chosen = (*_CHOSEN_VALUES, *_INFERENCE_VALUES)
+    free = {"_desc_", "ckpt_path", *chosen}
+    changed = {key: (left.get(key), value) for key, value in overlay.items() if key not in free}
+    changed = {key: (was, value) for key, (was, value) in changed.items() if was != value}
+    if changed:
+        raise BundleError(
+            f"{file} is not as the run left it ({listed(changed)}): a package takes {', '.join(chosen)} of it, and "
+            "everything else as it was trained."
+        )
+
+
 def _train_config(folder: Path, trained: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Put what a run trained, but nothing of its data, machine and processes, into train.json."""
     train = ConfigParser.load_config_file(CONFIGS / "train.json")
@@ -271,7 +288,7 @@ def _build(folder: Path, parser: ConfigParser, key: str) -> Any:
 
 
 def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str, float]:
-    """Read the means over the test cases, if the run was evaluated with these weights, as it trained, on its split."""
+    """Read the means over the test cases, if these weights were evaluated as the package does, on the split of it."""
     evaluation = folder / "evaluation"
     if not (evaluation / "metrics_weights.json").is_file() or not (evaluation / "metrics_summary.csv").is_file():
         return {}
@@ -280,7 +297,7 @@ def _figures(folder: Path, weights: Path, train: Mapping[str, Any]) -> dict[str,
     settings = json.loads(json.dumps({name: train[name] for name in evaluated.get("settings", ())}))
     pairs = [(name, evaluated["settings"][name], value) for name, value in settings.items()]
     reasons = [
-        f"{name} was {measured}, in training {value}"
+        f"{name} was {measured}, in the package it is {value}"
         for name, measured, value in pairs
         if str(measured).lower() != str(value).lower()
     ]

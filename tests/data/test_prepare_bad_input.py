@@ -305,15 +305,19 @@ def test_scans_of_one_patient_are_told_of(tmp_path):
     def of(patient):
         return lambda dataset, index: setattr(dataset, "PatientID", patient)
 
-    for name, patient in (("before", "7"), ("after", "7"), ("other", "8"), ("unknown", "")):
+    for name, patient in (("before", "7"), ("after", "7"), ("other", "8"), ("another", "8"), ("unknown", "")):
         write_series(tmp_path / "images" / name, np.zeros((4, 4, 4), np.uint16), edit=of(patient))
+    # Nor has the list of an export a patient.
+    write_series(tmp_path / "images/before", np.zeros((4, 4, 1), np.uint16), prefix="DICOMDIR", edit=of(""))
     (tmp_path / "images/broken").mkdir()
     (tmp_path / "images/broken/1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 9)
     found = find_folder(tmp_path)
-    note = "one PatientID have after and before: name them as one group in a --table, or they come apart."
-    assert found.notes == [note]
+    assert found.notes == [
+        "cases with one PatientID: after and before; another and other. Give those of a patient one group in a "
+        "--table, or they may be trained on and tested."
+    ]
     # An anonymization leaves one for all.
-    for name in ("other", "unknown", "broken"):
+    for name in ("other", "another", "unknown", "broken"):
         shutil.rmtree(tmp_path / "images" / name)
     assert find_folder(tmp_path).notes == []
 

@@ -230,6 +230,11 @@ def test_a_table_that_is_added_keeps_patients_on_their_side(tmp_path, capsys):
     message = f"trains on {first.labeled[0]}, whose patient is in its validation or test list"
     assert message in capsys.readouterr().err
     assert settings.read_text() == before
+    # Lists that would be drawn anew are refused, and nothing holds the folder to the table.
+    with pytest.raises(SystemExit):
+        prepare(tmp_path, "--num_folds", 2, "--table", table)
+    assert "is already there with other cases" in capsys.readouterr().err
+    assert settings.read_text() == before
     write_table({first.test[0]: "p", "g": "p", "e": "p", first.labeled[0]: "q", "h": "q"})
     prepare(tmp_path, *words)
     assert "2 cases are in no list of the split (their patient is in the validation or the" in capsys.readouterr().out

@@ -251,9 +251,7 @@ def test_the_values_of_a_run_go_along(run_dir, tmp_path):
         "val_overlap": 0.25,
         "deterministic": False,
     }
-    run = changed(run_dir, tmp_path, lambda config: config.update(values))
-    change_inference(run, largest_component=True)
-    package = make_package(run)
+    package = make_package(changed(run_dir, tmp_path, lambda config: config.update(values)))
     assert {name: package.configs["train"][name] for name in values} == values
 
 
@@ -287,9 +285,6 @@ def test_steps_and_boxes_are_told_of(run_dir, tmp_path):
     assert "these steps of configs/inference.json: `window` and `normalize`." in readme
     assert "boxes.json" not in readme
     off = changed(run_dir, tmp_path / "off", lambda config: config["window"].update({"_disabled_": True}))
-    overlay = json.loads((off / "inference.json").read_text())
-    overlay["window"]["_disabled_"] = True
-    (off / "inference.json").write_text(json.dumps(overlay))
     assert "these steps of configs/inference.json: `normalize`." in make_package(off).readme
     readme = make_package(changed(run_dir, tmp_path, lambda config: config.update({"uses_boxes": True}))).readme
     assert "cropped each volume to its box of `boxes.json`" in readme
@@ -340,7 +335,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
     caplog.clear()
     assert make_package(other_windows).configs["metadata"]["eval_metrics"] == {}
     assert any(
-        message.endswith("is left out of the package: largest_component was True, in training False.")
+        message.endswith("is left out of the package: largest_component was True, in the package it is False.")
         for message in caplog.messages
     )
     views = [{"turn": [0, 0, 0.25]}]
@@ -380,11 +375,27 @@ def test_what_was_chosen_for_the_inference_of_a_run_goes_along(run_dir, tmp_path
     assert package.configs["metadata"]["eval_metrics"] == {}
 
 
-def test_another_preprocessing_of_the_inference_is_refused(run_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("normalize#nonzero", True, "normalize#nonzero was None, is True"),
+        ("spacing", [2, 2, 2], r"spacing was \[1.5, 1.5, 1.5\], is \[2, 2, 2\]"),
+        ("patch_size", [48, 48, 48], r"patch_size was .* is \[48, 48, 48\]"),
+        ("save_uncertainty", True, "save_uncertainty was None, is True"),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "elsewhere.pt"])
+def test_what_would_not_go_along_of_the_inference_is_refused(key, value, message, weights, run_dir, tmp_path):
     run = shutil.copytree(run_dir, tmp_path / "run")
-    change_inference(run, **{"normalize#nonzero": True})
-    with assert_refused("was trained with another preprocessing .*nonzero.*: give an inference.json as the run left"):
-        make_package(run)
+    options = {} if weights is None else {"weights": shutil.copyfile(run / "model_final.pt", tmp_path / weights)}
+    change_inference(run, **{key: value})
+    with assert_refused(f"inference.json is not as the run left it .*{message}.*: a package takes test_time_views, "):
+        make_package(run, **options)
+
+
+def test_a_spacing_that_is_an_expression(run_dir, tmp_path):
+    run = changed(run_dir, tmp_path, lambda config: config.update({"spacing": "$[1.5] * 3"}))
+    assert make_package(run).configs["inference"]["spacing"] == [1.5, 1.5, 1.5]
 
 
 def test_the_weights_are_those_that_the_evaluation_takes(run_dir, tmp_path):
@@ -507,6 +518,8 @@ def changed(run_dir, tmp_path, change):
     config = json.loads((copy / "run_config.json").read_text())
     change(config)
     (copy / "run_config.json").write_text(json.dumps(config))
+    left = json.loads((copy / "inference.json").read_text())
+    (copy / "inference.json").write_text(json.dumps(inference_overlay(config, copy / "model_final.pt", left)))
     return copy
 
 

@@ -158,7 +158,8 @@ def prepare_dataset(
     except BundleError as error:
         raise _beside(problems, error) from error
     is_new = not (output_dir / _SETTINGS_FILE).exists()
-    write_json(output_dir / _SETTINGS_FILE, settings)
+    if is_new:
+        write_json(output_dir / _SETTINGS_FILE, settings)
     failed, notes = convert_cases(cases, output_dir, spacing_mm=spacing_mm, jobs=jobs)
     problems += failed
     there = [case for case in cases if is_done(case, output_dir)]
@@ -172,6 +173,8 @@ def prepare_dataset(
         paths, split_notes = _write_splits(name, found, there, output_dir, splits=splits, jobs=jobs)
     except BundleError as error:
         raise _beside([*problems, *_outdated_notes(there, output_dir)], error) from error
+    # A table that was added holds from now on.
+    write_json(output_dir / _SETTINGS_FILE, settings)
     return Prepared(
         cases={case.name: case.has_label for case in there},
         split_files=paths,

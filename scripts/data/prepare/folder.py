@@ -168,15 +168,20 @@ def _patient_notes(rows: Iterable[_Row]) -> list[str]:
     # One for all is what an anonymization leaves.
     if not shared or len(cases) == 1:
         return []
-    return [f"one PatientID have {some_of(shared)}: name them as one group in a --table, or they come apart."]
+    return [
+        f"cases with one PatientID: {'; '.join(shared[:10])}{'; ...' * (len(shared) > 10)}. Give those of a patient "
+        "one group in a --table, or they may be trained on and tested."
+    ]
 
 
 def _patient(folder: Path) -> str:
-    """PatientID of the first file of a series; empty where there is none, or the reader will tell what is wrong."""
+    """PatientID of a series; empty where no file has one, or the reader will tell what is wrong."""
+    files = (path for path in walk(folder) if path.is_file() and is_dicom(path))
     try:
-        file = next(path for path in walk(folder) if path.is_file() and is_dicom(path))
-        return str(dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
-    # No file, or one that is damaged in one of many ways.
+        headers = (dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]) for path in files)
+        # A DICOMDIR has none.
+        return next((str(header.PatientID) for header in headers if header.get("PatientID")), "")
+    # A damaged file makes pydicom raise errors of many unrelated classes.
     except Exception:
         return ""
 
