@@ -43,6 +43,7 @@ def test_a_map_has_the_shape_and_the_geometry_of_its_file(tmp_path, shape, suffi
     assert volume.shape == shape
     assert volume.get_data_dtype() == np.uint8
     assert np.array_equal(volume.affine, AFFINE)
+    assert volume.header.get_xyzt_units()[0] == "mm"
     assert [int(volume.header[code]) for code in ("qform_code", "sform_code")] == [1, 1]
     assert np.array_equal(np.asarray(volume.dataobj).ravel(), np.arange(np.prod(shape)))
 
