@@ -16,7 +16,6 @@ from monai.data import MetaTensor
 from monai.transforms import Crop
 from monai.transforms.croppad.dictionary import Cropd
 from monai.transforms.utils import generate_spatial_bounding_box
-from monai.utils import CommonKeys
 from nibabel.affines import apply_affine
 
 from ..errors import BundleError, one_line
@@ -144,9 +143,9 @@ def write_boxes(dataset_dir: str | Path, split_file: str | Path, overwrite: bool
         elif label_path.is_file():
             try:
                 image_path = dataset_path / split.image_path(case)
-                check_grids([{CommonKeys.IMAGE: image_path, CommonKeys.LABEL: label_path}])
-                box = _foreground_box(label_path)
-                boxes |= {case: box} if box else {}
+                check_grids(image_path, label_path)
+                if box := _foreground_box(label_path):
+                    boxes[case] = box
             except Exception as error:  # a broken file makes nibabel raise errors of a dozen unrelated classes
                 problems.append(f"{case} ({one_line(error)})")
     if problems:

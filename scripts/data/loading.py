@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -21,24 +22,24 @@ from ..nifti import VOLUME_SUFFIXES, check_file, check_same_grid, check_volume, 
 _logger = logging.getLogger(__name__)
 
 
-def check_grids(cases: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse cases whose label lies on another grid than its image, by their headers alone, before any is segmented.
+def check_grids(image_path: Path, label_path: Path) -> None:
+    """Refuse a label on another grid than its image, by their headers alone.
 
     Args:
-        cases: dictionaries with the paths of a NIfTI image and its label.
+        image_path: NIfTI image.
+        label_path: its label.
 
     Raises:
-        BundleError: for the first such case; names the file. Those that cannot be read are left to their loading.
+        BundleError: when the grids differ; names the file. What cannot be read is left to its loading.
     """
-    for case in cases:
-        try:
-            files: list[Any] = [nib.load(case[key]) for key in (CommonKeys.LABEL, CommonKeys.IMAGE)]
-        # As many ways to fail as there are readers.
-        except Exception as error:
-            _logger.debug("%s: %s", case, error)
-            continue
-        label, image = files
-        _check_grid(label.shape[:3], image.shape[:3], label.affine, image.affine, case[CommonKeys.LABEL])
+    try:
+        files: list[Any] = [nib.load(path) for path in (label_path, image_path)]
+    # As many ways to fail as there are readers.
+    except Exception as error:
+        _logger.debug("%s, %s: %s", image_path, label_path, error)
+        return
+    label, image = files
+    _check_grid(label.shape[:3], image.shape[:3], label.affine, image.affine, str(label_path))
 
 
 def check_cases(cases: Collection[Mapping[str, Any]], *, num_classes: int, in_channels: int = 1) -> None:

@@ -47,23 +47,23 @@ def test_labels_that_are_stored_with_a_scale_are_whole_numbers(case):
 
 
 def test_grids_are_compared_by_headers_before_any_volume_is_read(case, tmp_path):
-    check_grids([case])
+    image, label = Path(case["image"]), Path(case["label"])
+    check_grids(image, label)
     # A fourth dimension of one is none; one that is damaged or missing is left to its loading.
     replace(tmp_path / "image.nii.gz", np.zeros((6, 7, 8, 1), np.float32))
     (tmp_path / "other.nii.gz").write_bytes(b"damaged")
-    check_grids(
-        [case, {**case, "label": str(tmp_path / "other.nii.gz")}, {**case, "label": str(tmp_path / "none.nii")}]
-    )
+    for path in (label, tmp_path / "other.nii.gz", tmp_path / "none.nii"):
+        check_grids(image, path)
     moved = np.eye(4)
     moved[2, 3] = 3
     replace(tmp_path / "moved.nii.gz", np.zeros((6, 7, 8), np.uint8), moved)
     with pytest.raises(
         BundleError, match=r"moved\.nii\.gz has another affine than its image \(they differ by up to 3\)"
     ):
-        check_grids([case, {**case, "label": str(tmp_path / "moved.nii.gz")}])
+        check_grids(image, tmp_path / "moved.nii.gz")
     replace(tmp_path / "cut.nii.gz", np.zeros((6, 7, 9), np.uint8))
     with pytest.raises(BundleError, match=r"cut\.nii\.gz has shape \[6, 7, 9\], but its image has \[6, 7, 8\]"):
-        check_grids([{**case, "label": str(tmp_path / "cut.nii.gz")}])
+        check_grids(image, tmp_path / "cut.nii.gz")
 
 
 def test_a_damaged_case_is_refused_before_the_others_take_hours(case, tmp_path):
