@@ -20,7 +20,7 @@ from .errors import BundleError, did_you_mean, one_line, one_of
 from .files import CONFIGS, ROOT
 
 #: What inference compares volumes and label maps with, see :mod:`scripts.data.geometry`; a training measures it.
-TRAINED_KEYS = ("trained_spacing", "trained_extent", "trained_class_volumes")
+TRAINED_KEYS = ("trained_spacing", "trained_extent", "trained_margin", "trained_class_volumes")
 #: The key of the weights that an evaluation or an inference takes.
 _WEIGHTS = "ckpt_path"
 #: What switches the crop of train.json.

@@ -135,6 +135,10 @@ _CHECKS: dict[str, Check] = {
     "spacing": _SPACING,
     "trained_spacing": _SPACING,
     "trained_extent": _SPACING,
+    "trained_margin": (
+        "None or three numbers of at least 0 in mm, such as [10,10,10]",
+        lambda value: value is None or _three(value, lambda size: _number(size) and size >= 0),
+    ),
     "trained_class_volumes": (
         "None, or the smallest and the largest volume in ml of each class without the background, such as [[20,150]]",
         lambda value: value is None or (_many(value) and all(map(_range, value))),
@@ -152,6 +156,7 @@ _CHECKS: dict[str, Check] = {
     "save_uncertainty": _TRUE_OR_FALSE,
     "largest_component": _TRUE_OR_FALSE,
     "whole_volume": _TRUE_OR_FALSE,
+    "crop_to_organ": _TRUE_OR_FALSE,
     "skip_empty_windows": _TRUE_OR_FALSE,
     "progress": _TRUE_OR_FALSE,
     "skip_existing": _TRUE_OR_FALSE,
@@ -206,6 +211,14 @@ def check_settings(**settings: Any) -> None:
     views = settings.get("test_time_views", ())
     if not problems and str2bool(settings.get("whole_volume", False)) and any("size" in view for view in views):
         problems.append(f"test_time_views must have no size where whole_volume is true, got {views!r}")
+    if not problems and str2bool(settings.get("crop_to_organ", False)):
+        problems += [
+            f"crop_to_organ needs {name} in mm, as the inference.json of a run has it, got None"
+            for name in ("trained_extent", "trained_margin")
+            if settings[name] is None
+        ]
+        if str2bool(settings["whole_volume"]):
+            problems.append("crop_to_organ must be false where whole_volume is true")
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:

@@ -34,6 +34,7 @@ ALLOWED = {
     "memory": set(),
     "evaluator": {"precision"},
     "inferer": set(),
+    "organ_inferer": {"data.geometry"},
     "trainer": {"errors", "parallel", "precision"},
     "handlers": {"errors", "configuration", "files", "evaluation", "locks", "parallel", "weights"},
     "settings": {"errors", "precision"},
@@ -125,6 +126,7 @@ LIBRARIES = {
     "trainer": {"torch", "monai"},
     "evaluator": {"torch", "monai"},
     "inferer": {"numpy", "torch", "monai"},
+    "organ_inferer": {"numpy", "torch", "monai", "nibabel", "scipy"},
 }
 
 

@@ -179,6 +179,36 @@ def test_views_of_a_volume_are_averaged_by_option(weights, phantom_dir, tmp_path
         assert turned.shape == none.shape
 
 
+def test_the_organ_of_a_large_scan_is_cropped_to_by_option(tmp_path, make_workflow, caplog):
+    # A network that sees foreground far above the mean of what was normalized together.
+    state = {"weight": torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1), "bias": torch.tensor([2.2, -2.2])}
+    torch.save(state, tmp_path / "w.pt")
+    network = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    affine = np.array([[0, 0, 2.5, 7], [-0.8, 0, 0, -3], [0, -1, 0, 40], [0, 0, 0, 1]], dtype=float)
+    places = np.stack(np.meshgrid(*map(np.arange, (110, 84, 40)), indexing="ij"), axis=-1)
+    expected = np.linalg.norm((places - (32, 25, 9)) * (0.8, 1.0, 2.5), axis=-1) < 10
+    image = np.random.RandomState(0).normal(0, 1, expected.shape).astype(np.float32) + 100 * expected
+    # So bright that the ball is not above the mean of the whole scan.
+    image[70:] = 5000
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "ball.nii.gz")
+    options = {"network_def": network, "spacing": None, "trained_margin": [6, 6, 6], "trained_spacing": None}
+
+    def dice(name, **overrides):
+        segment(make_workflow, tmp_path / "w.pt", tmp_path / "ball.nii.gz", tmp_path / name, **{**options, **overrides})
+        found = np.asanyarray(nib.load(tmp_path / name / "ball_seg.nii.gz").dataobj) > 0
+        return 2 * (found & expected).sum() / (found.sum() + expected.sum())
+
+    assert dice("as_it_is", trained_extent=[60, 60, 60]) == 0
+    with caplog.at_level(logging.INFO, logger="scripts.organ_inferer"):
+        # 100 mm along x are as large as in the training.
+        assert dice("as_large", crop_to_organ="true", trained_extent=[100, 100, 100]) == 0
+        assert "cropped to" not in caplog.text
+        assert dice("cropped", crop_to_organ="true", trained_extent=[60, 60, 60]) > 0.99
+    assert "cropped to 13x41x31 of 40x110x84 voxels" in caplog.text
+    with assert_refused("crop_to_organ needs trained_margin in mm"):
+        dice("refused", crop_to_organ=True, trained_extent=[60, 60, 60], trained_margin=None)
+
+
 def test_views_in_other_sizes_and_whole_volumes_are_refused(weights, phantom_dir, tmp_path, make_workflow):
     options = {"whole_volume": True, "test_time_views": [{"size": 0.9}]}
     with assert_refused("test_time_views must have no size where whole_volume is true, got"):

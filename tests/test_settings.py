@@ -65,6 +65,9 @@ from scripts.settings import check_evaluated_checkpoint, check_learning_rate, ch
         ("class_names", ["kidney", "kidney"]),
         ("class_names", ["kidney", " "]),
         ("normalization", "layer"),
+        ("trained_margin", [1, 2]),
+        ("trained_margin", [1, 2, -1]),
+        ("crop_to_organ", "perhaps"),
         ("trained_class_volumes", [1, 2]),
         ("trained_class_volumes", [[1, 2, 3]]),
         ("trained_class_volumes", [[2, 1]]),
@@ -100,6 +103,17 @@ def test_names_must_fit_the_classes():
     check_settings(num_classes=3, trained_class_volumes=[[1, 2], [0, 0.5]])
     with assert_refused(r"class_names must name the 2 class\(es\) without the background, got \['organ'\]"):
         check_settings(num_classes=3, class_names=["organ"])
+
+
+def test_cropping_to_the_organ_needs_the_sizes_of_a_training():
+    sizes = {"whole_volume": False, "trained_extent": [100, 90, 80], "trained_margin": [0, 5, 5.5]}
+    check_settings(crop_to_organ="true", **sizes)
+    check_settings(crop_to_organ=False, whole_volume=True, trained_extent=None, trained_margin=None)
+    for name in ("trained_extent", "trained_margin"):
+        with assert_refused(f"^crop_to_organ needs {name} in mm, as the inference.json of a run has it, got None.$"):
+            check_settings(crop_to_organ=True, **{**sizes, name: None})
+    with assert_refused("^crop_to_organ must be false where whole_volume is true.$"):
+        check_settings(crop_to_organ="true", **{**sizes, "whole_volume": "true"})
 
 
 def test_allowed_settings_pass():

@@ -51,7 +51,8 @@ def volume_geometry(
 
     Returns:
         ``trained_spacing``, the geometric middle of the smallest and the largest voxels in mm along x, y and z, and
-        ``trained_extent``, the largest extent, see :func:`geometry_warnings`; and ``trained_class_volumes``, the
+        ``trained_extent``, the largest extent, see :func:`geometry_warnings`; ``trained_margin``, the median distance
+        from the box around all classes to the border of the volume; and ``trained_class_volumes``, the
         smallest and the largest volume in ml of each foreground class, see :func:`class_volume_warnings`. None for what
         no file tells, and for the first where the files themselves differ by more than inference would warn of.
     """
@@ -67,7 +68,9 @@ def volume_geometry(
         # As many ways to fail as there are readers.
         except Exception as error:
             _logger.debug("%s: %s", item, error)
-    measured: dict[str, Any] = {"trained_spacing": None, "trained_extent": None, "trained_class_volumes": None}
+    measured: dict[str, Any] = dict.fromkeys(
+        ("trained_spacing", "trained_extent", "trained_margin", "trained_class_volumes")
+    )
     if sizes:
         spacings, extents = map(np.array, zip(*sizes, strict=True))
         smallest, largest = spacings.min(axis=0), spacings.max(axis=0)
@@ -81,10 +84,15 @@ def volume_geometry(
             )
         measured["trained_spacing"] = _rounded(np.sqrt(smallest * largest)) if alike else None
         measured["trained_extent"] = _rounded(extents.max(axis=0))
-    class_volumes = _labeled_volumes([item["label"] for item in data if "label" in item], num_classes)
+    class_volumes, margins = _labeled_volumes([item["label"] for item in data if "label" in item], num_classes)
     if class_volumes:
         ranges = zip(np.min(class_volumes, axis=0), np.max(class_volumes, axis=0), strict=True)
         measured["trained_class_volumes"] = [_rounded(pair) for pair in ranges]
+    if margins and sizes:
+        margin = np.median(margins, axis=(0, 1))
+        if box_margin is not None:
+            margin = np.minimum(margin, box_margin * np.asarray(spacing_mm or np.median(spacings, axis=0)))
+        measured["trained_margin"] = _rounded(margin)
     return measured
 
 
@@ -92,16 +100,30 @@ def _some(items: Sequence[_Item], most: int) -> Sequence[_Item]:
     return items[:: max(1, math.ceil(len(items) / most))]
 
 
-def _labeled_volumes(paths: Sequence[str], num_classes: int) -> list[list[float]]:
-    """Volumes of the foreground classes in ml, of some of the label maps."""
-    volumes = []
+def _labeled_volumes(
+    paths: Sequence[str], num_classes: int
+) -> tuple[list[list[float]], list[tuple[NDArray[Any], NDArray[Any]]]]:
+    """Volumes of the foreground classes in ml, of some of the label maps; both margins in mm, of those with a class."""
+    volumes, margins = [], []
     for path in _some(paths, _NUM_LABELS):
         try:
             label: Any = nib.load(path)
-            volumes.append(_class_volumes(rounded(np.asanyarray(label.dataobj)), label.affine, num_classes))
+            label_map = rounded(np.asanyarray(label.dataobj))
+            volumes.append(_class_volumes(label_map, label.affine, num_classes))
+            if label_map.any():
+                margins.append(_margins(label_map, label.affine))
         except Exception as error:
             _logger.debug("%s: %s", path, error)
-    return volumes
+    return volumes, margins
+
+
+def _margins(label_map: NDArray[Any], affine: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """From the box around all classes to the border in mm along x, y and z, on the one and on the other side."""
+    voxels = np.argwhere(label_map)
+    axes = patient_axes(affine)
+    before, after = voxels.min(axis=0), np.asarray(label_map.shape) - 1 - voxels.max(axis=0)
+    spacing = voxel_sizes(affine)
+    return (before * spacing)[axes], (after * spacing)[axes]
 
 
 def _class_volumes(label_map: NDArray[Any], affine: Any, num_classes: int) -> list[float]:
@@ -153,12 +175,27 @@ def geometry_warnings(
                 f"{path} has voxels of {_in_mm(spacing)}, the weights are for {_in_mm(trained_spacing)}: check the "
                 "result."
             )
-    if trained_extent is not None and (extent > _MAX_EXTENT_RATIO * np.asarray(trained_extent)).any():
+    if trained_extent is not None and is_larger_than_trained(affine, shape, trained_extent):
         warnings.append(
             f"{path} spans {_in_mm(extent)}, the weights are for volumes of up to {_in_mm(trained_extent)} around the "
-            "organ: check the result, crop the volume, or keep the largest component alone."
+            "organ: crop the volume, or have the organ found first by crop_to_organ true, and check the result."
         )
     return warnings
+
+
+def is_larger_than_trained(affine: Any, shape: Sequence[int], trained_extent: Sequence[float]) -> bool:
+    """Tell whether a volume is half as large again as those of the training along an axis.
+
+    Args:
+        affine: voxel indices to mm, 4x4.
+        shape: (X, Y, Z).
+        trained_extent: largest extent in mm, along x, y and z, of those of the training.
+
+    Returns:
+        whether it is.
+    """
+    _, extent = _sizes(affine, shape)
+    return bool((extent > _MAX_EXTENT_RATIO * np.asarray(trained_extent)).any())
 
 
 def class_volume_warnings(

@@ -157,7 +157,8 @@ def _warn_of_other_figures(weights: str, trained: Mapping[str, Any], configurati
     elif "datalist" in configuration and str2bool(trained.get("uses_boxes", False), raise_exc=False):
         _logger.warning(
             "%s was trained on boxes around the organ, within which gray values were normalized: crop the volumes in "
-            "the same way, or the result is not that of the evaluation.",
+            "the same way, or have the organ found first by crop_to_organ true; else the result is not that of the "
+            "evaluation.",
             weights,
         )
 

@@ -12,7 +12,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt
 
 from scripts.configuration import TRAINED_KEYS
-from scripts.data.geometry import class_volume_warnings, volume_geometry
+from scripts.data.geometry import class_volume_warnings, geometry_warnings, is_larger_than_trained, volume_geometry
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SPL"])
@@ -22,7 +22,8 @@ def test_the_volumes_of_a_training_are_measured(tmp_path, axes, caplog):
         volume = nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([*spacing, 1]))
         nib.save(volume.as_reoriented(axcodes2ornt(axes)), tmp_path / f"{name}.nii")
         data.append({"image" if name == "a" else "unlabeled": str(tmp_path / f"{name}.nii")})
-    expected = {"trained_spacing": [1, 1.2, 2], "trained_extent": [6, 7.2, 12], "trained_class_volumes": None}
+    expected = {"trained_spacing": [1, 1.2, 2], "trained_extent": [6, 7.2, 12]}
+    expected |= {"trained_margin": None, "trained_class_volumes": None}
     assert volume_geometry([*data, {"image": str(tmp_path / "missing.nii")}], num_classes=2) == expected
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([1, 1, 3.2, 1])), tmp_path / "c.nii")
     data.append({"image": str(tmp_path / "c.nii")})
@@ -47,6 +48,38 @@ def test_geometry_of_a_training_on_boxes_is_that_of_what_it_sees(tmp_path):
     assert measure(box_margin=1)["trained_extent"] == [10 + 4, 12 + 6, 20 + 10]
     assert measure(box_margin=4)["trained_extent"] == [10 + 16, 12 + 24, 40]
     assert measure(box_margin=4, spacing_mm=[1, 1, 1])["trained_extent"] == [18, 20, 28]
+
+
+def test_the_margin_around_what_was_labeled_is_measured(tmp_path):
+    # Voxel axes y, x, z with 3, 2 and 5 mm.
+    affine = np.array([[0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
+    data = []
+    # Two classes in one box; of the empty one there is no box.
+    for name, places in (("a", [(4, 3, 1), (9, 19, 3)]), ("b", [(5, 8, 0)]), ("empty", [])):
+        voxels = np.zeros((20, 30, 8), np.uint8)
+        for number, place in enumerate(places, start=1):
+            voxels[place] = number
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii")
+        data.append({"image": str(tmp_path / f"{name}.nii"), "label": str(tmp_path / f"{name}.nii")})
+    measure = functools.partial(volume_geometry, data, num_classes=3)
+    # Along x 3, 10, 8 and 21 voxels, along y 4, 10, 5 and 14, along z 1, 4, 0 and 7.
+    assert measure()["trained_margin"] == [2 * 9, 3 * 7.5, 5 * 2.5]
+    assert volume_geometry(data[-1:], num_classes=3)["trained_margin"] is None
+    for item in data:
+        item["box"] = [[5, 10, 2], [9, 15, 6]]
+    # The training has seen no more than the margin around the box.
+    assert measure(box_margin=2)["trained_margin"] == [4, 6, 10]
+    assert measure(box_margin=2, spacing_mm=[1, 1, 10])["trained_margin"] == [2, 2, 12.5]
+
+
+def test_a_volume_half_as_large_again_is_larger(tmp_path):
+    affine = np.array([[0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
+    extent = [40, 40, 40]
+    assert not is_larger_than_trained(affine, (20, 30, 12), extent)
+    for shape in ((21, 30, 12), (20, 31, 12), (20, 30, 13)):
+        assert is_larger_than_trained(affine, shape, extent)
+        options = {"trained_spacing": None, "trained_extent": extent}
+        assert len(geometry_warnings("a.nii", affine, shape, **options)) == 1
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_inference_warns_of_volumes_unlike_those_of_the_training(bundle, run_dir
     inference, overlay = (
         json.loads(path.read_text()) for path in (bundle / "configs/inference.json", run_dir / "inference.json")
     )
-    assert [len(overlay[name]) for name in TRAINED_KEYS] == [3, 3, 2]
+    assert [len(overlay[name]) for name in TRAINED_KEYS] == [3, 3, 3, 2]
     assert {name: inference[name] for name in TRAINED_KEYS} == {name: overlay[name] for name in TRAINED_KEYS}
 
 
@@ -367,6 +367,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
 def test_what_was_chosen_for_the_inference_of_a_run_goes_along(run_dir, tmp_path):
     run = shutil.copytree(run_dir, tmp_path / "run")
     chosen = {"largest_component": True, "overlap": 0.75, "blending": "constant", "skip_empty_windows": True}
+    chosen["crop_to_organ"] = True
     change_inference(run, **chosen)
     package = make_package(run)
     assert {name: package.configs["inference"][name] for name in chosen} == chosen

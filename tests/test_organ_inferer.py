@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
+# SPDX-License-Identifier: Apache-2.0
+"""On a scan larger than those of the training the organ is found first, and segmented as in a crop around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.transforms import NormalizeIntensityd
+
+from scripts.inferer import AugmentedInferer, FilledWindowInferer
+from scripts.organ_inferer import OrganInferer, organ_regions
+
+#: Each voxel 2 mm along x, which is the last axis of the array, 1 mm along the others.
+AFFINE = torch.tensor([[0, 0, 2.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+
+
+class BrightNetwork:
+    """Finds what is well above the mean of a volume that is normalized; a third channel tells nothing of classes."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, volumes):
+        self.seen.append(volumes.clone())
+        bright = volumes.gt(2.5).float()
+        return torch.cat((1 - bright, bright, torch.full_like(bright, 2.0)), dim=1)
+
+
+@pytest.fixture
+def network():
+    return BrightNetwork()
+
+
+def organ_inferer(normalize=True, **options):
+    settings = {"num_classes": 2, "trained_extent": [32, 16, 16], "trained_margin": [8, 3, 4], **options}
+    return OrganInferer(
+        settings.pop("inferer", SimpleInferer()),
+        FilledWindowInferer(roi_size=16, overlap=0.5),
+        normalize=NormalizeIntensityd("image", channel_wise=True) if normalize else None,
+        **settings,
+    )
+
+
+def scan_with_organs(*corners, size=(64, 48, 24), side=6):
+    """Noise of tissue, organs of 100 more, and far away something brighter than any organ."""
+    voxels = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    for x, y, z in corners:
+        voxels[x : x + side, y : y + side, z : z + side] += 100
+    # It moves mean and deviation of the whole scan so far that no organ is well above the mean.
+    voxels[-16:, -16:] = 10000
+    return MetaTensor(voxels[None, None], affine=AFFINE[None])
+
+
+def found_in(scan, infer, network):
+    probabilities = infer(scan, network)
+    assert isinstance(probabilities, MetaTensor)
+    assert probabilities.shape == (1, 3, *scan.shape[2:])
+    return probabilities[0, 1].numpy() > 0.5
+
+
+def test_the_organ_is_found_and_its_surroundings_are_normalized_by_themselves(network):
+    scan = scan_with_organs((20, 10, 8))
+    whole = network((scan - scan.mean()) / scan.std(correction=0))
+    assert not whole[0, 1, :48, :32].any()
+    network.seen.clear()
+    infer = organ_inferer()
+    before = scan.clone()
+    found = found_in(scan, infer, network)
+    assert torch.equal(scan, before)
+    assert found[20:26, 10:16, 8:14].all()
+    # The box with the margin of 4, 3 and 4 voxels; beyond it there is background alone.
+    box = scan.as_tensor()[..., 16:30, 7:19, 4:18]
+    expected = (box - box.mean()) / box.std(correction=0)
+    torch.testing.assert_close(network.seen[-1], expected, atol=1e-4, rtol=1e-4)
+    beyond = np.ones_like(found)
+    beyond[16:30, 7:19, 4:18] = False
+    assert not found[beyond].any()
+    probabilities = infer(scan, network)
+    assert probabilities[0, 0].numpy()[beyond].min() == 1
+    assert probabilities[0, 2].numpy()[beyond].max() == 0
+
+
+def test_a_volume_of_the_size_of_the_training_goes_as_it_is(network):
+    scan = scan_with_organs((4, 4, 4), size=(24, 24, 24))
+    # 48 mm along x are half as large again as 32, and no more.
+    torch.testing.assert_close(organ_inferer()(scan, network), SimpleInferer()(scan, network))
+    assert len(network.seen) == 2
+    organ_inferer(trained_extent=[31, 16, 16])(scan, network)
+    assert len(network.seen) > 4
+
+
+def test_neither_of_two_organs_is_lost_and_each_is_cropped_to(network):
+    scan = scan_with_organs((2, 4, 8), (40, 10, 2))
+    found = found_in(scan, organ_inferer(), network)
+    assert found[2:8, 4:10, 8:14].all()
+    assert found[40:46, 10:16, 2:8].all()
+    assert [tuple(seen.shape[2:]) for seen in network.seen[-2:]] == [(12, 12, 14), (14, 12, 12)]
+
+
+def test_views_are_of_the_last_crop_alone(network):
+    scan = scan_with_organs((20, 10, 8))
+    plain, augmented = BrightNetwork(), BrightNetwork()
+    organ_inferer()(scan, plain)
+    views = [{"turn": [0, 0, 0]}, {"turn": [0, 0, 0]}]
+    infer = organ_inferer(inferer=AugmentedInferer(SimpleInferer(), views))
+    found = found_in(scan, infer, augmented)
+    assert len(augmented.seen) == len(plain.seen) + 2
+    assert found[20:26, 10:16, 8:14].all()
+
+
+def test_gray_values_that_are_not_normalized_stay(network):
+    scan = scan_with_organs((20, 10, 8))
+    scan[..., -16:, -16:, :] = 0
+    scan[scan < 50] = 0
+    organ_inferer(normalize=False)(scan, network)
+    torch.testing.assert_close(network.seen[-1], scan.as_tensor()[..., 16:30, 7:19, 4:18])
+
+
+def test_where_nothing_is_found_the_scan_goes_as_it_is(network, caplog):
+    scan = MetaTensor(torch.zeros(1, 1, 64, 48, 24), affine=AFFINE[None])
+    probabilities = organ_inferer()(scan, network)
+    assert probabilities[0, 1].eq(0).all()
+    assert caplog.messages == ["no organ was found to crop to: the volume is segmented as it is."]
+    assert network.seen[-1].shape == scan.shape
+
+
+def test_what_is_cropped_to_is_told(network, caplog):
+    with caplog.at_level("INFO", logger="scripts.organ_inferer"):
+        organ_inferer()(scan_with_organs((20, 10, 8)), network)
+    assert caplog.messages == ["cropped to 14x12x14 of 64x48x24 voxels"]
+
+
+def test_windows_of_a_crop_are_put_together(network):
+    scan = scan_with_organs((20, 10, 8))
+    infer = organ_inferer(inferer=SlidingWindowInferer(roi_size=(8, 8, 8), overlap=0.5))
+    assert found_in(scan, infer, network)[20:26, 10:16, 8:14].all()
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(1, 1, 64, 64, 64), MetaTensor(torch.zeros(2, 1, 8, 8, 8))])
+def test_other_inputs_are_refused(inputs, network):
+    with pytest.raises(ValueError, match="inputs must be one volume with its affine, got"):
+        organ_inferer()(inputs, network)
+
+
+def test_regions_hold_large_pieces_with_their_margin_and_none_twice():
+    foreground = np.zeros((40, 20, 20), bool)
+    assert organ_regions(foreground, [1, 2, 3]) == []
+    foreground[1:5, 4:8, 4:8] = True
+    # A corner belongs to its piece.
+    foreground[5, 8, 8] = True
+    box = (slice(0, 7), slice(2, 11), slice(1, 12))
+    assert organ_regions(foreground, [1, 2, 3]) == [box]
+    # Less than half of 65 voxels, then half of it.
+    foreground[20:28, 2:4, 2:4] = True
+    assert organ_regions(foreground, [1, 2, 3]) == [box]
+    foreground[28, 2, 2] = True
+    second = (slice(19, 30), slice(0, 6), slice(0, 7))
+    assert organ_regions(foreground, [1, 2, 3]) == [box, second]
+    # With more they come close, and with still more they overlap.
+    assert organ_regions(foreground, [6, 2, 3]) == [(slice(0, 12), *box[1:]), (slice(14, 35), *second[1:])]
+    assert organ_regions(foreground, [8, 2, 3]) == [(slice(0, 37), slice(0, 11), slice(0, 12))]
+
+
+def test_a_box_around_two_takes_in_a_third():
+    foreground = np.zeros((12, 12, 6), bool)
+    foreground[0:4, 0:3, 0:2] = True
+    foreground[0:2, 8:11, 0:4] = True
+    apart = organ_regions(foreground, [1, 1, 1])
+    assert len(apart) == 2
+    # It comes last, and its box meets that of the first alone.
+    foreground[5:9, 2:10, 5] = True
+    assert len(organ_regions(foreground, [0, 1, 1])) == 3
+    assert organ_regions(foreground, [1, 1, 4]) == [(slice(0, 10), slice(0, 12), slice(0, 6))]
