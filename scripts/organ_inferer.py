@@ -5,15 +5,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.utils import CommonKeys
-from monai.utils.type_conversion import convert_to_dst_type
+from monai.transforms import NormalizeIntensity
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -33,10 +32,12 @@ class OrganInferer(Inferer):
     Where all volumes of a training are crops around the organ, gray values are normalized over its surroundings, and
     the network has seen nothing else. On a whole scan both differ. So windows, each normalized by itself, find the
     organ; the box around it, with the margin that the volumes of the training have, is normalized and segmented; and
-    once more with the box around what that has found. What is beyond is background.
+    once more with the box around what that has found. What is beyond is background. Where nothing is found, the scan is
+    segmented as it is.
 
-    Pieces of at least half the size of the largest one are organs of their own, so that neither of two is lost; boxes
-    that overlap are joined.
+    The box is around the largest piece, and all that hold at least half as much of a class as the piece with most of it
+    and, with the others, fit into the volumes of the training. Networks of crops draw an organ into any surroundings,
+    so that a second one is looked for where it is asked for. Where boxes overlap, that of the largest piece counts.
 
     Args:
         inferer: segments a volume of the training's size, and the boxes at last.
@@ -45,8 +46,12 @@ class OrganInferer(Inferer):
         trained_extent: the largest extent in mm, along x, y and z, of the volumes of the training; larger is what
             :func:`scripts.data.geometry.is_larger_than_trained` says.
         trained_margin: from the organ to the border of these volumes in mm, along x, y and z.
-        normalize: normalizes the volume under "image" of a dictionary, as the preprocessing does; None leaves the gray
-            values as they are.
+        num_organs: boxes at most.
+        normalize: what the preprocessing normalizes with; None leaves the gray values as they are, as does one by
+            numbers that are given.
+
+    Raises:
+        ValueError: when it normalizes otherwise than by mean and deviation: the second time that would be another one.
     """
 
     def __init__(
@@ -57,15 +62,17 @@ class OrganInferer(Inferer):
         num_classes: int,
         trained_extent: Sequence[float],
         trained_margin: Sequence[float],
-        normalize: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        num_organs: int = 1,
+        normalize: Any = None,
     ) -> None:
         super().__init__()
         self.inferer = inferer
         self.window_inferer = window_inferer
         self.num_classes = num_classes
         self.trained_extent = trained_extent
-        self.trained_margin = np.asarray(trained_margin)
-        self.normalize = normalize
+        self.trained_margin = trained_margin
+        self.num_organs = num_organs
+        self.normalizer = None if normalize is None else _volume_normalizer(normalize)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Predict a volume.
@@ -88,33 +95,30 @@ class OrganInferer(Inferer):
         if not is_larger_than_trained(affine, inputs.shape[2:], self.trained_extent):
             return self.inferer(inputs, network, *args, **kwargs)
         scan = inputs.as_tensor()
-        # Along the axes of the array.
-        margin = np.empty(3)
-        margin[patient_axes(affine)] = self.trained_margin
-        margin_voxels = np.ceil(margin / voxel_sizes(affine)).astype(int)
+        margin, largest = (_in_voxels(length, affine) for length in (self.trained_margin, self.trained_extent))
 
         def predict(volume: torch.Tensor) -> torch.Tensor:
             return network(volume, *args, **kwargs)
 
         found = self.window_inferer(scan, lambda windows: predict(self._normalized(windows)))
         for infer in (self.window_inferer, self.inferer):
-            regions = self._regions(found, margin_voxels)
+            label_map = found[0, : self.num_classes].argmax(dim=0).byte().cpu().numpy()
+            # As large as the scan for every class.
+            del found
+            regions = organ_regions(label_map, margin, largest, self.num_organs)
             if not regions:
                 _logger.warning("no organ was found to crop to: the volume is segmented as it is.")
                 return self.inferer(inputs, network, *args, **kwargs)
             found = self._predict_regions(scan, regions, infer, predict)
-        sizes = ", ".join("x".join(str(side.stop - side.start) for side in region) for region in regions)
-        _logger.info("cropped to %s of %s voxels", sizes, "x".join(map(str, scan.shape[2:])))
-        return convert_to_dst_type(found, inputs, device=found.device)[0]
+        boxes = ", ".join("x".join(f"{side.start}-{side.stop}" for side in region) for region in regions)
+        _logger.info("cropped to voxels %s of %s", boxes, "x".join(map(str, scan.shape[2:])))
+        return found
 
     def _normalized(self, volumes: torch.Tensor) -> torch.Tensor:
-        if self.normalize is None:
+        if self.normalizer is None:
             return volumes
         # MONAI's transform writes into what it is given.
-        return torch.stack([self.normalize({CommonKeys.IMAGE: volume.clone()})[CommonKeys.IMAGE] for volume in volumes])
-
-    def _regions(self, found: torch.Tensor, margin_voxels: NDArray[np.intp]) -> list[Region]:
-        return organ_regions(found[0, : self.num_classes].argmax(dim=0).cpu().numpy() > 0, margin_voxels)
+        return torch.stack([torch.as_tensor(self.normalizer(volume.clone())) for volume in volumes])
 
     def _predict_regions(
         self, scan: torch.Tensor, regions: Sequence[Region], infer: Inferer, network: Callable[[torch.Tensor], Any]
@@ -131,40 +135,68 @@ class OrganInferer(Inferer):
         return result
 
 
-def organ_regions(foreground: NDArray[np.bool_], margin: Sequence[int] | NDArray[np.intp]) -> list[Region]:
-    """Put a box around each organ.
+def _volume_normalizer(transform: Any) -> NormalizeIntensity | None:
+    """Take what normalizes a volume by its own mean and deviation; None where both are given."""
+    normalizer = getattr(transform, "normalizer", None)
+    if isinstance(normalizer, NormalizeIntensity):
+        given = [number is not None for number in (normalizer.subtrahend, normalizer.divisor)]
+        if not any(given):
+            return normalizer
+        if all(given):
+            return None
+    raise ValueError(
+        "crop_to_organs needs normalize to be NormalizeIntensityd with both subtrahend and divisor or without, or to be "
+        f"switched off, got {type(transform).__name__}."
+    )
+
+
+def _in_voxels(lengths: Sequence[float], affine: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Turn mm along x, y and z of the patient into voxels along the axes of the array."""
+    along_axes = np.empty(3)
+    along_axes[patient_axes(affine)] = lengths
+    return np.ceil(along_axes / voxel_sizes(affine)).astype(int)
+
+
+def organ_regions(
+    label_map: NDArray[Any],
+    margin: Sequence[int] | NDArray[np.intp],
+    largest: Sequence[int] | NDArray[np.intp],
+    num_organs: int = 1,
+) -> list[Region]:
+    """Put boxes around the organs of a scan.
 
     Args:
-        foreground: where the network has found one, (X, Y, Z).
+        label_map: class indices that the network has found, (X, Y, Z).
         margin: voxels along each axis by which a box grows on both sides, as far as the volume goes.
+        largest: voxels along each axis of the largest box around several pieces.
+        num_organs: boxes at most.
 
     Returns:
-        boxes without a common voxel, around all pieces that have at least half the voxels of the largest.
+        boxes around pieces that have of a class at least half the voxels of the piece with most of it, that of the
+        largest piece at last.
     """
-    pieces, _ = ndimage.label(foreground, structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel())[1:]
+    pieces, number = ndimage.label(label_map, structure=np.ones((3, 3, 3)))
+    sizes = [
+        np.bincount(pieces[label_map == index], minlength=number + 1)[1:] for index in np.unique(label_map) if index > 0
+    ]
+    if not sizes:
+        return []
+    kept = np.any([counts >= max(1, _LEAST_SHARE * counts.max()) for counts in sizes], axis=0)
+    boxes = ndimage.find_objects(pieces)
     regions: list[Region] = []
-    for box, size in zip(ndimage.find_objects(pieces), sizes, strict=True):
-        if size < _LEAST_SHARE * sizes.max():
+    for piece in np.argsort(-np.sum(sizes, axis=0), kind="stable"):
+        if not kept[piece]:
             continue
         region = tuple(
             slice(max(0, side.start - more), min(length, side.stop + more))
-            for side, more, length in zip(box, map(int, margin), foreground.shape, strict=True)
+            for side, more, length in zip(boxes[piece], map(int, margin), label_map.shape, strict=True)
         )
-        # The box of two may reach into a third.
-        while joined := [other for other in regions if _overlap(region, other)]:
-            regions = [other for other in regions if other not in joined]
-            region = _around([region, *joined])
-        regions.append(region)
-    return regions
-
-
-def _overlap(first: Region, second: Region) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
-
-
-def _around(regions: Sequence[Region]) -> Region:
-    return tuple(
-        slice(min(side.start for side in sides), max(side.stop for side in sides))
-        for sides in zip(*regions, strict=True)
-    )
+        for place, other in enumerate(regions):
+            both = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(region, other, strict=True))
+            if all(side.stop - side.start <= length for side, length in zip(both, largest, strict=True)):
+                regions[place] = both
+                break
+        else:
+            if len(regions) < num_organs:
+                regions.append(region)
+    return regions[::-1]

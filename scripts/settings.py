@@ -107,6 +107,7 @@ _CHECKS: dict[str, Check] = {
     "unlabeled_batch_size": _at_least(0),
     "num_workers": _at_least(0),
     "sw_batch_size": _at_least(1),
+    "crop_to_organs": _at_least(0),
     "in_channels": ("a whole number from 1 to 16", lambda value: _whole(value) and 1 <= value <= 16),
     "num_classes": ("a whole number from 2 to 128", lambda value: _whole(value) and 2 <= value <= 128),
     "deterministic": _TRUE_OR_FALSE,
@@ -156,7 +157,6 @@ _CHECKS: dict[str, Check] = {
     "save_uncertainty": _TRUE_OR_FALSE,
     "largest_component": _TRUE_OR_FALSE,
     "whole_volume": _TRUE_OR_FALSE,
-    "crop_to_organ": _TRUE_OR_FALSE,
     "skip_empty_windows": _TRUE_OR_FALSE,
     "progress": _TRUE_OR_FALSE,
     "skip_existing": _TRUE_OR_FALSE,
@@ -211,14 +211,14 @@ def check_settings(**settings: Any) -> None:
     views = settings.get("test_time_views", ())
     if not problems and str2bool(settings.get("whole_volume", False)) and any("size" in view for view in views):
         problems.append(f"test_time_views must have no size where whole_volume is true, got {views!r}")
-    if not problems and str2bool(settings.get("crop_to_organ", False)):
+    if not problems and settings.get("crop_to_organs", 0):
         problems += [
-            f"crop_to_organ needs {name} in mm, as the inference.json of a run has it, got None"
+            f"crop_to_organs needs {name} in mm, as the inference.json of a run has it, got None"
             for name in ("trained_extent", "trained_margin")
-            if settings[name] is None
+            if settings.get(name) is None
         ]
-        if str2bool(settings["whole_volume"]):
-            problems.append("crop_to_organ must be false where whole_volume is true")
+        if str2bool(settings.get("whole_volume", False)):
+            problems.append("crop_to_organs must be 0 where whole_volume is true")
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:

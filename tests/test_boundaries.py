@@ -52,6 +52,7 @@ ALLOWED = {
     },
     "studies": {
         "errors",
+        "configuration",
         "console",
         "data.cases",
         "data.geometry",

@@ -136,6 +136,17 @@ def test_class_volumes_of_the_shipped_training_are_for_its_weights_alone(options
     assert parser.get_parsed_content("trained_class_volumes") == expected
 
 
+def test_the_margin_of_the_shipped_training_is_for_its_weights_alone():
+    for options, expected in (
+        ({}, [10, 16, 8.75]),
+        ({"num_classes": 3, "ckpt_path": str(ROOT / "output/model.pt")}, None),
+        ({"load_pretrain": "false", "ckpt_path": None}, None),
+    ):
+        parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/inference.json"))
+        parser.update({"bundle_root": str(ROOT), **options})
+        assert parser.get_parsed_content("trained_margin") == expected
+
+
 def test_one_network_has_no_map_of_uncertainty(weights, phantom_dir, tmp_path, make_workflow):
     network = {"_target_": "scripts.networks.single_network.SingleNetwork", "architecture": "vnet"}
     with assert_refused("save_uncertainty needs the two networks of DualNetwork"):
@@ -199,14 +210,18 @@ def test_the_organ_of_a_large_scan_is_cropped_to_by_option(tmp_path, make_workfl
         return 2 * (found & expected).sum() / (found.sum() + expected.sum())
 
     assert dice("as_it_is", trained_extent=[60, 60, 60]) == 0
+    assert "have the organ found first by crop_to_organs 1" in caplog.text
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="scripts.organ_inferer"):
         # 100 mm along x are as large as in the training.
-        assert dice("as_large", crop_to_organ="true", trained_extent=[100, 100, 100]) == 0
+        assert dice("as_large", crop_to_organs=1, trained_extent=[100, 100, 100]) == 0
         assert "cropped to" not in caplog.text
-        assert dice("cropped", crop_to_organ="true", trained_extent=[60, 60, 60]) > 0.99
-    assert "cropped to 13x41x31 of 40x110x84 voxels" in caplog.text
-    with assert_refused("crop_to_organ needs trained_margin in mm"):
-        dice("refused", crop_to_organ=True, trained_extent=[60, 60, 60], trained_margin=None)
+        assert dice("cropped", crop_to_organs=1, trained_extent=[60, 60, 60]) > 0.99
+        # It is not told to do what it does.
+        assert "crop_to_organs 1" not in caplog.text
+    assert "of 40x110x84" in caplog.text
+    with assert_refused("crop_to_organs needs trained_margin in mm"):
+        dice("refused", crop_to_organs=1, trained_extent=[60, 60, 60], trained_margin=None)
 
 
 def test_views_in_other_sizes_and_whole_volumes_are_refused(weights, phantom_dir, tmp_path, make_workflow):

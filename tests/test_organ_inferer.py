@@ -9,13 +9,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
-from monai.transforms import NormalizeIntensityd
+from monai.transforms import NormalizeIntensityd, ScaleIntensityd
 
 from scripts.inferer import AugmentedInferer, FilledWindowInferer
 from scripts.organ_inferer import OrganInferer, organ_regions
 
-#: Each voxel 2 mm along x, which is the last axis of the array, 1 mm along the others.
-AFFINE = torch.tensor([[0, 0, 2.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+#: Each voxel 2 mm along x, which is the last axis of the array; 1 mm along y, the first one, and z.
+AFFINE = torch.tensor([[0, 0, 2.0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
+NORMALIZE = NormalizeIntensityd("image", channel_wise=True)
 
 
 class BrightNetwork:
@@ -35,12 +36,12 @@ def network():
     return BrightNetwork()
 
 
-def organ_inferer(normalize=True, **options):
-    settings = {"num_classes": 2, "trained_extent": [32, 16, 16], "trained_margin": [8, 3, 4], **options}
+def organ_inferer(normalize=NORMALIZE, **options):
+    settings = {"num_classes": 2, "trained_extent": [32, 16, 16], "trained_margin": [8, 4, 3], **options}
     return OrganInferer(
         settings.pop("inferer", SimpleInferer()),
-        FilledWindowInferer(roi_size=16, overlap=0.5),
-        normalize=NormalizeIntensityd("image", channel_wise=True) if normalize else None,
+        FilledWindowInferer(roi_size=16, overlap=0.5, padding_mode="replicate"),
+        normalize=normalize,
         **settings,
     )
 
@@ -57,7 +58,6 @@ def scan_with_organs(*corners, size=(64, 48, 24), side=6):
 
 def found_in(scan, infer, network):
     probabilities = infer(scan, network)
-    assert isinstance(probabilities, MetaTensor)
     assert probabilities.shape == (1, 3, *scan.shape[2:])
     return probabilities[0, 1].numpy() > 0.5
 
@@ -93,12 +93,20 @@ def test_a_volume_of_the_size_of_the_training_goes_as_it_is(network):
     assert len(network.seen) > 4
 
 
-def test_neither_of_two_organs_is_lost_and_each_is_cropped_to(network):
-    scan = scan_with_organs((2, 4, 8), (40, 10, 2))
+def test_neither_of_two_organs_is_lost(network):
+    scan = scan_with_organs((2, 4, 8), (40, 10, 8))
+    # Of two alike the first counts.
     found = found_in(scan, organ_inferer(), network)
     assert found[2:8, 4:10, 8:14].all()
-    assert found[40:46, 10:16, 2:8].all()
-    assert [tuple(seen.shape[2:]) for seen in network.seen[-2:]] == [(12, 12, 14), (14, 12, 12)]
+    assert not found[40:46, 10:16, 8:14].any()
+    found = found_in(scan, organ_inferer(num_organs=2), network)
+    assert found[2:8, 4:10, 8:14].all()
+    assert found[40:46, 10:16, 8:14].all()
+    boxes = {(12, 12, 14), (14, 12, 14)}
+    assert {tuple(seen.shape[2:]) for seen in network.seen[-2:]} == boxes
+    # Where such a field was in the training, they have one box.
+    organ_inferer(trained_extent=[31, 60, 60])(scan, network)
+    assert network.seen[-1].shape[2:] == (50, 18, 14)
 
 
 def test_views_are_of_the_last_crop_alone(network):
@@ -116,8 +124,34 @@ def test_gray_values_that_are_not_normalized_stay(network):
     scan = scan_with_organs((20, 10, 8))
     scan[..., -16:, -16:, :] = 0
     scan[scan < 50] = 0
-    organ_inferer(normalize=False)(scan, network)
+    organ_inferer(normalize=None)(scan, network)
     torch.testing.assert_close(network.seen[-1], scan.as_tensor()[..., 16:30, 7:19, 4:18])
+
+
+def test_gray_values_that_are_normalized_by_given_numbers_are_not_normalized_again(network):
+    scan = scan_with_organs((20, 10, 8))
+    scan[..., -16:, -16:, :] = 0
+    scan[scan < 50] = 0
+    infer = organ_inferer(normalize=NormalizeIntensityd("image", subtrahend=-50, divisor=20))
+    infer(scan, network)
+    torch.testing.assert_close(network.seen[-1], scan.as_tensor()[..., 16:30, 7:19, 4:18])
+
+
+@pytest.mark.parametrize(
+    "normalize", [NormalizeIntensityd("image", divisor=2), ScaleIntensityd("image"), lambda item: item]
+)
+def test_other_normalizations_are_refused(normalize):
+    with pytest.raises(ValueError, match="crop_to_organs needs normalize to be NormalizeIntensityd with both"):
+        organ_inferer(normalize=normalize)
+
+
+def test_a_scan_thinner_than_a_window_is_found_by_its_own_gray_values(network):
+    scan = scan_with_organs((20, 10, 2), size=(64, 48, 10))
+    # What windows are padded with must not be what is found, nor hide it.
+    scan += 300
+    infer = organ_inferer()
+    assert found_in(scan, infer, network)[20:26, 10:16, 2:8].all()
+    assert network.seen[0].shape[2:] == (16, 16, 16)
 
 
 def test_where_nothing_is_found_the_scan_goes_as_it_is(network, caplog):
@@ -131,7 +165,7 @@ def test_where_nothing_is_found_the_scan_goes_as_it_is(network, caplog):
 def test_what_is_cropped_to_is_told(network, caplog):
     with caplog.at_level("INFO", logger="scripts.organ_inferer"):
         organ_inferer()(scan_with_organs((20, 10, 8)), network)
-    assert caplog.messages == ["cropped to 14x12x14 of 64x48x24 voxels"]
+    assert caplog.messages == ["cropped to voxels 16-30x7-19x4-18 of 64x48x24"]
 
 
 def test_windows_of_a_crop_are_put_together(network):
@@ -146,32 +180,46 @@ def test_other_inputs_are_refused(inputs, network):
         organ_inferer()(inputs, network)
 
 
-def test_regions_hold_large_pieces_with_their_margin_and_none_twice():
+def test_regions_hold_large_pieces_with_their_margin():
     foreground = np.zeros((40, 20, 20), bool)
-    assert organ_regions(foreground, [1, 2, 3]) == []
+    assert organ_regions(foreground, [1, 2, 3], [40, 20, 20]) == []
     foreground[1:5, 4:8, 4:8] = True
     # A corner belongs to its piece.
     foreground[5, 8, 8] = True
     box = (slice(0, 7), slice(2, 11), slice(1, 12))
-    assert organ_regions(foreground, [1, 2, 3]) == [box]
+    assert organ_regions(foreground, [1, 2, 3], [40, 20, 20]) == [box]
     # Less than half of 65 voxels, then half of it.
     foreground[20:28, 2:4, 2:4] = True
-    assert organ_regions(foreground, [1, 2, 3]) == [box]
+    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20]) == [box]
     foreground[28, 2, 2] = True
     second = (slice(19, 30), slice(0, 6), slice(0, 7))
-    assert organ_regions(foreground, [1, 2, 3]) == [box, second]
-    # With more they come close, and with still more they overlap.
-    assert organ_regions(foreground, [6, 2, 3]) == [(slice(0, 12), *box[1:]), (slice(14, 35), *second[1:])]
-    assert organ_regions(foreground, [8, 2, 3]) == [(slice(0, 37), slice(0, 11), slice(0, 12))]
+    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20], 2) == [second, box]
+    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20], 1) == [box]
+    # A box around both spans 30, 11 and 12 voxels.
+    assert organ_regions(foreground, [1, 2, 3], [30, 11, 12]) == [(slice(0, 30), slice(0, 11), slice(0, 12))]
+    for largest in ([29, 11, 12], [30, 10, 12], [30, 11, 11]):
+        assert organ_regions(foreground, [1, 2, 3], largest, 2) == [second, box]
 
 
-def test_a_box_around_two_takes_in_a_third():
-    foreground = np.zeros((12, 12, 6), bool)
-    foreground[0:4, 0:3, 0:2] = True
-    foreground[0:2, 8:11, 0:4] = True
-    apart = organ_regions(foreground, [1, 1, 1])
-    assert len(apart) == 2
-    # It comes last, and its box meets that of the first alone.
-    foreground[5:9, 2:10, 5] = True
-    assert len(organ_regions(foreground, [0, 1, 1])) == 3
-    assert organ_regions(foreground, [1, 1, 4]) == [(slice(0, 10), slice(0, 12), slice(0, 6))]
+def test_a_small_organ_of_another_class_is_in_the_box_of_a_large_one():
+    label_map = np.zeros((60, 20, 20), np.uint8)
+    label_map[2:12, 2:12, 2:12] = 1
+    label_map[12:14, 4:8, 4:8] = 2
+    label_map[40:43, 5:8, 5:8] = 2
+    # 27 voxels are less than half of the first class, and nearly as many as the 32 of the second beside it.
+    assert organ_regions(label_map, [0, 0, 0], [41, 20, 20]) == [(slice(2, 43), slice(2, 12), slice(2, 12))]
+    # 9 are few of both.
+    label_map[41, 5:8, 5:8] = 0
+    label_map[42, 5:8, 5:8] = 0
+    assert organ_regions(label_map, [0, 0, 0], [41, 20, 20]) == [(slice(2, 14), slice(2, 12), slice(2, 12))]
+
+
+def test_where_boxes_overlap_that_of_the_largest_piece_counts(network):
+    scan = scan_with_organs((20, 10, 8))
+    # A second one of two thirds of the first, less than both margins beside it.
+    scan[..., 20:24, 20:26, 8:14] += 100
+    infer = organ_inferer(trained_extent=[32, 16, 14], num_organs=2)
+    assert found_in(scan, infer, network)[20:26, 10:16, 8:14].all()
+    shapes = [tuple(seen.shape[2:]) for seen in network.seen[-2:]]
+    assert shapes == [(12, 12, 14), (14, 12, 14)]
+    torch.testing.assert_close(infer(scan, network)[..., 16:30, 7:19, 4:18], network(network.seen[-1]))

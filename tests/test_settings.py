@@ -67,7 +67,7 @@ from scripts.settings import check_evaluated_checkpoint, check_learning_rate, ch
         ("normalization", "layer"),
         ("trained_margin", [1, 2]),
         ("trained_margin", [1, 2, -1]),
-        ("crop_to_organ", "perhaps"),
+        ("crop_to_organs", True),
         ("trained_class_volumes", [1, 2]),
         ("trained_class_volumes", [[1, 2, 3]]),
         ("trained_class_volumes", [[2, 1]]),
@@ -107,13 +107,13 @@ def test_names_must_fit_the_classes():
 
 def test_cropping_to_the_organ_needs_the_sizes_of_a_training():
     sizes = {"whole_volume": False, "trained_extent": [100, 90, 80], "trained_margin": [0, 5, 5.5]}
-    check_settings(crop_to_organ="true", **sizes)
-    check_settings(crop_to_organ=False, whole_volume=True, trained_extent=None, trained_margin=None)
+    check_settings(crop_to_organs=1, **sizes)
+    check_settings(crop_to_organs=0, whole_volume=True, trained_extent=None, trained_margin=None)
     for name in ("trained_extent", "trained_margin"):
-        with assert_refused(f"^crop_to_organ needs {name} in mm, as the inference.json of a run has it, got None.$"):
-            check_settings(crop_to_organ=True, **{**sizes, name: None})
-    with assert_refused("^crop_to_organ must be false where whole_volume is true.$"):
-        check_settings(crop_to_organ="true", **{**sizes, "whole_volume": "true"})
+        with assert_refused(f"^crop_to_organs needs {name} in mm, as the inference.json of a run has it, got None.$"):
+            check_settings(crop_to_organs=2, **{**sizes, name: None})
+    with assert_refused("^crop_to_organs must be 0 where whole_volume is true.$"):
+        check_settings(crop_to_organs=1, **{**sizes, "whole_volume": "true"})
 
 
 def test_allowed_settings_pass():

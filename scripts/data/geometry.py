@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
+from monai.transforms.utils import generate_spatial_bounding_box
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
@@ -119,11 +120,9 @@ def _labeled_volumes(
 
 def _margins(label_map: NDArray[Any], affine: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """From the box around all classes to the border in mm along x, y and z, on the one and on the other side."""
-    voxels = np.argwhere(label_map)
-    axes = patient_axes(affine)
-    before, after = voxels.min(axis=0), np.asarray(label_map.shape) - 1 - voxels.max(axis=0)
-    spacing = voxel_sizes(affine)
-    return (before * spacing)[axes], (after * spacing)[axes]
+    start, stop = map(np.asarray, generate_spatial_bounding_box(label_map[None]))
+    spacing, axes = voxel_sizes(affine), patient_axes(affine)
+    return (start * spacing)[axes], ((label_map.shape - stop) * spacing)[axes]
 
 
 def _class_volumes(label_map: NDArray[Any], affine: Any, num_classes: int) -> list[float]:
@@ -178,7 +177,7 @@ def geometry_warnings(
     if trained_extent is not None and is_larger_than_trained(affine, shape, trained_extent):
         warnings.append(
             f"{path} spans {_in_mm(extent)}, the weights are for volumes of up to {_in_mm(trained_extent)} around the "
-            "organ: crop the volume, or have the organ found first by crop_to_organ true, and check the result."
+            "organ: crop the volume, or have the organ found first by crop_to_organs 1; check the result."
         )
     return warnings
 

@@ -154,10 +154,14 @@ def _warn_of_other_figures(weights: str, trained: Mapping[str, Any], configurati
         changed = _differences(trained, configuration, _SEGMENTATION_KEYS)
         if changed:
             _logger.warning("%s is evaluated with other options than its run has (%s).", weights, listed(changed))
-    elif "datalist" in configuration and str2bool(trained.get("uses_boxes", False), raise_exc=False):
+    elif (
+        "datalist" in configuration
+        and str2bool(trained.get("uses_boxes", False), raise_exc=False)
+        and not configuration.get("crop_to_organs")
+    ):
         _logger.warning(
             "%s was trained on boxes around the organ, within which gray values were normalized: crop the volumes in "
-            "the same way, or have the organ found first by crop_to_organ true; else the result is not that of the "
+            "the same way, or have the organ found first by crop_to_organs 1; else the result is not that of the "
             "evaluation.",
             weights,
         )

@@ -53,7 +53,7 @@ _TRAINING_VALUES = (
 #: Those of them that may be chosen after the training, in the ``inference.json`` of the run.
 _CHOSEN_VALUES = ("test_time_views", "largest_component")
 #: What inference alone takes from there.
-_INFERENCE_VALUES = ("overlap", "blending", "whole_volume", "crop_to_organ", "skip_empty_windows")
+_INFERENCE_VALUES = ("overlap", "blending", "whole_volume", "crop_to_organs", "skip_empty_windows")
 #: Objects that a bundle takes from a run. Everything else, above all data and folders, is that of train.json.
 _OBJECTS = (
     "orient",

@@ -19,6 +19,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
+from ..configuration import TRAINED_KEYS
 from ..data.geometry import class_volume_warnings, geometry_warnings
 from ..errors import BundleError
 from ..evaluation.canvas import light_grid, new_figure, save_figure
@@ -220,13 +221,22 @@ def _measure(study: Study, folder: Path) -> pd.DataFrame:
 
 def _is_warned_of(volume: nib.Nifti1Image, prediction: nib.Nifti1Image, parser: ConfigParser) -> bool:
     """Whether inference tells its user to check this volume or its label map."""
-    trained, of_classes = (
-        {key: parser.get_parsed_content(key) for key in keys}
-        for keys in (("trained_spacing", "trained_extent"), ("num_classes", "trained_class_volumes"))
-    )
+    known = {key: parser.get_parsed_content(key) for key in ("num_classes", *TRAINED_KEYS)}
     return bool(
-        geometry_warnings("", volume.affine, volume.shape, **trained)
-        or class_volume_warnings("", label_array(prediction), prediction.affine, **of_classes)
+        geometry_warnings(
+            "",
+            volume.affine,
+            volume.shape,
+            trained_spacing=known["trained_spacing"],
+            trained_extent=None if parser.get_parsed_content("crop_to_organs") else known["trained_extent"],
+        )
+        or class_volume_warnings(
+            "",
+            label_array(prediction),
+            prediction.affine,
+            num_classes=known["num_classes"],
+            trained_class_volumes=known["trained_class_volumes"],
+        )
     )
 
 

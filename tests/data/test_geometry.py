@@ -51,8 +51,8 @@ def test_geometry_of_a_training_on_boxes_is_that_of_what_it_sees(tmp_path):
 
 
 def test_the_margin_around_what_was_labeled_is_measured(tmp_path):
-    # Voxel axes y, x, z with 3, 2 and 5 mm.
-    affine = np.array([[0, 2.0, 0, 0], [3.0, 0, 0, 0], [0, 0, 5.0, 0], [0, 0, 0, 1]])
+    # Voxel axes z, x, y with 5, 2 and 3 mm.
+    affine = np.array([[0, 2.0, 0, 0], [0, 0, 3.0, 0], [5.0, 0, 0, 0], [0, 0, 0, 1]])
     data = []
     # Two classes in one box; of the empty one there is no box.
     for name, places in (("a", [(4, 3, 1), (9, 19, 3)]), ("b", [(5, 8, 0)]), ("empty", [])):
@@ -62,14 +62,14 @@ def test_the_margin_around_what_was_labeled_is_measured(tmp_path):
         nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii")
         data.append({"image": str(tmp_path / f"{name}.nii"), "label": str(tmp_path / f"{name}.nii")})
     measure = functools.partial(volume_geometry, data, num_classes=3)
-    # Along x 3, 10, 8 and 21 voxels, along y 4, 10, 5 and 14, along z 1, 4, 0 and 7.
-    assert measure()["trained_margin"] == [2 * 9, 3 * 7.5, 5 * 2.5]
+    # Along x 3, 10, 8 and 21 voxels, along y 1, 4, 0 and 7, along z 4, 10, 5 and 14.
+    assert measure()["trained_margin"] == [2 * 9, 3 * 2.5, 5 * 7.5]
     assert volume_geometry(data[-1:], num_classes=3)["trained_margin"] is None
     for item in data:
         item["box"] = [[5, 10, 2], [9, 15, 6]]
     # The training has seen no more than the margin around the box.
     assert measure(box_margin=2)["trained_margin"] == [4, 6, 10]
-    assert measure(box_margin=2, spacing_mm=[1, 1, 10])["trained_margin"] == [2, 2, 12.5]
+    assert measure(box_margin=2, spacing_mm=[1, 1, 10])["trained_margin"] == [2, 2, 20]
 
 
 def test_a_volume_half_as_large_again_is_larger(tmp_path):

@@ -193,6 +193,8 @@ def test_a_run_is_not_resumed_on_volumes_of_another_data_set(tmp_path):
         RunDirectory(
             str(tmp_path), geometry=lambda: {**geometry, "trained_extent": [20.0, 30.0, 41.0]}, resume=True
         ).claim()
+    # An older version of the bundle did not measure this.
+    RunDirectory(str(tmp_path), geometry=lambda: {**geometry, "trained_margin": [5.0, 5.0, 5.0]}, resume=True).claim()
     calls = []
     directory = RunDirectory(str(tmp_path), geometry=lambda: calls.append(1) or geometry, resume=True)
     directory.claim()

@@ -367,7 +367,7 @@ def test_figures_are_those_of_the_weights(run_dir, tmp_path, caplog):
 def test_what_was_chosen_for_the_inference_of_a_run_goes_along(run_dir, tmp_path):
     run = shutil.copytree(run_dir, tmp_path / "run")
     chosen = {"largest_component": True, "overlap": 0.75, "blending": "constant", "skip_empty_windows": True}
-    chosen["crop_to_organ"] = True
+    chosen["crop_to_organs"] = 1
     change_inference(run, **chosen)
     package = make_package(run)
     assert {name: package.configs["inference"][name] for name in chosen} == chosen
