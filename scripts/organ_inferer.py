@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import NormalizeIntensity
+from monai.utils import ImageMetaKey, convert_to_dst_type, convert_to_tensor
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -32,8 +33,8 @@ class OrganInferer(Inferer):
     Where all volumes of a training are crops around the organ, gray values are normalized over its surroundings, and
     the network has seen nothing else. On a whole scan both differ. So windows, each normalized by itself, find the
     organ; the box around it, with the margin that the volumes of the training have, is normalized and segmented; and
-    once more with the box around what that has found. What is beyond is background. Where nothing is found, the scan is
-    segmented as it is.
+    once more with the box around what that has found. What is beyond is background. Where nothing is found, by the
+    windows or in the first box, the scan is segmented as it is.
 
     The box is around the largest piece, and all that hold at least half as much of a class as the piece with most of it
     and, with the others, fit into the volumes of the training. Networks of crops draw an organ into any surroundings,
@@ -94,7 +95,7 @@ class OrganInferer(Inferer):
         affine = inputs.affine.reshape(4, 4).cpu().numpy()
         if not is_larger_than_trained(affine, inputs.shape[2:], self.trained_extent):
             return self.inferer(inputs, network, *args, **kwargs)
-        scan = inputs.as_tensor()
+        scan, name = inputs.as_tensor(), _file_of(inputs)
         margin, largest = (_in_voxels(length, affine) for length in (self.trained_margin, self.trained_extent))
 
         def predict(volume: torch.Tensor) -> torch.Tensor:
@@ -107,18 +108,22 @@ class OrganInferer(Inferer):
             del found
             regions = organ_regions(label_map, margin, largest, self.num_organs)
             if not regions:
-                _logger.warning("no organ was found to crop to: the volume is segmented as it is.")
+                _logger.warning("%s: no organ was found to crop to, it is segmented as it is: check the result.", name)
                 return self.inferer(inputs, network, *args, **kwargs)
             found = self._predict_regions(scan, regions, infer, predict)
         boxes = ", ".join("x".join(f"{side.start}-{side.stop}" for side in region) for region in regions)
-        _logger.info("cropped to voxels %s of %s", boxes, "x".join(map(str, scan.shape[2:])))
-        return found
+        _logger.info("%s: cropped to voxels %s of %s", name, boxes, "x".join(map(str, scan.shape[2:])))
+        # Whoever brings it back to the grid of the file asks it where it is from.
+        return convert_to_dst_type(found, MetaTensor([]).copy_meta_from(inputs, copy_attr=False), device=found.device)[
+            0
+        ]
 
     def _normalized(self, volumes: torch.Tensor) -> torch.Tensor:
         if self.normalizer is None:
             return volumes
         # MONAI's transform writes into what it is given.
-        return torch.stack([torch.as_tensor(self.normalizer(volume.clone())) for volume in volumes])
+        normalized = [self.normalizer(volume.clone()) for volume in volumes]
+        return torch.stack([convert_to_tensor(volume, track_meta=False) for volume in normalized])
 
     def _predict_regions(
         self, scan: torch.Tensor, regions: Sequence[Region], infer: Inferer, network: Callable[[torch.Tensor], Any]
@@ -145,9 +150,15 @@ def _volume_normalizer(transform: Any) -> NormalizeIntensity | None:
         if all(given):
             return None
     raise ValueError(
-        "crop_to_organs needs normalize to be NormalizeIntensityd with both subtrahend and divisor or without, or to be "
+        "crop_to_organs needs normalize to be NormalizeIntensityd with both subtrahend and divisor or without, or "
         f"switched off, got {type(transform).__name__}."
     )
+
+
+def _file_of(volume: MetaTensor) -> str:
+    """Take the file that a batch of one volume is from."""
+    file = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "a volume")
+    return str(file[0] if isinstance(file, list) else file)
 
 
 def _in_voxels(lengths: Sequence[float], affine: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -219,6 +219,8 @@ def check_settings(**settings: Any) -> None:
         ]
         if str2bool(settings.get("whole_volume", False)):
             problems.append("crop_to_organs must be 0 where whole_volume is true")
+        if settings["crop_to_organs"] > 1 and str2bool(settings.get("largest_component", False)):
+            problems.append("crop_to_organs must be at most 1 where largest_component is true, which keeps one")
     if problems:
         raise BundleError("; ".join(problems) + ".")
     if "precision" in settings:

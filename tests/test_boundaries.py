@@ -52,7 +52,6 @@ ALLOWED = {
     },
     "studies": {
         "errors",
-        "configuration",
         "console",
         "data.cases",
         "data.geometry",
@@ -73,6 +72,7 @@ ALLOWED = {
         "files",
         "handlers.run_comparison",
         "handlers.run_directory",
+        "settings",
         "weights",
     },
     "benchmark": {

@@ -200,7 +200,7 @@ def test_the_organ_of_a_large_scan_is_cropped_to_by_option(tmp_path, make_workfl
     expected = np.linalg.norm((places - (32, 25, 9)) * (0.8, 1.0, 2.5), axis=-1) < 10
     image = np.random.RandomState(0).normal(0, 1, expected.shape).astype(np.float32) + 100 * expected
     # So bright that the ball is not above the mean of the whole scan.
-    image[70:] = 5000
+    image[70:] += 5000
     nib.save(nib.Nifti1Image(image, affine), tmp_path / "ball.nii.gz")
     options = {"network_def": network, "spacing": None, "trained_margin": [6, 6, 6], "trained_spacing": None}
 
@@ -217,6 +217,13 @@ def test_the_organ_of_a_large_scan_is_cropped_to_by_option(tmp_path, make_workfl
         assert dice("as_large", crop_to_organs=1, trained_extent=[100, 100, 100]) == 0
         assert "cropped to" not in caplog.text
         assert dice("cropped", crop_to_organs=1, trained_extent=[60, 60, 60]) > 0.99
+        # Gray values that nothing normalizes by the volume: the block is the largest that is far above.
+        for name, normalize in (("off", {"_disabled_": True}), ("given", {"subtrahend": [0.0], "divisor": [1.0]})):
+            options_of = {f"normalize#{key}": value for key, value in normalize.items()}
+            assert dice(name, crop_to_organs=1, trained_extent=[60, 60, 60], **options_of) == 0
+            label = nib.load(tmp_path / name / "ball_seg.nii.gz")
+            np.testing.assert_allclose(label.affine, affine, atol=1e-4)
+            assert np.asanyarray(label.dataobj)[70:].all()
         # It is not told to do what it does.
         assert "crop_to_organs 1" not in caplog.text
     assert "of 40x110x84" in caplog.text

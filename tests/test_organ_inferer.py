@@ -58,6 +58,9 @@ def scan_with_organs(*corners, size=(64, 48, 24), side=6):
 
 def found_in(scan, infer, network):
     probabilities = infer(scan, network)
+    assert isinstance(probabilities, MetaTensor)
+    assert torch.equal(probabilities.affine, scan.affine)
+    assert not any(isinstance(seen, MetaTensor) for seen in network.seen)
     assert probabilities.shape == (1, 3, *scan.shape[2:])
     return probabilities[0, 1].numpy() > 0.5
 
@@ -158,14 +161,32 @@ def test_where_nothing_is_found_the_scan_goes_as_it_is(network, caplog):
     scan = MetaTensor(torch.zeros(1, 1, 64, 48, 24), affine=AFFINE[None])
     probabilities = organ_inferer()(scan, network)
     assert probabilities[0, 1].eq(0).all()
-    assert caplog.messages == ["no organ was found to crop to: the volume is segmented as it is."]
+    assert caplog.messages == ["a volume: no organ was found to crop to, it is segmented as it is: check the result."]
     assert network.seen[-1].shape == scan.shape
+
+
+def test_where_the_box_holds_nothing_the_scan_goes_as_it_is(caplog):
+    scan = scan_with_organs((20, 10, 8))
+    seen = []
+
+    def network(volumes):
+        seen.append(volumes.shape)
+        # Something is there in the windows of the search alone, each of which is normalized by itself.
+        bright = volumes.gt(2.5).float() * (volumes.mean().abs() < 1e-3)
+        return torch.cat((1 - bright, bright), dim=1)
+
+    assert organ_inferer(trained_margin=[8, 8, 8])(scan, network)[0, 1].eq(0).all()
+    assert caplog.messages[0].startswith("a volume: no organ was found to crop to, it is segmented as it is")
+    assert seen[-1] == scan.shape
 
 
 def test_what_is_cropped_to_is_told(network, caplog):
     with caplog.at_level("INFO", logger="scripts.organ_inferer"):
-        organ_inferer()(scan_with_organs((20, 10, 8)), network)
-    assert caplog.messages == ["cropped to voxels 16-30x7-19x4-18 of 64x48x24"]
+        scan = scan_with_organs((20, 10, 8))
+        # So it is in a batch.
+        scan.meta["filename_or_obj"] = ["scan.nii"]
+        organ_inferer()(scan, network)
+    assert caplog.messages == ["scan.nii: cropped to voxels 16-30x7-19x4-18 of 64x48x24"]
 
 
 def test_windows_of_a_crop_are_put_together(network):

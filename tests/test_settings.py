@@ -112,6 +112,9 @@ def test_cropping_to_the_organ_needs_the_sizes_of_a_training():
     for name in ("trained_extent", "trained_margin"):
         with assert_refused(f"^crop_to_organs needs {name} in mm, as the inference.json of a run has it, got None.$"):
             check_settings(crop_to_organs=2, **{**sizes, name: None})
+    check_settings(crop_to_organs=1, largest_component=True, **sizes)
+    with assert_refused("^crop_to_organs must be at most 1 where largest_component is true"):
+        check_settings(crop_to_organs=2, largest_component="true", **sizes)
     with assert_refused("^crop_to_organs must be 0 where whole_volume is true.$"):
         check_settings(crop_to_organs=1, **{**sizes, "whole_volume": "true"})
 

@@ -22,6 +22,7 @@ from ..evaluation.case_report import read_metrics
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing, listed
 from ..handlers.run_directory import inference_overlay
+from ..settings import check_settings, checkable
 from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
 
 _logger = logging.getLogger(__name__)
@@ -169,7 +170,15 @@ def run_package(
         data_source=data_source,
         beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
         steps=" and ".join(f"`{name}`" for name in ("window", "normalize") if _is_on(inference, name)) or "none",
-        boxes=(_BOXES if train["uses_boxes"] else "") + (_VIEWS if train["test_time_views"] else ""),
+        boxes="".join(
+            text
+            for text, holds in (
+                (_BOXES, train["uses_boxes"] and not inference["crop_to_organs"]),
+                (_ORGANS, inference["crop_to_organs"]),
+                (_VIEWS, train["test_time_views"]),
+            )
+            if holds
+        ),
         recipe="\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items() if key != "cases"),
         commit=commit,
     )
@@ -188,6 +197,11 @@ def run_package(
 _BOXES = """
 Training and evaluation cropped each volume to its box of `boxes.json` (`python -m scripts boxes`). Inference knows no
 box: it segments the whole volume, for which the network was not trained, and the figures below do not hold for it.
+"""
+_ORGANS = """
+Inference finds the organ of a scan that is much larger than the volumes of the training first, and segments its
+surroundings alone (`crop_to_organs`); MONAI Label and MONAI Deploy segment without. The figures below are of the
+evaluation, which crops as the training did.
 """
 _VIEWS = """
 Evaluation and inference take the mean over several views of a volume (`test_time_views`); MONAI Label and MONAI Deploy
@@ -269,8 +283,9 @@ def _check_parts(folder: Path, train: Mapping[str, Any], inference: Mapping[str,
     for key in ("optimizer", "auxiliary_optimizer", "lr_scheduler", *parts):
         _build(folder, parser, key)
     parser = ConfigParser(deepcopy({**inference, "device": "cpu"}))
-    for key in ("network_def", "preprocessing", "inferer", "postprocessing"):
+    for key in ("network_def", "preprocessing", "inferer", "organ_inferer", "postprocessing"):
         _build(folder, parser, key)
+    check_settings(**checkable(inference))
 
 
 def _is_on(configuration: Mapping[str, Any], name: str) -> bool:

@@ -19,7 +19,6 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 
-from ..configuration import TRAINED_KEYS
 from ..data.geometry import class_volume_warnings, geometry_warnings
 from ..errors import BundleError
 from ..evaluation.canvas import light_grid, new_figure, save_figure
@@ -221,14 +220,17 @@ def _measure(study: Study, folder: Path) -> pd.DataFrame:
 
 def _is_warned_of(volume: nib.Nifti1Image, prediction: nib.Nifti1Image, parser: ConfigParser) -> bool:
     """Whether inference tells its user to check this volume or its label map."""
-    known = {key: parser.get_parsed_content(key) for key in ("num_classes", *TRAINED_KEYS)}
+    keys = ("num_classes", "trained_spacing", "trained_extent", "trained_class_volumes")
+    known = {key: parser.get_parsed_content(key) for key in keys}
+    # A configuration of an older version of the bundle has no such key.
+    cropped = "crop_to_organs" in parser and parser.get_parsed_content("crop_to_organs")
     return bool(
         geometry_warnings(
             "",
             volume.affine,
             volume.shape,
             trained_spacing=known["trained_spacing"],
-            trained_extent=None if parser.get_parsed_content("crop_to_organs") else known["trained_extent"],
+            trained_extent=None if cropped else known["trained_extent"],
         )
         or class_volume_warnings(
             "",

@@ -398,10 +398,10 @@ def test_figures_under_the_names_of_other_classes_are_warned_of(tmp_path, caplog
 def test_inference_without_the_boxes_of_the_training_is_warned_of(tmp_path, caplog):
     (tmp_path / "run_config.json").write_text(json.dumps({"uses_boxes": True}))
     weights = str(tmp_path / "model_final.pt")
-    for configuration in ({"evaluation_dir": "e"}, {}, None):
+    for configuration in ({"evaluation_dir": "e"}, {}, {"datalist": [], "crop_to_organs": 1}, None):
         check_preprocessing(weights, configuration)
     assert caplog.messages == []
-    check_preprocessing(weights, {"datalist": []})
+    check_preprocessing(weights, {"datalist": [], "crop_to_organs": 0})
     assert "was trained on boxes around the organ" in caplog.text
 
 

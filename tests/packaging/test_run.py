@@ -371,6 +371,7 @@ def test_what_was_chosen_for_the_inference_of_a_run_goes_along(run_dir, tmp_path
     change_inference(run, **chosen)
     package = make_package(run)
     assert {name: package.configs["inference"][name] for name in chosen} == chosen
+    assert "MONAI Label and MONAI Deploy segment without. The figures" in package.readme
     # The figures of the run are of another component filter.
     assert package.configs["train"]["largest_component"] is True
     assert package.configs["metadata"]["eval_metrics"] == {}
@@ -392,6 +393,14 @@ def test_what_would_not_go_along_of_the_inference_is_refused(key, value, message
     change_inference(run, **{key: value})
     with assert_refused(f"inference.json is not as the run left it .*{message}.*: a package takes test_time_views, "):
         make_package(run, **options)
+
+
+def test_a_package_that_would_refuse_every_scan_is_refused(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    # As an older version of the bundle left it.
+    change_inference(run, crop_to_organs=1, trained_margin=None)
+    with assert_refused("crop_to_organs needs trained_margin in mm"):
+        make_package(run)
 
 
 def test_a_spacing_that_is_an_expression(run_dir, tmp_path):
