@@ -22,7 +22,7 @@ from .data.geometry import is_larger_than_trained, patient_axes
 
 #: A box of voxels: a slice for each axis.
 Region = tuple[slice, ...]
-#: How large a piece must be, of the largest one, to be an organ and no mistake.
+#: How much evidence a piece must have, of that with most of it, to be an organ and no mistake.
 _LEAST_SHARE = 0.5
 _logger = logging.getLogger(__name__)
 
@@ -36,9 +36,11 @@ class OrganInferer(Inferer):
     once more with the box around what that has found. What is beyond is background. Where nothing is found, by the
     windows or in the first box, the scan is segmented as it is.
 
-    The box is around the largest piece, and all that hold at least half as much of a class as the piece with most of it
-    and, with the others, fit into the volumes of the training. Networks of crops draw an organ into any surroundings,
-    so that a second one is looked for where it is asked for. Where boxes overlap, that of the largest piece counts.
+    Networks of crops draw an organ into any surroundings, but are surer of one that is there. So the box is around the
+    piece with most evidence: how much more likely it is than the background, summed over its voxels. Around others,
+    too, that have at least half as much evidence of a class as the piece with most of it, if the box is no larger than
+    the volumes of the training; what does not fit is another organ, where more than one is asked for. Where boxes
+    overlap, that of the piece with most evidence counts.
 
     Args:
         inferer: segments a volume of the training's size, and the boxes at last.
@@ -104,9 +106,10 @@ class OrganInferer(Inferer):
         found = self.window_inferer(scan, lambda windows: predict(self._normalized(windows)))
         for infer in (self.window_inferer, self.inferer):
             label_map = found[0, : self.num_classes].argmax(dim=0).byte().cpu().numpy()
+            evidence = (1 - 2 * found[0, 0].float()).cpu().numpy()
             # As large as the scan for every class.
             del found
-            regions = organ_regions(label_map, margin, largest, self.num_organs)
+            regions = organ_regions(label_map, evidence, margin, largest, self.num_organs)
             if not regions:
                 _logger.warning("%s: no organ was found to crop to, it is segmented as it is: check the result.", name)
                 return self.inferer(inputs, network, *args, **kwargs)
@@ -170,6 +173,7 @@ def _in_voxels(lengths: Sequence[float], affine: NDArray[np.float64]) -> NDArray
 
 def organ_regions(
     label_map: NDArray[Any],
+    evidence: NDArray[Any],
     margin: Sequence[int] | NDArray[np.intp],
     largest: Sequence[int] | NDArray[np.intp],
     num_organs: int = 1,
@@ -178,24 +182,24 @@ def organ_regions(
 
     Args:
         label_map: class indices that the network has found, (X, Y, Z).
+        evidence: how much more likely the foreground is than the background, (X, Y, Z).
         margin: voxels along each axis by which a box grows on both sides, as far as the volume goes.
         largest: voxels along each axis of the largest box around several pieces.
         num_organs: boxes at most.
 
     Returns:
-        boxes around pieces that have of a class at least half the voxels of the piece with most of it, that of the
-        largest piece at last.
+        boxes around pieces that have at least half as much evidence of a class as the piece with most of it, that of
+        the piece with most evidence at last.
     """
     pieces, number = ndimage.label(label_map, structure=np.ones((3, 3, 3)))
-    sizes = [
-        np.bincount(pieces[label_map == index], minlength=number + 1)[1:] for index in np.unique(label_map) if index > 0
-    ]
-    if not sizes:
+    found = [label_map == index for index in np.unique(label_map) if index > 0]
+    if not found:
         return []
-    kept = np.any([counts >= max(1, _LEAST_SHARE * counts.max()) for counts in sizes], axis=0)
+    sums = [np.bincount(pieces[mask], evidence[mask], minlength=number + 1)[1:] for mask in found]
+    kept = np.any([(of_class > 0) & (of_class >= _LEAST_SHARE * of_class.max()) for of_class in sums], axis=0)
     boxes = ndimage.find_objects(pieces)
     regions: list[Region] = []
-    for piece in np.argsort(-np.sum(sizes, axis=0), kind="stable"):
+    for piece in np.argsort(-np.sum(sums, axis=0), kind="stable"):
         if not kept[piece]:
             continue
         region = tuple(

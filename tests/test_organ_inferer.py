@@ -203,23 +203,25 @@ def test_other_inputs_are_refused(inputs, network):
 
 def test_regions_hold_large_pieces_with_their_margin():
     foreground = np.zeros((40, 20, 20), bool)
-    assert organ_regions(foreground, [1, 2, 3], [40, 20, 20]) == []
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [40, 20, 20]) == []
     foreground[1:5, 4:8, 4:8] = True
     # A corner belongs to its piece.
     foreground[5, 8, 8] = True
     box = (slice(0, 7), slice(2, 11), slice(1, 12))
-    assert organ_regions(foreground, [1, 2, 3], [40, 20, 20]) == [box]
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [40, 20, 20]) == [box]
     # Less than half of 65 voxels, then half of it.
     foreground[20:28, 2:4, 2:4] = True
-    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20]) == [box]
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [20, 20, 20]) == [box]
     foreground[28, 2, 2] = True
     second = (slice(19, 30), slice(0, 6), slice(0, 7))
-    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20], 2) == [second, box]
-    assert organ_regions(foreground, [1, 2, 3], [20, 20, 20], 1) == [box]
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [20, 20, 20], 2) == [second, box]
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [20, 20, 20], 1) == [box]
     # A box around both spans 30, 11 and 12 voxels.
-    assert organ_regions(foreground, [1, 2, 3], [30, 11, 12]) == [(slice(0, 30), slice(0, 11), slice(0, 12))]
+    assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], [30, 11, 12]) == [
+        (slice(0, 30), slice(0, 11), slice(0, 12))
+    ]
     for largest in ([29, 11, 12], [30, 10, 12], [30, 11, 11]):
-        assert organ_regions(foreground, [1, 2, 3], largest, 2) == [second, box]
+        assert organ_regions(foreground, np.ones(foreground.shape), [1, 2, 3], largest, 2) == [second, box]
 
 
 def test_a_small_organ_of_another_class_is_in_the_box_of_a_large_one():
@@ -228,11 +230,29 @@ def test_a_small_organ_of_another_class_is_in_the_box_of_a_large_one():
     label_map[12:14, 4:8, 4:8] = 2
     label_map[40:43, 5:8, 5:8] = 2
     # 27 voxels are less than half of the first class, and nearly as many as the 32 of the second beside it.
-    assert organ_regions(label_map, [0, 0, 0], [41, 20, 20]) == [(slice(2, 43), slice(2, 12), slice(2, 12))]
+    assert organ_regions(label_map, np.ones(label_map.shape), [0, 0, 0], [41, 20, 20]) == [
+        (slice(2, 43), slice(2, 12), slice(2, 12))
+    ]
     # 9 are few of both.
     label_map[41, 5:8, 5:8] = 0
     label_map[42, 5:8, 5:8] = 0
-    assert organ_regions(label_map, [0, 0, 0], [41, 20, 20]) == [(slice(2, 14), slice(2, 12), slice(2, 12))]
+    assert organ_regions(label_map, np.ones(label_map.shape), [0, 0, 0], [41, 20, 20]) == [
+        (slice(2, 14), slice(2, 12), slice(2, 12))
+    ]
+
+
+def test_what_is_surest_counts_and_not_what_is_largest():
+    label_map, evidence = np.zeros((2, 30, 10, 10))
+    label_map[1:5, 1:5, 1:5], evidence[1:5, 1:5, 1:5] = 1, 0.9
+    label_map[10:15, 1:6, 1:6], evidence[10:15, 1:6, 1:6] = 1, 0.4
+    # Of 64 voxels 57.6, of 125 50.
+    sure, unsure = (slice(1, 5),) * 3, (slice(10, 15), slice(1, 6), slice(1, 6))
+    assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5]) == [sure]
+    assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5], 2) == [unsure, sure]
+    evidence[10:15] *= 0.5
+    assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5], 2) == [sure]
+    # What is less likely than the background is no organ.
+    assert organ_regions(label_map, -evidence, [0, 0, 0], [5, 5, 5]) == []
 
 
 def test_where_boxes_overlap_that_of_the_largest_piece_counts(network):
