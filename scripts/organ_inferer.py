@@ -117,9 +117,8 @@ class OrganInferer(Inferer):
         boxes = ", ".join("x".join(f"{side.start}-{side.stop}" for side in region) for region in regions)
         _logger.info("%s: cropped to voxels %s of %s", name, boxes, "x".join(map(str, scan.shape[2:])))
         # Whoever brings it back to the grid of the file asks it where it is from.
-        return convert_to_dst_type(found, MetaTensor([]).copy_meta_from(inputs, copy_attr=False), device=found.device)[
-            0
-        ]
+        origin = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
+        return convert_to_dst_type(found, origin, device=found.device)[0]
 
     def _normalized(self, volumes: torch.Tensor) -> torch.Tensor:
         if self.normalizer is None:
