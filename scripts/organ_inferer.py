@@ -115,7 +115,9 @@ class OrganInferer(Inferer):
                 return self.inferer(inputs, network, *args, **kwargs)
             found = self._predict_regions(scan, regions, infer, predict)
         boxes = ", ".join("x".join(f"{side.start}-{side.stop}" for side in region) for region in regions)
-        _logger.info("%s: cropped to voxels %s of %s", name, boxes, "x".join(map(str, scan.shape[2:])))
+        size = "x".join(map(str, scan.shape[2:]))
+        # Something else may look like it.
+        _logger.warning("%s: cropped to voxels %s of %s: check that it is the organ.", name, boxes, size)
         # Whoever brings it back to the grid of the file asks it where it is from.
         origin = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
         return convert_to_dst_type(found, origin, device=found.device)[0]

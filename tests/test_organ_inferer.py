@@ -181,12 +181,12 @@ def test_where_the_box_holds_nothing_the_scan_goes_as_it_is(caplog):
 
 
 def test_what_is_cropped_to_is_told(network, caplog):
-    with caplog.at_level("INFO", logger="scripts.organ_inferer"):
+    with caplog.at_level("WARNING", logger="scripts.organ_inferer"):
         scan = scan_with_organs((20, 10, 8))
         # So it is in a batch.
         scan.meta["filename_or_obj"] = ["scan.nii"]
         organ_inferer()(scan, network)
-    assert caplog.messages == ["scan.nii: cropped to voxels 16-30x7-19x4-18 of 64x48x24"]
+    assert caplog.messages == ["scan.nii: cropped to voxels 16-30x7-19x4-18 of 64x48x24: check that it is the organ."]
 
 
 def test_windows_of_a_crop_are_put_together(network):

@@ -220,25 +220,13 @@ def _measure(study: Study, folder: Path) -> pd.DataFrame:
 
 def _is_warned_of(volume: nib.Nifti1Image, prediction: nib.Nifti1Image, parser: ConfigParser) -> bool:
     """Whether inference tells its user to check this volume or its label map."""
-    keys = ("num_classes", "trained_spacing", "trained_extent", "trained_class_volumes")
-    known = {key: parser.get_parsed_content(key) for key in keys}
-    # A configuration of an older version of the bundle has no such key.
-    cropped = "crop_to_organs" in parser and parser.get_parsed_content("crop_to_organs")
+    trained, of_classes = (
+        {key: parser.get_parsed_content(key) for key in keys}
+        for keys in (("trained_spacing", "trained_extent"), ("num_classes", "trained_class_volumes"))
+    )
     return bool(
-        geometry_warnings(
-            "",
-            volume.affine,
-            volume.shape,
-            trained_spacing=known["trained_spacing"],
-            trained_extent=None if cropped else known["trained_extent"],
-        )
-        or class_volume_warnings(
-            "",
-            label_array(prediction),
-            prediction.affine,
-            num_classes=known["num_classes"],
-            trained_class_volumes=known["trained_class_volumes"],
-        )
+        geometry_warnings("", volume.affine, volume.shape, **trained)
+        or class_volume_warnings("", label_array(prediction), prediction.affine, **of_classes)
     )
 
 
