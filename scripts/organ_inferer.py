@@ -36,11 +36,12 @@ class OrganInferer(Inferer):
     once more with the box around what that has found. What is beyond is background. Where nothing is found, by the
     windows or in the first box, the scan is segmented as it is.
 
-    Networks of crops draw an organ into any surroundings, but are surer of one that is there. So the box is around the
-    piece with most evidence: how much more likely it is than the background, summed over its voxels. Around others,
-    too, that have at least half as much evidence of a class as the piece with most of it, if the box is no larger than
-    the volumes of the training; what does not fit is another organ, where more than one is asked for. Where boxes
-    overlap, that of the piece with most evidence counts.
+    Networks of crops draw an organ into any surroundings, but are surer of one that is there. The evidence of a piece
+    is how much more likely it is than the background, summed over its voxels. Of the pieces with at least half as much
+    of it as the one with most, the box is around the surest: that with most evidence a voxel. Around others, too, that
+    have at least half as much evidence of a class as the piece with most of it, if the box is no larger than the
+    volumes of the training; what does not fit is another organ, where more than one is asked for. Where boxes overlap,
+    that of the surest piece counts.
 
     Args:
         inferer: segments a volume of the training's size, and the boxes at last.
@@ -189,8 +190,8 @@ def organ_regions(
         num_organs: boxes at most.
 
     Returns:
-        boxes around pieces that have at least half as much evidence of a class as the piece with most of it, that of
-        the piece with most evidence at last.
+        boxes around pieces that have at least half as much evidence of a class as the piece with most of it; at last
+        the surest of those that have at least half as much of all.
     """
     pieces, number = ndimage.label(label_map, structure=np.ones((3, 3, 3)))
     found = [label_map == index for index in np.unique(label_map) if index > 0]
@@ -199,10 +200,12 @@ def organ_regions(
     sums = [np.bincount(pieces[mask], evidence[mask], minlength=number + 1)[1:] for mask in found]
     kept = np.any([(of_class > 0) & (of_class >= _LEAST_SHARE * of_class.max()) for of_class in sums], axis=0)
     boxes = ndimage.find_objects(pieces)
+    evident = np.sum(sums, axis=0)
+    small = evident < _LEAST_SHARE * evident.max()
+    sureness = evident / np.bincount(pieces.ravel())[1:]
+    order = np.lexsort((-evident, -sureness, small))
     regions: list[Region] = []
-    for piece in np.argsort(-np.sum(sums, axis=0), kind="stable"):
-        if not kept[piece]:
-            continue
+    for piece in order[kept[order]]:
         region = tuple(
             slice(max(0, side.start - more), min(length, side.stop + more))
             for side, more, length in zip(boxes[piece], map(int, margin), label_map.shape, strict=True)

@@ -233,6 +233,10 @@ def test_a_small_organ_of_another_class_is_in_the_box_of_a_large_one():
     assert organ_regions(label_map, np.ones(label_map.shape), [0, 0, 0], [41, 20, 20]) == [
         (slice(2, 43), slice(2, 12), slice(2, 12))
     ]
+    # Where both do not fit, the large one counts, as sure as the small one may be.
+    evidence = np.where(label_map > 0, 0.8, 0)
+    evidence[40:43] = 1
+    assert organ_regions(label_map, evidence, [0, 0, 0], [40, 20, 20]) == [(slice(2, 14), slice(2, 12), slice(2, 12))]
     # 9 are few of both.
     label_map[41, 5:8, 5:8] = 0
     label_map[42, 5:8, 5:8] = 0
@@ -251,6 +255,10 @@ def test_what_is_surest_counts_and_not_what_is_largest():
     assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5], 2) == [unsure, sure]
     evidence[10:15] *= 0.5
     assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5], 2) == [sure]
+    # Less of it in all, but more of each voxel; what is far smaller is no organ.
+    label_map[20:27, 1:9, 1:9], evidence[20:27, 1:9, 1:9] = 1, 0.2
+    label_map[29, 9, 9], evidence[29, 9, 9] = 1, 1.0
+    assert organ_regions(label_map, evidence, [0, 0, 0], [5, 5, 5]) == [sure]
     # What is less likely than the background is no organ.
     assert organ_regions(label_map, -evidence, [0, 0, 0], [5, 5, 5]) == []
 
