@@ -38,6 +38,11 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the runs of minutes: at the end one process would do them while the others have nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_training.py")
+
+
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Six generated volumes of about 32 voxels: two labeled, two unlabeled, one for validation, one for the test."""
