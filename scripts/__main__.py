@@ -42,6 +42,7 @@ from .packaging.run import run_package
 from .packaging.task import task_package
 from .predict import predict_volumes
 from .settings import true_or_false
+from .studies.calibration import calibrate_weights
 from .studies.cases import study_cases
 from .studies.robustness import study_robustness
 from .studies.uncertainty import study_uncertainty
@@ -642,6 +643,47 @@ def extract(ckpt_path: str, network: str, output: str, overwrite: bool = False) 
     _console.out(path)
 
 
+def calibrate(
+    dataset_dir: str,
+    split_file: str,
+    output: str,
+    data: str | None = None,
+    config_file: str | list[str] | None = None,
+    lists: str | list[str] = "validation",
+    fit: str = "both",
+    margin_mm: float | None = None,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> None:
+    """Write weights whose probabilities are calibrated, and whose borders lie where they are likeliest.
+
+    Args:
+        dataset_dir: folder of the data set.
+        split_file: its split file.
+        output: file of weights to write.
+        data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
+        config_file: configuration files instead of configs/inference.json and that of data.
+        lists: lists of the split whose cases count: labeled, validation, test.
+        fit: both; scale, for how sure the probabilities are; or bias, for where the borders of the classes lie.
+        margin_mm: count voxels within this distance of the foreground alone; by default all.
+        overwrite: replace a file that is there.
+        overrides: values by key of the inference configuration, such as --ckpt_path FILE.
+    """
+    text = calibrate_weights(
+        arguments.text("dataset_dir", dataset_dir),
+        arguments.text("split_file", split_file),
+        arguments.text("output", output),
+        arguments.inference_files(data, config_file),
+        overrides=overrides,
+        lists=arguments.texts("lists", lists),
+        fit=arguments.text("fit", fit),
+        margin_mm=margin_mm,
+        overwrite=true_or_false("overwrite", overwrite),
+    )
+    _console.out(text)
+    _console.out(arguments.text("output", output))
+
+
 def _write_package(bundle: Package, output_dir: Any, triton: Any, large_files_url: Any, overwrite: Any) -> None:
     paths = write_package(
         bundle,
@@ -660,7 +702,17 @@ def main(words: Any = None) -> None:
     Args:
         words: the words of the command line, by default those of this process.
     """
-    functions: list[Callable[..., Any]] = [phantom, check, prepare, boxes, picture, predict, extract, package]
+    functions: list[Callable[..., Any]] = [
+        phantom,
+        check,
+        prepare,
+        boxes,
+        picture,
+        predict,
+        extract,
+        calibrate,
+        package,
+    ]
     functions += [package_run, crossval, cell, report, robustness, uncertainty, benchmark]
     commands = {function.__name__: function for function in functions}
     # A path may hold what the terminal cannot show.

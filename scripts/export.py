@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .errors import BundleError
-from .weights import read_tensors, write_tensors
+from .weights import check_output, read_tensors, write_tensors
 
 Member = Literal["vnet", "resnet_vnet"]
 
@@ -29,12 +29,7 @@ def extract_network(ckpt_path: str | Path, network: str, output: str | Path, *, 
         raise BundleError(f"network must be {' or '.join(get_args(Member))}, got {network!r}.")
     if not Path(ckpt_path).is_file():
         raise BundleError(f"ckpt_path {ckpt_path} does not exist: train first, or name a file of weights.")
-    if Path(output).resolve() == Path(ckpt_path).resolve():
-        raise BundleError(f"output must be another file than ckpt_path, got {output} for both.")
-    if Path(output).is_dir():
-        raise BundleError(f"output must be a file of weights, but {output} is a folder.")
-    if Path(output).exists() and not overwrite:
-        raise BundleError(f"output {output} exists: replace it by --overwrite true, or choose another file.")
+    check_output(output, ckpt_path, overwrite=overwrite)
     state = read_tensors(ckpt_path)
     if not isinstance(state, dict) or {str(key).split(".")[0] for key in state} != set(get_args(Member)):
         raise BundleError(f"ckpt_path {ckpt_path} does not hold the weights of the dual network.")

@@ -14,7 +14,7 @@ from monai.utils.misc import str2bool
 from torch import nn
 
 from .errors import BundleError, is_out_of_memory, one_line
-from .files import replacing
+from .files import check_writable, replacing
 
 #: Numbers of system errors that say something of the file: it is missing, or its end lies before its beginning.
 _OF_THE_FILE = (None, errno.ENOENT, errno.EINVAL)
@@ -50,6 +50,28 @@ def read_tensors(path: str | Path) -> Any:
             raise
         kind = "damaged" if is_zipfile(path) else "damaged, or no file of tensors"
         raise DamagedFileError(f"{path} is {kind} ({one_line(error)})") from error
+
+
+def check_output(output: str | Path, ckpt_path: str | Path, *, overwrite: bool) -> None:
+    """Refuse a file of weights to write that would replace something without being told to, before it is made.
+
+    Args:
+        output: the file.
+        ckpt_path: the weights that it is made of.
+        overwrite: a file that is there may be replaced.
+
+    Raises:
+        BundleError: when it is a folder, the weights themselves, or there and not to be replaced, or when no file can
+            be written there.
+    """
+    path = Path(output)
+    if path.resolve() == Path(ckpt_path).resolve():
+        raise BundleError(f"output must be another file than ckpt_path, got {output} for both.")
+    if path.is_dir():
+        raise BundleError(f"output must be a file of weights, but {output} is a folder.")
+    if path.exists() and not overwrite:
+        raise BundleError(f"output {output} exists: replace it by --overwrite true, or choose another file.")
+    check_writable("output", path.parent)
 
 
 def write_tensors(path: str | Path, content: Any) -> None:

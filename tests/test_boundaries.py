@@ -60,6 +60,7 @@ ALLOWED = {
         "files",
         "inference_configuration",
         "locks",
+        "networks.layers",
         "nifti",
         "predict",
         "weights",

@@ -53,7 +53,7 @@ def check_cases(cases: Collection[Mapping[str, Any]], *, num_classes: int, in_ch
     Raises:
         BundleError: for the first case that cannot be evaluated, see :class:`LoadCased`; names the file.
     """
-    _logger.info("reading all %d test cases first, as a damaged one would end what comes after", len(cases))
+    _logger.info("reading all %d cases first, as a damaged one would end what comes after", len(cases))
     keys = [CommonKeys.IMAGE, CommonKeys.LABEL]
     load = LoadCased(keys, num_classes=num_classes, in_channels=in_channels)
     for case in cases:

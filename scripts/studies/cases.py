@@ -20,6 +20,7 @@ from monai.utils.misc import str2bool
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
+from scipy import ndimage
 
 from ..console import mistakes_in_one_line
 from ..data.cases import load_cases
@@ -243,6 +244,24 @@ def measure_on_reference(
     # Of the affine, as everywhere: the sizes in the header of a file may say something else.
     spacing = voxel_sizes(reference.affine).tolist()
     return evaluate_case(label_array(prediction), label_array(reference), num_classes, spacing)
+
+
+def near_foreground(foreground: npt.NDArray[np.bool_], affine: Any, margin_mm: float) -> npt.NDArray[np.bool_]:
+    """Find the voxels within a distance of the foreground; none where there is no foreground.
+
+    Args:
+        foreground: which voxels are foreground, (X, Y, Z).
+        affine: voxel indices to mm, 4x4.
+        margin_mm: the distance in mm.
+
+    Returns:
+        which voxels are near, the foreground itself among them, (X, Y, Z).
+    """
+    if not foreground.any():
+        return foreground
+    distance: Any = ndimage.distance_transform_edt(~foreground, sampling=voxel_sizes(affine))
+    near: npt.NDArray[np.bool_] = distance <= margin_mm
+    return near
 
 
 def label_array(volume: nib.Nifti1Image) -> npt.NDArray[np.int64]:

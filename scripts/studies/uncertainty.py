@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from nibabel.affines import voxel_sizes
-from scipy import ndimage, stats
+from scipy import stats
 
 from ..console import mistakes_in_one_line
 from ..errors import BundleError
@@ -29,6 +27,7 @@ from .cases import (
     claimed_study,
     label_array,
     measure_on_reference,
+    near_foreground,
     segment,
     segmented,
     study_cases,
@@ -175,7 +174,8 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
     disagreement = segmented(folder, case, "uncertainty").get_fdata(dtype=np.float32)
     label, predicted = label_array(reference), label_array(prediction)
     foreground = (label > 0) | (predicted > 0)
-    regions = {"all": np.ones(label.shape, dtype=bool), "near": _near(foreground, reference, margin_mm)}
+    near = near_foreground(foreground, reference.affine, margin_mm)
+    regions = {"all": np.ones(label.shape, dtype=bool), "near": near}
     wrong = predicted != label
     entropy = stats.entropy(probabilities, axis=0)
     row: dict[str, Any] = {"case": case.name}
@@ -184,18 +184,8 @@ def _measure(case: Case, folder: Path, *, margin_mm: float) -> tuple[dict[str, A
     for name, region in regions.items():
         row[f"auroc_disagreement_{name}"] = area_under_curve(disagreement[region], wrong[region])
         row[f"auroc_entropy_{name}"] = area_under_curve(entropy[region], wrong[region])
-    near = disagreement[regions["near"]]
-    row["mean_disagreement"] = float(near.mean()) if near.size else float("nan")
+    row["mean_disagreement"] = float(disagreement[near].mean()) if near.any() else float("nan")
     return row, {name: calibration_bins(probabilities, label, region) for name, region in regions.items()}
-
-
-def _near(foreground: npt.NDArray[np.bool_], volume: nib.Nifti1Image, margin_mm: float) -> npt.NDArray[np.bool_]:
-    """Find the voxels within a distance of the foreground; none where there is no foreground."""
-    if not foreground.any():
-        return foreground
-    distance: Any = ndimage.distance_transform_edt(~foreground, sampling=voxel_sizes(volume.affine))
-    near: npt.NDArray[np.bool_] = distance <= margin_mm
-    return near
 
 
 def _summarize(table: pd.DataFrame, bins: Mapping[str, Bins], margin_mm: float) -> str:

@@ -17,12 +17,11 @@ from conftest import assert_refused
 
 from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.studies.cases import Case
+from scripts.studies.cases import Case, near_foreground
 from scripts.studies.uncertainty import (
     Bins,
     _draw,
     _measure,
-    _near,
     _summarize,
     area_under_curve,
     calibration_bins,
@@ -112,11 +111,11 @@ def test_a_reference_on_another_grid_is_refused_before_the_networks(phantom_dir,
 
 
 def test_nothing_is_near_where_there_is_no_foreground():
-    volume = nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
     foreground = np.zeros((9, 9, 9), dtype=bool)
-    assert not _near(foreground, volume, 5.0).any()
+    assert not near_foreground(foreground, affine, 5.0).any()
     foreground[4, 4, 4] = True
-    near = _near(foreground, volume, 2.0)
+    near = near_foreground(foreground, affine, 2.0)
     assert near.sum() == 7
 
 
