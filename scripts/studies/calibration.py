@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import CommonKeys
@@ -199,7 +200,7 @@ def _voxels(
     affine = image.affine.numpy()
     reference = resample_from_to(nib.load(case[CommonKeys.LABEL]), (logits.shape[2:], affine), order=0)
     label = label_array(reference)
-    counted = np.arange(label.size)
+    counted: npt.NDArray[np.intp] = np.arange(label.size)
     if margin_mm is not None:
         foreground = (label > 0) | (logits.softmax(dim=1).mean(dim=0).argmax(dim=0) > 0).numpy()
         counted = np.flatnonzero(near_foreground(foreground, affine, margin_mm))
