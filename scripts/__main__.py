@@ -702,18 +702,8 @@ def main(words: Any = None) -> None:
     Args:
         words: the words of the command line, by default those of this process.
     """
-    functions: list[Callable[..., Any]] = [
-        phantom,
-        check,
-        prepare,
-        boxes,
-        picture,
-        predict,
-        extract,
-        calibrate,
-        package,
-    ]
-    functions += [package_run, crossval, cell, report, robustness, uncertainty, benchmark]
+    functions: list[Callable[..., Any]] = [phantom, check, prepare, boxes, picture, predict, extract, calibrate]
+    functions += [package, package_run, crossval, cell, report, robustness, uncertainty, benchmark]
     commands = {function.__name__: function for function in functions}
     # A path may hold what the terminal cannot show.
     for stream in (sys.stdout, sys.stderr):

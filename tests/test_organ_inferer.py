@@ -263,7 +263,7 @@ def test_what_is_surest_counts_and_not_what_is_largest():
     assert organ_regions(label_map, -evidence, [0, 0, 0], [5, 5, 5]) == []
 
 
-def test_where_boxes_overlap_that_of_the_largest_piece_counts(network):
+def test_where_boxes_overlap_of_equally_sure_pieces_that_of_the_largest_counts(network):
     scan = scan_with_organs((20, 10, 8))
     # A second one of two thirds of the first, less than both margins beside it.
     scan[..., 20:24, 20:26, 8:14] += 100
