@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import operator
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
@@ -272,10 +274,12 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
         iterations: number of steps that the training will take.
 
     Raises:
-        BundleError: when a step fails, or gives a learning rate that is no finite number of at least 0.
+        BundleError: when a step fails, or gives a learning rate that is no finite number of at least 0, or when a
+            checkpoint could not keep the schedule.
     """
     if not isinstance(lr_scheduler, LRScheduler) or isinstance(lr_scheduler, ReduceLROnPlateau):
         return
+    _check_kept(lr_scheduler)
     groups, state = lr_scheduler.optimizer.param_groups, copy.deepcopy(lr_scheduler.state_dict())
     kept = [copy.deepcopy({name: value for name, value in group.items() if name != "params"}) for group in groups]
     steps, trained = 0, int(any(group["lr"] for group in groups))
@@ -292,6 +296,9 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
                     raise ValueError(f"the learning rate becomes {rates}")
                 if steps < iterations and any(rates):
                     trained = steps + 1
+        _check_kept(lr_scheduler)
+    except BundleError:
+        raise
     # A schedule of one's own may fail in any way.
     except Exception as error:
         raise BundleError(
@@ -310,3 +317,22 @@ def check_learning_rate(lr_scheduler: Any, iterations: int) -> None:
             trained + 1,
             iterations,
         )
+
+
+def _check_kept(lr_scheduler: LRScheduler) -> None:
+    """Refuse a schedule that a checkpoint could not give back: no run with it could be resumed."""
+    groups = lr_scheduler.optimizer.param_groups
+    # The parameters are no part of what an optimizer saves of its groups.
+    rates = [item for group in groups for item in group.items() if item[0] != "params"]
+    for name, value in (*lr_scheduler.state_dict().items(), *rates):
+        stream = io.BytesIO()
+        try:
+            torch.save(value, stream)
+            stream.seek(0)
+            torch.load(stream, weights_only=True)
+        # A schedule of one's own may keep anything.
+        except Exception as error:
+            raise BundleError(
+                f"lr_scheduler {type(lr_scheduler).__name__} keeps {name} = {reprlib.repr(value)}, which a checkpoint "
+                "cannot give back: let it keep plain numbers, lists and texts, such as float(...) of a NumPy number."
+            ) from error

@@ -6,7 +6,9 @@ import copy
 import math
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused
@@ -194,6 +196,26 @@ def optimizer():
 )
 def test_a_schedule_that_would_fail_in_the_midst_of_a_training_is_refused(schedule, message):
     with pytest.raises(BundleError, match=f"^lr_scheduler .*{message}"):
+        check_learning_rate(schedule(optimizer()), 9)
+
+
+class Keeping(schedules.LambdaLR):
+    def __init__(self, of, kept):
+        self.kept = kept
+        super().__init__(of, lambda step: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(-step)), r"keeps _last_lr = \[np\.float64\(0\.1\)\]"),
+        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(5.0 - step) if step > 5 else 1.0), "keeps _last_lr = "),
+        (lambda of: Keeping(of, lambda step: step), "keeps kept = <function "),
+        (lambda of: Keeping(of, threading.Lock()), "keeps kept = <unlocked _th"),
+    ],
+)
+def test_a_schedule_that_a_checkpoint_cannot_give_back_is_refused(schedule, message):
+    with pytest.raises(BundleError, match=f"^lr_scheduler (LambdaLR|Keeping) {message}.*, which a checkpoint cannot"):
         check_learning_rate(schedule(optimizer()), 9)
 
 

@@ -79,6 +79,8 @@ def define_grid(
     """
     require("data", data, overlay_names("data"))
     require("recipe", recipe, [ORIGINAL_RECIPE, *overlay_names("recipe")])
+    for seed in seeds:
+        check_settings(seed=seed)
     names, files = named_methods(methods)
     for file in files.values():
         check_recipe(Path(file), recipe, data)

@@ -25,6 +25,7 @@ from ..errors import BundleError
 from ..files import read_json_object, replacing
 from ..parallel import from_first_process, is_main_process, process_rank, wait_for_processes
 from ..weights import DamagedFileError, read_tensors, write_tensors
+from .history import last_iteration
 from .run_directory import RunDirectory
 
 _FORMAT = 2
@@ -112,6 +113,8 @@ class Checkpoints:
         self.run_directory.enter()
         if self.run_directory.resume:
             content = self._newest_readable() if self.run_directory.checkpoints() else None
+            if content is None:
+                self._refuse_lost_checkpoints()
             self._check_agreement(content["iteration"] if content else 0)
             if content:
                 self._restore(engine, content)
@@ -119,6 +122,15 @@ class Checkpoints:
                 self._logger.info("no checkpoint in %s yet: the run begins anew", self.run_directory.path)
         # Added now and not in attach: events reach handlers in the order in which they were added.
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
+
+    def _refuse_lost_checkpoints(self) -> None:
+        # One that was stopped while it wrote its first checkpoint has none, either.
+        recorded = last_iteration(self.run_directory.path / "history.csv")
+        if recorded > self.interval:
+            raise BundleError(
+                f"the run in {self.run_directory.path} has {recorded} iterations in history.csv, and its checkpoints "
+                "are gone: copy them back, or begin it anew by --overwrite true."
+            )
 
     def _count(self, engine: Any) -> None:
         # Before any other handler of the iteration writes, in this process or in another.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -191,6 +192,22 @@ def _last_seconds(path: Path) -> float:
     return float(pd.read_csv(path, usecols=["seconds"])["seconds"].iloc[-1]) if path.is_file() else 0.0
 
 
+def last_iteration(path: Path) -> int:
+    """Tell how far a table of a run goes.
+
+    Args:
+        path: ``history.csv`` or ``validation.csv`` of the run.
+
+    Returns:
+        the last iteration in it; 0 where there is none.
+
+    Raises:
+        BundleError: when the file is a table of something else.
+    """
+    numbers = pd.to_numeric(_read_rows(path, math.inf)["iteration"]) if path.is_file() else ()
+    return int(max(numbers, default=0))
+
+
 def _append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row; a column that the file does not have yet is added to the rows before it as empty."""
     columns = list(row)
@@ -212,13 +229,23 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def _drop_rows_after(path: Path, iteration: int) -> None:
-    """Keep the rows up to an iteration; a file with none of them is removed.
+    """Keep the rows up to an iteration; a file with none of them is removed."""
+    if not path.is_file():
+        return
+    table = _read_rows(path, iteration)
+    if table.empty:
+        path.unlink()
+        return
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _read_rows(path: Path, last: float) -> pd.DataFrame:
+    """Read the whole rows of a table up to an iteration, as texts; their iterations ascend.
 
     Raises:
         BundleError: when the file is a table of something else.
     """
-    if not path.is_file():
-        return
     content = path.read_bytes()
     # A process killed while writing leaves half a line, and half of "151,..." may read as iteration 1.
     whole = content[: content.rfind(b"\n") + 1]
@@ -228,15 +255,9 @@ def _drop_rows_after(path: Path, iteration: int) -> None:
             io.BytesIO(whole), dtype=str, keep_default_na=False, on_bad_lines="skip", encoding_errors="replace"
         )
     except pd.errors.EmptyDataError:
-        path.unlink()
-        return
+        return pd.DataFrame({"iteration": []})
     if "iteration" not in table:
         raise BundleError(f"{path} must have the column iteration to be resumed, got {list(table)}.")
     numbers = pd.to_numeric(table["iteration"], errors="coerce")
-    table, numbers = table[numbers <= iteration], numbers[numbers <= iteration]
-    table = table[numbers > numbers.cummax().shift(fill_value=0)]
-    if table.empty:
-        path.unlink()
-        return
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    table, numbers = table[numbers <= last], numbers[numbers <= last]
+    return table[numbers > numbers.cummax().shift(fill_value=0)]

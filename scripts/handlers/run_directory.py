@@ -87,12 +87,14 @@ _RUN_FILES = (
 #: What a process killed in the middle of writing leaves, see :func:`scripts.files.replacing`.
 _LEFTOVERS = ("checkpoints/.checkpoint_*.pt", ".model*.pt")
 #: A run with one of these holds work that could be lost.
-_RESULTS = (
-    "history.csv",
-    "model*.pt",
-    "checkpoints/checkpoint_*.pt",
-    "evaluation/metrics_*.csv",
-    "evaluation/labels/*.nii.gz",
+_RESULTS = ("model*.pt", *(name for name in _RUN_FILES if name not in (CONFIGURATION_FILE, INFERENCE_FILE)))
+#: What an evaluation removes of one before it.
+_REPORT_FILES = (
+    "metrics_cases.csv",
+    "metrics_summary.csv",
+    "metrics_summary.md",
+    "metrics_weights.json",
+    "worst_[0-9]*.png",
 )
 
 
@@ -391,10 +393,16 @@ def claim_report_directory(path: str, *, overwrite: bool | str = False) -> None:
         overwrite: replace those that are there.
 
     Raises:
-        BundleError: when the folder holds tables and overwrite is not set.
+        BundleError: when the folder holds tables, or outside of a run anything that is called like a part of an
+            evaluation, and overwrite is not set.
     """
-    if (Path(path) / "metrics_cases.csv").exists() and not str2bool(overwrite):
+    folder = Path(path)
+    # In the folder of a run, pictures without tables are of an evaluation that was stopped.
+    in_run = any((parent / FACTS_FILE).is_file() for parent in (folder, folder.absolute().parent))
+    names = _REPORT_FILES[:1] if in_run else _REPORT_FILES
+    taken = [file for name in names for file in sorted(folder.glob(name))]
+    if taken and not str2bool(overwrite):
         raise BundleError(
-            f"evaluation_dir {path} already holds an evaluation: replace it by --overwrite true, "
+            f"evaluation_dir {path} already holds an evaluation ({taken[0].name}): replace it by --overwrite true, "
             "or choose another --evaluation_dir."
         )

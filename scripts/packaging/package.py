@@ -9,18 +9,20 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile
 
 from monai.bundle import ConfigParser
 from torch import nn
 
 from ..errors import BundleError
+from ..evaluation.wording import markdown_text
 from ..files import CONFIGS, ROOT, file_hash, write_json, write_text
 from ..weights import check_weights
 from .triton import write_triton_model
@@ -166,11 +168,11 @@ def readme_text(pages: Sequence[str], configs: Mapping[str, dict[str, Any]], net
         "patch_size": " x ".join(map(str, train["patch_size"])),
         "spacing": "kept" if spacing is None else f"resampled to {' x '.join(map(str, spacing))} mm",
         "iterations": train["iterations"],
-        "classes": _list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]),
+        "classes": markdown_text(_list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"])),
         "num_classes": train["num_classes"],
         "channels": "one channel" if train["in_channels"] == 1 else f"{train['in_channels']} channels",
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}",
-        "performance": "\n".join(f"- {metric}: {value}" for metric, value in figures.items())
+        "performance": "\n".join(f"- {markdown_text(metric)}: {value}" for metric, value in figures.items())
         or "No figure has been measured with the weights of this version.",
         "references": "\n\n".join(f"[{i}] {text}" for i, text in enumerate(metadata["references"], start=1)),
     }
@@ -207,6 +209,8 @@ def _refuse_other_files(present: Path, built: Path, weights: Path | None) -> Non
 
     What a call wrote is known again by the zip file that it wrote beside the folder.
     """
+    if present.exists() and not present.is_dir():
+        raise BundleError(f"{present} is a file, which no package is: move it away.")
     packaged = _packaged_files(present)
     for path in sorted(present.rglob("*")):
         relative = path.relative_to(present)
@@ -242,9 +246,8 @@ def _packaged_files(package: Path) -> set[tuple[str, int]]:
     files = set()
     for path in package.parent.glob(f"{package.name}_v*.zip"):
         # One that was cut off, or only has the name, tells nothing.
-        if is_zipfile(path):
-            with ZipFile(path) as archive:
-                files |= {(entry.filename, entry.CRC) for entry in archive.infolist()}
+        with suppress(BadZipFile), ZipFile(path) as archive:
+            files |= {(entry.filename, entry.CRC) for entry in archive.infolist()}
     return files
 
 

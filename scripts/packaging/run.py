@@ -19,6 +19,7 @@ from torch import nn
 from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
+from ..evaluation.wording import markdown_text
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing, listed
 from ..handlers.run_directory import inference_overlay
@@ -163,11 +164,11 @@ def run_package(
         ("run",),
         configs,
         network,
-        authors=authors,
+        authors=markdown_text(authors),
         tags=f"Segmentation, {modality}" + (", Semi-supervised" if settings["unlabeled_batch_size"] else ""),
-        task=metadata["task"],
-        description=metadata["description"],
-        data_source=data_source,
+        task=markdown_text(metadata["task"]),
+        description=markdown_text(metadata["description"]),
+        data_source=markdown_text(data_source),
         beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
         steps=" and ".join(f"`{name}`" for name in ("window", "normalize") if _is_on(inference, name)) or "none",
         boxes="".join(
@@ -350,4 +351,4 @@ def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return markdown_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import CommonKeys
-from nibabel.processing import resample_from_to
 from torch import nn
 from tqdm import tqdm
 
@@ -27,12 +25,15 @@ from ..errors import BundleError
 from ..evaluation.wording import markdown_table
 from ..inference_configuration import checked_configuration
 from ..networks.layers import Head
+from ..nifti import read_nifti
 from ..weights import check_output, check_weights, write_tensors
-from .cases import label_array, near_foreground
+from .cases import carried_to_grid, label_array, near_foreground
 from .uncertainty import calibration_bins, expected_calibration_error
 
 Fit = Literal["both", "scale", "bias"]
 _LISTS = ("labeled", "validation", "test")
+#: What inference puts around the network.
+_WITHOUT: Mapping[str, Any] = {"crop_to_organs": 0, "test_time_views": [], "load_pretrain": True}
 #: Of more voxels every n-th counts, so that a large case weighs no more than others.
 _VOXELS_OF_A_CASE = 400_000
 
@@ -147,6 +148,9 @@ def calibrate_weights(
         raise BundleError(f"split_file {split_file} has no case in {', '.join(lists)}: name another list by --lists.")
     parser = checked_configuration(config_file, overrides or {})
     with mistakes_in_one_line():
+        for name, value in _WITHOUT.items():
+            if parser.get_parsed_content(name) != value:
+                raise BundleError(f"{name} must be {value} here: a calibration is of the network alone.")
         parser.get_parsed_content("settings")
         ckpt_path = parser.get_parsed_content("ckpt_path")
         check_output(output, ckpt_path, overwrite=overwrite)
@@ -198,8 +202,7 @@ def _voxels(
         predicted = parser.get_parsed_content("inferer")(image.as_tensor()[None].to(device), predict)
     logits = predicted[0].cpu().unflatten(0, (len(heads), classes))
     affine = image.affine.numpy()
-    reference = resample_from_to(nib.load(case[CommonKeys.LABEL]), (logits.shape[2:], affine), order=0)
-    label = label_array(reference)
+    label = label_array(carried_to_grid(read_nifti(case[CommonKeys.LABEL]), logits.shape[2:], affine))
     counted: npt.NDArray[np.intp] = np.arange(label.size)
     if margin_mm is not None:
         foreground = (label > 0) | (logits.softmax(dim=1).mean(dim=0).argmax(dim=0) > 0).numpy()

@@ -125,7 +125,7 @@ def claimed_study(
     weights = Path(parser.get_parsed_content("ckpt_path"))
     configuration = {name: value for name, value in parser.get().items() if name not in _WITHOUT_EFFECT}
     content = {
-        "cases": _digest("\n".join(f"{case.name} {case.image.resolve()} {case.label.resolve()}" for case in cases)),
+        "cases": _digest("\n".join(f"{case.name} {_identity(case.image)} {_identity(case.label)}" for case in cases)),
         "weights": _digest(weights.read_bytes()) if weights.is_file() else None,
         "configuration": _digest(json.dumps(configuration, sort_keys=True, default=str)),
         **settings,
@@ -236,14 +236,30 @@ def measure_on_reference(
     Returns:
         see :func:`scripts.evaluation.metrics.evaluate_case`.
     """
-    # Axes first, and exactly: resampling takes a voxel on the border that rounding moved outside for background.
-    axes = ornt_transform(io_orientation(prediction.affine), io_orientation(reference.affine))
-    prediction = prediction.as_reoriented(axes)
-    if prediction.shape != reference.shape or not np.allclose(prediction.affine, reference.affine, atol=1e-4):
-        prediction = resample_from_to(prediction, reference, order=0)
+    prediction = carried_to_grid(prediction, reference.shape, reference.affine)
     # Of the affine, as everywhere: the sizes in the header of a file may say something else.
     spacing = voxel_sizes(reference.affine).tolist()
     return evaluate_case(label_array(prediction), label_array(reference), num_classes, spacing)
+
+
+def carried_to_grid(labels: nib.Nifti1Image, shape: Sequence[int], affine: Any) -> nib.Nifti1Image:
+    """Take the label of the nearest voxel for each voxel of another grid.
+
+    Args:
+        labels: label map, (X, Y, Z).
+        shape: voxels of the other grid along each axis.
+        affine: its voxel indices to mm, 4x4.
+
+    Returns:
+        the label map there; itself, with other axes, where only these differ.
+    """
+    # Axes first, and exactly.
+    axes = ornt_transform(io_orientation(labels.affine), io_orientation(affine))
+    labels = labels.as_reoriented(axes)
+    if labels.shape == tuple(shape) and np.allclose(labels.affine, affine, atol=1e-4):
+        return labels
+    # A voxel on the border that rounding moves outside would be background by the default mode.
+    return resample_from_to(labels, (tuple(shape), affine), order=0, mode="nearest")
 
 
 def near_foreground(foreground: npt.NDArray[np.bool_], affine: Any, margin_mm: float) -> npt.NDArray[np.bool_]:
@@ -274,6 +290,12 @@ def label_array(volume: nib.Nifti1Image) -> npt.NDArray[np.int64]:
         whole numbers, (X, Y, Z).
     """
     return np.rint(np.asanyarray(volume.dataobj)).astype(np.int64)
+
+
+def _identity(path: Path) -> str:
+    # A data set that is prepared anew has the same paths.
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _digest(content: str | bytes) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import nibabel as nib
@@ -282,6 +283,20 @@ def test_the_case_that_takes_the_slot_depends_on_seed_and_iteration_alone(cases,
     # A second run over the same cases, as after a stop, lists none of them again.
     assert listed.read_text().splitlines() == lines
     assert len(lines) == 2
+
+
+def test_several_processes_list_a_case_once_whatever_its_letters(cases, tmp_path):
+    listed, dataset = tmp_path / "run" / "unreadable.txt", make_dataset(cases)
+    reasons = [f"{number}_\udce9.nii cannot be read" for number in range(20)]
+
+    def write(_):
+        loader = TwoStreamLoader(dataset, dataset, labeled_batch_size=0, unreadable_file=listed)
+        loader._report(reasons)
+        loader.write_unreadable()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert listed.read_text().splitlines() == [f"{number}_\\udce9.nii cannot be read" for number in range(20)]
 
 
 def test_nothing_but_unreadable_cases_is_refused(cases):

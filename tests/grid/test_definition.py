@@ -216,6 +216,7 @@ def test_every_method_and_recipe_of_the_bundle_can_be_asked_for():
         ),
         ({"overrides": {"iterations": "many"}}, "iterations must be a whole number of at least 1, got 'many'"),
         ({"overrides": {"spacing": {1, 2}}}, "overrides must be numbers, texts, lists or dictionaries"),
+        ({"seeds": [0, 2**32]}, "seed must be a whole number from 0 to 4294967295, got 4294967296"),
         ({"overrides": {"seed": 5}}, "--seed must not be given: a grid sets seed, .*; its arguments are seeds, "),
         ({"overrides": {"iterations": 5, "resume": True}}, "--resume must not be given"),
         ({"methods": ["supervise"]}, r"Did you mean supervised_vnet or supervised_dual\?"),

@@ -138,6 +138,18 @@ def test_a_run_without_a_checkpoint_says_that_it_is_begun_anew(tmp_path, caplog)
     assert f"no checkpoint in {tmp_path} yet: the run begins anew" in caplog.messages
 
 
+def test_a_run_that_has_lost_its_checkpoints_keeps_its_history(tmp_path):
+    RunDirectory(str(tmp_path)).begin()
+    history = "iteration,seconds,loss\n1,1.0,0.5\n2,2.0,0.4\n3,3.0,0.3\n4,4."
+    (tmp_path / "history.csv").write_text(history)
+    message = f"the run in {tmp_path} has 3 iterations in history.csv, and its checkpoints are gone: copy them back, or"
+    with assert_refused(message):
+        Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=2)
+    assert (tmp_path / "history.csv").read_text() == history
+    # It was stopped while it wrote the first one, or before.
+    assert Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=3).trainer.state.iteration == 3
+
+
 def test_a_resumed_run_goes_on_with_its_scale_of_gradients(tmp_path):
     Training(tmp_path, [0.2, 0.5], interval=1, gradient_scale=8.0)
     (tmp_path / "model_final.pt").unlink()

@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, assert_refused
 from filelock import FileLock
 from monai.bundle import ConfigParser
 
@@ -20,7 +20,7 @@ from scripts.configuration import read_configuration
 from scripts.errors import BundleError
 from scripts.handlers import run_directory
 from scripts.handlers.run_comparison import changed_training, check_preprocessing, compare_split, listed
-from scripts.handlers.run_directory import RunDirectory
+from scripts.handlers.run_directory import RunDirectory, claim_report_directory
 from scripts.inference_configuration import checked_configuration
 
 INFERENCE = str(ROOT / "configs" / "inference.json")
@@ -502,11 +502,39 @@ def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew_unasked(tmp_path)
     RunDirectory(str(tmp_path), resume=True).claim()
 
 
-@pytest.mark.parametrize("name", ["evaluation/metrics_cases.csv", "evaluation/labels/a.nii.gz"])
-def test_an_evaluation_alone_is_not_lost(tmp_path, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evaluation/metrics_cases.csv",
+        "evaluation/labels/a.nii.gz",
+        "evaluation/worst_1_a.png",
+        "validation.csv",
+        "unreadable_cases.txt",
+        "learning_curves.png",
+    ],
+)
+def test_no_part_of_a_run_is_lost(tmp_path, name):
     RunDirectory(str(tmp_path)).begin()
-    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(BundleError, match="already holds a run"):
         RunDirectory(str(tmp_path)).begin()
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["metrics_cases.csv", "metrics_summary.md", "worst_1_mine.png"])
+def test_an_evaluation_replaces_nothing_outside_of_runs(tmp_path, name):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "metrics_mine.csv").write_text("of no evaluation")
+    claim_report_directory(str(folder))
+    (folder / name).write_text("mine")
+    with assert_refused(
+        f"evaluation_dir {folder} already holds an evaluation .{name}.: replace it by --overwrite true"
+    ):
+        claim_report_directory(str(folder))
+    claim_report_directory(str(folder), overwrite=True)
+    # In a run an evaluation that was stopped has left pictures, and no table yet.
+    RunDirectory(str(tmp_path)).path.joinpath("run.json").write_text("{}")
+    if name != "metrics_cases.csv":
+        claim_report_directory(str(folder))

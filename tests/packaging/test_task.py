@@ -347,6 +347,25 @@ def test_nothing_is_replaced_unasked_or_by_halves(weights, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_file_called_like_a_package_is_not_replaced(tmp_path):
+    folder, _ = package("hippocampus", tmp_path / "made", without_weights=True)
+    mine = tmp_path / folder.name
+    mine.write_text("mine")
+    with assert_refused(f"{mine} is a file, which no package is: move it away."):
+        package("hippocampus", tmp_path, without_weights=True, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
+def test_an_archive_without_its_beginning_tells_nothing(tmp_path):
+    folder, archive = package("hippocampus", tmp_path, without_weights=True)
+    archive.write_bytes(archive.read_bytes()[1000:])
+    package("hippocampus", tmp_path, without_weights=True, overwrite=True)
+    archive.write_bytes(archive.read_bytes()[1000:])
+    (folder / "docs/README.md").write_text("mine")
+    with assert_refused("and no zip file beside it tells what was packaged: move it away."):
+        package("hippocampus", tmp_path, without_weights=True, overwrite=True)
+
+
 def test_weights_that_were_trained_in_a_package_are_not_replaced(weights, tmp_path):
     folder, _ = package("hippocampus", tmp_path, weights=weights)
     trained = {name: value + 1 for name, value in torch.load(weights, weights_only=True).items()}

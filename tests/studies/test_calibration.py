@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import shutil
+
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from conftest import assert_refused
@@ -121,6 +125,14 @@ def test_mistakes_are_refused(arguments, weights, tmp_path):
         ({"margin_mm": "near"}, "margin_mm must be a number above 0, got 'near'"),
         ({"output": weights, "overwrite": True}, "output must be another file than ckpt_path"),
         ({"output": tmp_path}, "output must be a file of weights, but .* is a folder"),
+        *(
+            ({"overrides": {**arguments["overrides"], name: value}}, f"{name} must be {allowed} here: a calibration is")
+            for name, value, allowed in (
+                ("crop_to_organs", 1, "0"),
+                ("test_time_views", [{"size": 1.1}], r"\[\]"),
+                ("load_pretrain", False, "True"),
+            )
+        ),
     ]:
         with assert_refused(message):
             calibrate_weights(**{**arguments, **options})
@@ -130,6 +142,16 @@ def test_mistakes_are_refused(arguments, weights, tmp_path):
     assert arguments["output"].read_text() == "mine"
     calibrate_weights(**arguments, overwrite=True)
     assert load(arguments["output"])
+
+
+def test_labels_with_a_fourth_axis_of_size_1(arguments, tmp_path):
+    text = calibrate_weights(**arguments, lists=["labeled"])
+    copy = shutil.copytree(arguments["dataset_dir"], tmp_path / "copy")
+    for path in (copy / "labels").iterdir():
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[..., None], label.affine), path)
+    arguments |= {"dataset_dir": str(copy), "split_file": str(copy / "split.json")}
+    assert calibrate_weights(**arguments, lists=["labeled"], overwrite=True) == text
 
 
 def test_another_network_is_refused(arguments, weights):

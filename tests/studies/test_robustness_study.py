@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -14,12 +15,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import assert_refused
+from monai.data import MetaTensor
+from monai.transforms import Orientation, Spacing
 
 from scripts.__main__ import main
 from scripts.data.splits import hash_cases
 from scripts.inference_configuration import inference_configs
 from scripts.networks.dual_network import DualNetwork
-from scripts.studies.cases import claimed_study, measure_on_reference, study_cases
+from scripts.studies.cases import carried_to_grid, claimed_study, label_array, measure_on_reference, study_cases
 from scripts.studies.robustness import CHANGES, study_robustness
 
 QUICK = {"patch_size": [32, 32, 32], "overlap": 0, "device": "cpu"}
@@ -133,6 +136,23 @@ def test_larger_voxels_along_each_axis_of_the_patient(volume, codes):
     assert np.allclose(other.header.get_zooms(), [0.75, 1.5, 3.0])
 
 
+def test_labels_on_the_border_stay_on_another_grid():
+    voxels = np.ones((10, 11, 12), dtype=np.uint8)
+    label = nib.Nifti1Image(voxels, [[-0.976562, 0, 0, 101.3], [0, -0.7, 0, 87.7], [0, 0, 0.625, -33.1], [0, 0, 0, 1]])
+    other = Orientation("RAS", labels=None)(MetaTensor(torch.from_numpy(voxels)[None].float(), affine=label.affine))
+    larger = Spacing((1.25, 1.25, 1.25))(other)
+    for grid in (other, larger):
+        assert label_array(carried_to_grid(label, grid.shape[1:], grid.affine.numpy())).all()
+
+
+def test_an_organ_on_the_border_keeps_its_last_slice_on_larger_voxels(volume):
+    # The centers of the last voxels lie beyond those of the larger ones.
+    label = nib.Nifti1Image(np.ones((9, 10, 14), dtype=np.uint8), volume.affine)
+    larger = changed("spacing_150", label)
+    larger = nib.Nifti1Image(np.ones(larger.shape, dtype=np.uint8), larger.affine)
+    assert measure_on_reference(larger, label, 2)[0]["dice"] == 1.0
+
+
 def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     arguments = (str(phantom_dir), str(phantom_dir / "split.json"), str(tmp_path / "study"), inference_configs())
     overrides = {**QUICK, "ckpt_path": str(weights), "trained_spacing": None, "trained_extent": None}
@@ -186,6 +206,16 @@ def test_study_measures_draws_and_goes_on(weights, phantom_dir, tmp_path):
     elsewhere = (str(tmp_path / "again"), str(tmp_path / "again" / "split.json"), *arguments[2:])
     with assert_refused("holds a study of other cases: choose another"):
         study_robustness(*elsewhere, overrides=overrides)
+    # The same files, written anew.
+    image = study_cases(*arguments[:2])[0].image
+    times = image.stat()
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    with assert_refused("holds a study of other cases: choose another"):
+        study_robustness(*arguments, overrides=overrides)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with assert_refused("^seed must be a whole number from 0 to 4294967295, got 4294967296"):
+        study_robustness(*arguments[:2], str(tmp_path / "seed"), arguments[3], overrides=overrides, seed=2**32)
+    assert not (tmp_path / "seed").exists()
     other_weights = tmp_path / "other.pt"
     torch.save(DualNetwork().state_dict(), other_weights)
     with assert_refused("holds a study of other weights: choose another"):
