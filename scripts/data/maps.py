@@ -38,6 +38,7 @@ class InferenceMaps:
         save_uncertainty: whether ``<case>_uncertainty`` will be written too.
         overwrite: replace maps that are there already.
         skip_existing: leave out volumes whose maps are there already, see :meth:`unfinished`.
+        ckpt_path: file of the weights; maps that are older are warned of, as they are of others.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class InferenceMaps:
         save_uncertainty: bool | str = False,
         overwrite: bool | str = False,
         skip_existing: bool | str = False,
+        ckpt_path: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.output_postfix = output_postfix
@@ -58,6 +60,7 @@ class InferenceMaps:
         self.save_uncertainty = save_uncertainty
         self.overwrite = overwrite
         self.skip_existing = skip_existing
+        self.ckpt_path = ckpt_path
 
     def check(self, datalist: Sequence[str], dataset_dir: str) -> None:
         """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
@@ -92,13 +95,31 @@ class InferenceMaps:
         """
         if not str2bool(self.skip_existing):
             return list(data)
-        unfinished = [
-            item
-            for item in data
-            if not all(_is_readable(self.output_dir / name) for name in self._names(item["image"]))
-        ]
+        unfinished, finished = [], []
+        for item in data:
+            maps = [self.output_dir / name for name in self._names(item["image"])]
+            if all(map(_is_readable, maps)):
+                finished += maps
+            else:
+                unfinished.append(item)
         _logger.info("%d of %d volumes have their maps already.", len(data) - len(unfinished), len(data))
+        self._warn_of_other_weights(finished)
         return unfinished
+
+    def _warn_of_other_weights(self, maps: Sequence[Path]) -> None:
+        if self.ckpt_path is None or not os.path.isfile(self.ckpt_path):
+            return
+        written = os.stat(self.ckpt_path).st_mtime_ns
+        older = [path for path in maps if path.stat().st_mtime_ns < written]
+        if older:
+            _logger.warning(
+                "output_dir %s: %d of the maps that are there, such as %s, are older than the weights %s: make all "
+                "anew by --overwrite true, if these are other weights.",
+                self.output_dir,
+                len(older),
+                older[0].name,
+                self.ckpt_path,
+            )
 
     def _check_output_dir(self, volumes: Sequence[Path]) -> None:
         check_writable("output_dir", self.output_dir)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -203,3 +204,23 @@ def test_two_volumes_whose_different_maps_share_a_name(tmp_path):
     assert len(list_volumes(folder, str(tmp_path / "out"), **options)) == 2
     with pytest.raises(BundleError, match=r"a\.nii and a_b\.nii would both write a_b_uncertainty\.nii\.gz"):
         list_volumes(folder, str(tmp_path / "out"), **options, save_uncertainty=True)
+
+
+def test_maps_of_other_weights_are_warned_of(tmp_path, caplog):
+    make_volumes(tmp_path, "a.nii", "b.nii", "c.nii")
+    output, weights = tmp_path / "out", tmp_path / "model.pt"
+    output.mkdir()
+    make_volumes(output, "a_seg.nii.gz", "b_seg.nii.gz")
+    weights.write_text("weights")
+    os.utime(output / "a_seg.nii.gz", (100, 100))
+    data = [{"image": str(tmp_path / f"{name}.nii")} for name in "abc"]
+    for seconds, number in ((50, 0), (200, 1)):
+        os.utime(weights, (seconds, seconds))
+        caplog.clear()
+        maps = InferenceMaps(str(output), skip_existing=True, ckpt_path=str(weights))
+        assert [item["image"] for item in maps.unfinished(data)] == [str(tmp_path / "c.nii")]
+        assert len(caplog.messages) == number
+    assert (
+        f"output_dir {output}: 1 of the maps that are there, such as a_seg.nii.gz, are older than the weights"
+        in (caplog.messages[0])
+    )
