@@ -333,6 +333,7 @@ def _check_kept(lr_scheduler: LRScheduler) -> None:
         # A schedule of one's own may keep anything.
         except Exception as error:
             raise BundleError(
-                f"lr_scheduler {type(lr_scheduler).__name__} keeps {name} = {reprlib.repr(value)}, which a checkpoint "
-                "cannot give back: let it keep plain numbers, lists and texts, such as float(...) of a NumPy number."
+                f"lr_scheduler {type(lr_scheduler).__name__} or its optimizer keeps {name} = {reprlib.repr(value)}, "
+                "which a checkpoint cannot give back: plain numbers, lists and texts are allowed, such as float(...) "
+                "of a NumPy number."
             ) from error

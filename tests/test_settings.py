@@ -208,14 +208,17 @@ class Keeping(schedules.LambdaLR):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(-step)), r"keeps _last_lr = \[np\.float64\(0\.1\)\]"),
-        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(5.0 - step) if step > 5 else 1.0), "keeps _last_lr = "),
-        (lambda of: Keeping(of, lambda step: step), "keeps kept = <function "),
-        (lambda of: Keeping(of, threading.Lock()), "keeps kept = <unlocked _th"),
+        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(-step)), r"_last_lr = \[np\.float64\(0\.1\)\]"),
+        (lambda of: schedules.LambdaLR(of, lambda step: np.exp(5.0 - step) if step > 5 else 1.0), "_last_lr = "),
+        (lambda of: Keeping(of, lambda step: step), "kept = <function "),
+        (lambda of: Keeping(of, threading.Lock()), "kept = <unlocked _th"),
     ],
 )
 def test_a_schedule_that_a_checkpoint_cannot_give_back_is_refused(schedule, message):
-    with pytest.raises(BundleError, match=f"^lr_scheduler (LambdaLR|Keeping) {message}.*, which a checkpoint cannot"):
+    with pytest.raises(
+        BundleError,
+        match=f"^lr_scheduler (LambdaLR|Keeping) or its optimizer keeps {message}.*, which a checkpoint cannot",
+    ):
         check_learning_rate(schedule(optimizer()), 9)
 
 

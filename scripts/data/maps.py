@@ -113,8 +113,8 @@ class InferenceMaps:
         older = [path for path in maps if path.stat().st_mtime_ns < written]
         if older:
             _logger.warning(
-                "output_dir %s: %d of the maps that are there, such as %s, are older than the weights %s: make all "
-                "anew by --overwrite true, if these are other weights.",
+                "output_dir %s: %d of the maps that are there, such as %s, are older than the weights %s: if they "
+                "are of others, make all anew by --overwrite true in the place of --skip_existing.",
                 self.output_dir,
                 len(older),
                 older[0].name,

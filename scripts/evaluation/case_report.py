@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ..files import write_text
 from .metrics import METRIC_NAMES, foreground_names
 from .wording import markdown_table, markdown_text, mean_and_deviation, plural
 
+#: What an evaluation writes into its folder, and removes there of one before it, label maps apart.
+REPORT_FILE = re.compile(r"metrics_(cases|summary|weights)\.(csv|md|json)|worst_\d+_.*\.png")
 STATUSES = ("found", "missed", "false_positive", "absent")
 MEAN_OVER_CLASSES = "mean over classes"
 HEADINGS = {

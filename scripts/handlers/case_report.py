@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from monai.utils import CommonKeys, convert_to_numpy
 from nibabel.affines import voxel_sizes
 
 from ..errors import BundleError
-from ..evaluation.case_report import CaseReport, read_metrics
+from ..evaluation.case_report import REPORT_FILE, CaseReport, read_metrics
 from ..evaluation.label_maps import case_file_name, case_name, label_map_path
 from ..evaluation.metrics import evaluate_case, foreground_names
 from ..evaluation.pictures import View, draw_views, select_views
@@ -28,7 +27,6 @@ from ..evaluation.wording import plural
 from ..files import write_json
 from ..parallel import is_main_process
 
-_OF_A_RUN = re.compile(r"metrics_(cases|summary|weights)\.(csv|md|json)|worst_\d+_.*\.png")
 _ORIGINAL_IMAGE_KEY = "original_image"
 
 
@@ -101,7 +99,7 @@ class CaseReportHandler:
         self._started_at = time.perf_counter()
         if is_main_process():
             # Those of an earlier run would pass for those of this one, should it be stopped.
-            figures = [path for path in self.output_dir.glob("*") if _OF_A_RUN.fullmatch(path.name)]
+            figures = [path for path in self.output_dir.glob("*") if REPORT_FILE.fullmatch(path.name)]
             for path in [*self._earlier_label_maps(), *figures]:
                 path.unlink()
 

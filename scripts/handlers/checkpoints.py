@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..errors import BundleError
-from ..files import read_json_object, replacing
+from ..files import CONFIGURATION_FILE, read_json_object, replacing
 from ..parallel import from_first_process, is_main_process, process_rank, wait_for_processes
 from ..weights import DamagedFileError, read_tensors, write_tensors
 from .history import last_iteration
@@ -124,12 +124,16 @@ class Checkpoints:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._save)
 
     def _refuse_lost_checkpoints(self) -> None:
+        folder = self.run_directory.path
+        configuration = folder / CONFIGURATION_FILE
+        begun = read_json_object(configuration) if configuration.is_file() else {}
+        interval = begun.get("checkpoint_interval")
+        recorded = last_iteration(folder / "history.csv")
         # One that was stopped while it wrote its first checkpoint has none, either.
-        recorded = last_iteration(self.run_directory.path / "history.csv")
-        if recorded > self.interval:
+        if recorded > (interval if isinstance(interval, int) else self.interval):
             raise BundleError(
-                f"the run in {self.run_directory.path} has {recorded} iterations in history.csv, and its checkpoints "
-                "are gone: copy them back, or begin it anew by --overwrite true."
+                f"the run in {folder} has {recorded} iterations in history.csv, and its checkpoints are gone: copy "
+                "them back, begin it anew by --overwrite true, or move the folder away."
             )
 
     def _count(self, engine: Any) -> None:

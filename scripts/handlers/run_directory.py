@@ -22,6 +22,7 @@ from monai.utils.misc import str2bool
 
 from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError
+from ..evaluation.case_report import REPORT_FILE
 from ..files import (
     CONFIGS,
     CONFIGURATION_FILE,
@@ -88,14 +89,6 @@ _RUN_FILES = (
 _LEFTOVERS = ("checkpoints/.checkpoint_*.pt", ".model*.pt")
 #: A run with one of these holds work that could be lost.
 _RESULTS = ("model*.pt", *(name for name in _RUN_FILES if name not in (CONFIGURATION_FILE, INFERENCE_FILE)))
-#: What an evaluation removes of one before it.
-_REPORT_FILES = (
-    "metrics_cases.csv",
-    "metrics_summary.csv",
-    "metrics_summary.md",
-    "metrics_weights.json",
-    "worst_[0-9]*.png",
-)
 
 
 class RunDirectory:
@@ -155,7 +148,7 @@ class RunDirectory:
         check_writable("output_dir", self.path)
         is_run = (self.path / FACTS_FILE).is_file()
         results = self._files(_RESULTS)
-        foreign = [] if is_run else self._files((*_RESULTS, *_RUN_FILES))
+        foreign = [] if is_run else self._files(("model*.pt", *_RUN_FILES))
         if foreign:
             raise BundleError(
                 f"output_dir {self.path} holds no run, but files that a run would replace, such as {foreign[0].name}: "
@@ -399,8 +392,8 @@ def claim_report_directory(path: str, *, overwrite: bool | str = False) -> None:
     folder = Path(path)
     # In the folder of a run, pictures without tables are of an evaluation that was stopped.
     in_run = any((parent / FACTS_FILE).is_file() for parent in (folder, folder.absolute().parent))
-    names = _REPORT_FILES[:1] if in_run else _REPORT_FILES
-    taken = [file for name in names for file in sorted(folder.glob(name))]
+    present = sorted(folder.glob("metrics_cases.csv" if in_run else "*"))
+    taken = [file for file in present if REPORT_FILE.fullmatch(file.name)]
     if taken and not str2bool(overwrite):
         raise BundleError(
             f"evaluation_dir {path} already holds an evaluation ({taken[0].name}): replace it by --overwrite true, "

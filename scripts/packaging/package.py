@@ -246,7 +246,7 @@ def _packaged_files(package: Path) -> set[tuple[str, int]]:
     files = set()
     for path in package.parent.glob(f"{package.name}_v*.zip"):
         # One that was cut off, or only has the name, tells nothing.
-        with suppress(BadZipFile), ZipFile(path) as archive:
+        with suppress(BadZipFile, OSError), ZipFile(path) as archive:
             files |= {(entry.filename, entry.CRC) for entry in archive.infolist()}
     return files
 

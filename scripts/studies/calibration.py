@@ -33,7 +33,7 @@ from .uncertainty import calibration_bins, expected_calibration_error
 Fit = Literal["both", "scale", "bias"]
 _LISTS = ("labeled", "validation", "test")
 #: What inference puts around the network.
-_WITHOUT: Mapping[str, Any] = {"crop_to_organs": 0, "test_time_views": [], "load_pretrain": True}
+_WITHOUT = {"crop_to_organs": "0", "test_time_views": "[]", "whole_volume": "false", "load_pretrain": "true"}
 #: Of more voxels every n-th counts, so that a large case weighs no more than others.
 _VOXELS_OF_A_CASE = 400_000
 
@@ -149,7 +149,7 @@ def calibrate_weights(
     parser = checked_configuration(config_file, overrides or {})
     with mistakes_in_one_line():
         for name, value in _WITHOUT.items():
-            if parser.get_parsed_content(name) != value:
+            if str(parser.get_parsed_content(name)).lower() != value:
                 raise BundleError(f"{name} must be {value} here: a calibration is of the network alone.")
         parser.get_parsed_content("settings")
         ckpt_path = parser.get_parsed_content("ckpt_path")

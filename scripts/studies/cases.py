@@ -180,6 +180,8 @@ def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **op
         files.append(str(source / f"{case_file_name(case.name)}.nii.gz"))
         nib.save(volume, files[-1])
     settings = {**study.overrides, **options, "datalist": files, "skip_existing": True}
+    # The study knows its weights by their content, not by their age.
+    settings |= {"maps#ckpt_path": None}
     predict_volumes(source, folder / "maps", study.config_file, overrides=settings, logging_file=False)
 
 
@@ -243,7 +245,7 @@ def measure_on_reference(
 
 
 def carried_to_grid(labels: nib.Nifti1Image, shape: Sequence[int], affine: Any) -> nib.Nifti1Image:
-    """Take the label of the nearest voxel for each voxel of another grid.
+    """Take the label of the nearest voxel for each voxel of another grid of the same field of view, or of a part of it.
 
     Args:
         labels: label map, (X, Y, Z).

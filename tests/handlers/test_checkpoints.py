@@ -146,6 +146,11 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_history(tmp_path):
     with assert_refused(message):
         Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=2)
     assert (tmp_path / "history.csv").read_text() == history
+    # By the interval with which it was begun.
+    (tmp_path / "run_config.json").write_text('{"checkpoint_interval": 2}')
+    with assert_refused(message):
+        Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=100)
+    (tmp_path / "run_config.json").write_text('{"checkpoint_interval": "$@iterations // 10"}')
     # It was stopped while it wrote the first one, or before.
     assert Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=3).trainer.state.iteration == 3
 

@@ -107,6 +107,7 @@ def test_weights_hold_the_calibration(arguments, weights):
     # A second time nothing is left to do.
     again = {**arguments, "overrides": {**arguments["overrides"], "ckpt_path": str(arguments["output"])}}
     again["output"] = arguments["output"].with_name("again.pt")
+    again["overrides"] |= {"load_pretrain": "true"}
     second = calibrate_weights(**again, lists=["labeled", "validation"])
     assert float(second.split("logits times ")[1].split(",")[0]) == pytest.approx(1, abs=0.02)
 
@@ -130,7 +131,8 @@ def test_mistakes_are_refused(arguments, weights, tmp_path):
             for name, value, allowed in (
                 ("crop_to_organs", 1, "0"),
                 ("test_time_views", [{"size": 1.1}], r"\[\]"),
-                ("load_pretrain", False, "True"),
+                ("whole_volume", True, "false"),
+                ("load_pretrain", False, "true"),
             )
         ),
     ]:
