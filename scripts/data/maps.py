@@ -38,7 +38,7 @@ class InferenceMaps:
         save_uncertainty: whether ``<case>_uncertainty`` will be written too.
         overwrite: replace maps that are there already.
         skip_existing: leave out volumes whose maps are there already, see :meth:`unfinished`.
-        ckpt_path: file of the weights; maps that are older are warned of, as they are of others.
+        weights_file: file of the weights; maps that are older are warned of, as they are of others.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class InferenceMaps:
         save_uncertainty: bool | str = False,
         overwrite: bool | str = False,
         skip_existing: bool | str = False,
-        ckpt_path: str | None = None,
+        weights_file: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.output_postfix = output_postfix
@@ -60,7 +60,7 @@ class InferenceMaps:
         self.save_uncertainty = save_uncertainty
         self.overwrite = overwrite
         self.skip_existing = skip_existing
-        self.ckpt_path = ckpt_path
+        self.weights_file = weights_file
 
     def check(self, datalist: Sequence[str], dataset_dir: str) -> None:
         """Make sure that there are volumes to segment, and that writing their maps replaces no file unasked.
@@ -107,9 +107,9 @@ class InferenceMaps:
         return unfinished
 
     def _warn_of_other_weights(self, maps: Sequence[Path]) -> None:
-        if self.ckpt_path is None or not os.path.isfile(self.ckpt_path):
+        if self.weights_file is None or not os.path.isfile(self.weights_file):
             return
-        written = os.stat(self.ckpt_path).st_mtime_ns
+        written = os.stat(self.weights_file).st_mtime_ns
         older = [path for path in maps if path.stat().st_mtime_ns < written]
         if older:
             _logger.warning(
@@ -118,7 +118,7 @@ class InferenceMaps:
                 self.output_dir,
                 len(older),
                 older[0].name,
-                self.ckpt_path,
+                self.weights_file,
             )
 
     def _check_output_dir(self, volumes: Sequence[Path]) -> None:

@@ -181,7 +181,7 @@ def segment(study: Study, volumes: Iterable[nib.Nifti1Image], folder: Path, **op
         nib.save(volume, files[-1])
     settings = {**study.overrides, **options, "datalist": files, "skip_existing": True}
     # The study knows its weights by their content, not by their age.
-    settings |= {"maps#ckpt_path": None}
+    settings |= {"maps#weights_file": None}
     predict_volumes(source, folder / "maps", study.config_file, overrides=settings, logging_file=False)
 
 

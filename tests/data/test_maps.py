@@ -217,7 +217,7 @@ def test_maps_of_other_weights_are_warned_of(tmp_path, caplog):
     for seconds, number in ((50, 0), (200, 1)):
         os.utime(weights, (seconds, seconds))
         caplog.clear()
-        maps = InferenceMaps(str(output), skip_existing=True, ckpt_path=str(weights))
+        maps = InferenceMaps(str(output), skip_existing=True, weights_file=str(weights))
         assert [item["image"] for item in maps.unfinished(data)] == [str(tmp_path / "c.nii")]
         message = f"output_dir {output}: 1 of the maps that are there, such as a_seg.nii.gz, are older than the weights"
         assert sum(line.startswith(message) for line in caplog.messages) == number

@@ -142,7 +142,7 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_history(tmp_path):
     RunDirectory(str(tmp_path)).begin()
     history = "iteration,seconds,loss\n1,1.0,0.5\n2,2.0,0.4\n3,3.0,0.3\n4,4."
     (tmp_path / "history.csv").write_text(history)
-    message = f"the run in {tmp_path} has 3 iterations in history.csv, and its checkpoints are gone: copy them back, or"
+    message = f"the run in {tmp_path} has 3 iterations in history.csv, and its checkpoints are gone: copy them back,"
     with assert_refused(message):
         Training(tmp_path, [0.1, 0.2, 0.3], resume=True, interval=2)
     assert (tmp_path / "history.csv").read_text() == history
