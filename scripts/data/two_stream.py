@@ -223,7 +223,9 @@ class TwoStreamLoader:
             yield {key: value for batch, _ in parts for key, value in batch.items()}
 
     def _report(self, reasons: Iterable[str]) -> None:
-        for reason in reasons:
+        for text in reasons:
+            # File names need not be of UTF-8, which logs and lists are.
+            reason = text.encode(errors="backslashreplace").decode()
             if reason in self._reported:
                 continue
             self._reported.add(reason)
@@ -238,15 +240,13 @@ class TwoStreamLoader:
         reasons, self._unwritten = self._unwritten, []
         if self.unreadable_file is None or not reasons:
             return
-        # File names need not be of UTF-8.
-        lines = [reason.encode(errors="backslashreplace").decode() for reason in reasons]
         self.unreadable_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with locked_folder(self.unreadable_file.with_name(_LOCK_FILE), wait_seconds=_LOCK_SECONDS):
                 # A resumed run has written them already, and another process may have.
                 known = self.unreadable_file.read_text(encoding="utf-8") if self.unreadable_file.exists() else ""
                 with self.unreadable_file.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{line}\n" for line in lines if line not in known.splitlines())
+                    file.writelines(f"{reason}\n" for reason in reasons if reason not in known.splitlines())
         except FolderInUseError:
             # A list of names must not end a training: the next call writes them.
             self._unwritten = reasons + self._unwritten
