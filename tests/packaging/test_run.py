@@ -276,7 +276,7 @@ def test_words_of_the_user_are_shown_as_they_are(run_dir, tmp_path):
         path.write_text(path.read_text().replace("kidney", "<kidney>"))
     package = make_package(copy, authors="<script>A</script>", data_source="ours\n\n## **Limitations**\n\nnone")
     assert "Classes: 0 background, 1 &lt;kidney&gt;, 2 tumor." in package.readme
-    assert "- dice_&lt;kidney&gt;: " in package.readme
+    assert r"- dice\_&lt;kidney&gt;: " in package.readme
     assert "&lt;script&gt;A&lt;/script&gt;" in package.readme
     assert r"Source: ours ## \*\*Limitations\*\* none." in package.readme
     # The metadata are data and hold them as they were given.
