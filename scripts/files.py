@@ -29,6 +29,18 @@ _KNOWN_PACKAGES = {__name__.partition(".")[0], "monai", "torch"} | sys.stdlib_mo
 _UMASK_LOCK = threading.Lock()
 
 
+def is_in_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a training, or lies in one.
+
+    Args:
+        folder: any path; a link lies where it stands, not where it leads.
+
+    Returns:
+        whether a run has written down its facts there.
+    """
+    return any((parent / FACTS_FILE).is_file() for parent in (folder, folder.absolute().parent))
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that a reader, or a process killed meanwhile, never leaves or sees half of it.

@@ -16,14 +16,10 @@ from monai.data import CacheDataset, Dataset, list_data_collate
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from ..errors import BundleError, innermost, is_out_of_memory
-from ..locks import FolderInUseError, locked_folder
 from ..parallel import num_processes, process_rank
 from .cached_dataset import UnreadableCaseError
 
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
-_LOCK_FILE = ".unreadable.lock"
-#: Another process holds it for the time of a few lines.
-_LOCK_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 
 
@@ -240,16 +236,11 @@ class TwoStreamLoader:
         reasons, self._unwritten = self._unwritten, []
         if self.unreadable_file is None or not reasons:
             return
+        # A resumed run has written them already, and another process may have.
+        known = self.unreadable_file.read_text(encoding="utf-8").splitlines() if self.unreadable_file.exists() else []
         self.unreadable_file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with locked_folder(self.unreadable_file.with_name(_LOCK_FILE), wait_seconds=_LOCK_SECONDS):
-                # A resumed run has written them already, and another process may have.
-                known = self.unreadable_file.read_text(encoding="utf-8") if self.unreadable_file.exists() else ""
-                with self.unreadable_file.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{reason}\n" for reason in reasons if reason not in known.splitlines())
-        except FolderInUseError:
-            # A list of names must not end a training: the next call writes them.
-            self._unwritten = reasons + self._unwritten
+        with self.unreadable_file.open("a", encoding="utf-8") as file:
+            file.writelines(f"{reason}\n" for reason in reasons if reason not in known)
 
     def _batches(self, dataset: Dataset, *, batch_size: int, stream: int) -> Iterator[tuple[dict[str, Any], list[str]]]:
         sampler = IterationSampler(

@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from monai.utils.misc import str2bool
 
 from ..errors import BundleError
-from ..files import FACTS_FILE
+from ..files import is_in_run
 from ..nifti import volume_name, write_volume
 
 CASE_KEY = "case"
@@ -120,8 +120,7 @@ def check_labels_dir(
 def _is_of_run(labels_dir: Path, own_dir: Path) -> bool:
     """Tell the folder of a run from one that only has been named like it."""
     # The folder of an evaluation may be a link to another disk: that of the run is where the link stands.
-    in_run = any((folder / FACTS_FILE).is_file() for folder in (own_dir, own_dir.absolute().parent))
-    return in_run and labels_dir.resolve().is_relative_to(own_dir.resolve())
+    return is_in_run(own_dir) and labels_dir.resolve().is_relative_to(own_dir.resolve())
 
 
 class SaveLabelMapd(MapTransform):

@@ -31,6 +31,7 @@ from ..files import (
     ROOT,
     check_writable,
     file_hash,
+    is_in_run,
     read_json_object,
     write_json,
 )
@@ -391,8 +392,7 @@ def claim_report_directory(path: str, *, overwrite: bool | str = False) -> None:
     """
     folder = Path(path)
     # In the folder of a run, pictures without tables are of an evaluation that was stopped.
-    in_run = any((parent / FACTS_FILE).is_file() for parent in (folder, folder.absolute().parent))
-    present = sorted(folder.glob("metrics_cases.csv" if in_run else "*"))
+    present = sorted(folder.glob("metrics_cases.csv" if is_in_run(folder) else "*"))
     taken = [file for file in present if REPORT_FILE.fullmatch(file.name)]
     if taken and not str2bool(overwrite):
         raise BundleError(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import filecmp
+import html
 import json
 import shutil
 import zlib
@@ -22,7 +23,6 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..errors import BundleError
-from ..evaluation.wording import markdown_text
 from ..files import CONFIGS, ROOT, file_hash, write_json, write_text
 from ..weights import check_weights
 from .triton import write_triton_model
@@ -168,16 +168,28 @@ def readme_text(pages: Sequence[str], configs: Mapping[str, dict[str, Any]], net
         "patch_size": " x ".join(map(str, train["patch_size"])),
         "spacing": "kept" if spacing is None else f"resampled to {' x '.join(map(str, spacing))} mm",
         "iterations": train["iterations"],
-        "classes": markdown_text(_list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"])),
+        "classes": readme_line(_list_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"])),
         "num_classes": train["num_classes"],
         "channels": "one channel" if train["in_channels"] == 1 else f"{train['in_channels']} channels",
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}",
-        "performance": "\n".join(f"- {markdown_text(metric)}: {value}" for metric, value in figures.items())
+        "performance": "\n".join(f"- {readme_line(metric)}: {value}" for metric, value in figures.items())
         or "No figure has been measured with the weights of this version.",
         "references": "\n\n".join(f"[{i}] {text}" for i, text in enumerate(metadata["references"], start=1)),
     }
     texts = [(_PAGES / f"{page}.md").read_text(encoding="utf-8") for page in pages]
     return Template("\n".join(texts)).substitute(shared | facts)
+
+
+def readme_line(text: str) -> str:
+    """Write words of the user so that they begin no tag and no section of a page.
+
+    Args:
+        text: any text.
+
+    Returns:
+        the text in one line, with the signs of HTML escaped.
+    """
+    return html.escape(" ".join(text.split()), quote=False)
 
 
 def _list_classes(channels: Mapping[str, str]) -> str:

@@ -19,12 +19,11 @@ from torch import nn
 from ..configuration import TRAINED_KEYS, own_keys
 from ..errors import BundleError, root_cause
 from ..evaluation.case_report import read_metrics
-from ..evaluation.wording import markdown_text
 from ..files import CONFIGS, CONFIGURATION_FILE, FACTS_FILE, INFERENCE_FILE, file_hash, read_json_object
 from ..handlers.run_comparison import check_preprocessing, listed
 from ..handlers.run_directory import inference_overlay
 from ..settings import check_settings, checkable
-from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_text
+from .package import COMMON_CONFIGS, Package, describe_classes, load_network, readme_line, readme_text
 
 _logger = logging.getLogger(__name__)
 #: Plain values that a bundle takes from a run, for training and inference; expressions are evaluated.
@@ -164,11 +163,11 @@ def run_package(
         ("run",),
         configs,
         network,
-        authors=markdown_text(authors),
+        authors=readme_line(authors),
         tags=f"Segmentation, {modality}" + (", Semi-supervised" if settings["unlabeled_batch_size"] else ""),
-        task=markdown_text(metadata["task"]),
-        description=markdown_text(metadata["description"]),
-        data_source=markdown_text(data_source),
+        task=readme_line(metadata["task"]),
+        description=readme_line(metadata["description"]),
+        data_source=readme_line(data_source),
         beginning="from other weights, which are not in it" if facts.get("initial_weights") else "from random weights",
         steps=" and ".join(f"`{name}`" for name in ("window", "normalize") if _is_on(inference, name)) or "none",
         boxes="".join(
@@ -351,4 +350,4 @@ def _refuse_private(folder: Path, facts: Mapping[str, Any], text: str) -> None:
 
 
 def _plain(value: Any) -> str:
-    return markdown_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return readme_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

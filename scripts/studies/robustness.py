@@ -26,7 +26,6 @@ from ..evaluation.case_report import read_metrics
 from ..evaluation.wording import markdown_table, mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
-from ..settings import check_settings
 from .cases import (
     Study,
     check_references,
@@ -169,7 +168,9 @@ def study_robustness(
     unknown = [name for name in changes or () if name not in CHANGES]
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
-    check_settings(seed=seed)
+    # What NumPy takes.
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise BundleError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
     with claimed_study(output_dir, cases, config_file, overrides or {}, seed=seed) as study:
         in_channels = study.parser.get_parsed_content("in_channels")

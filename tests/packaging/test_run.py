@@ -267,7 +267,7 @@ def test_a_run_without_unlabeled_cases_does_not_boast_of_them(bundle, run_dir, t
     assert re.search(r"on 2 labeled and \d unlabeled cases", readme)
     assert "Segmentation, CT, Semi-supervised" in readme
     assert "from other weights, which are not in it" in readme
-    assert r'- class_names: \["Gefäß"\]' in readme
+    assert '- class_names: ["Gefäß"]' in readme
 
 
 def test_words_of_the_user_are_shown_as_they_are(run_dir, tmp_path):
@@ -276,9 +276,9 @@ def test_words_of_the_user_are_shown_as_they_are(run_dir, tmp_path):
         path.write_text(path.read_text().replace("kidney", "<kidney>"))
     package = make_package(copy, authors="<script>A</script>", data_source="ours\n\n## **Limitations**\n\nnone")
     assert "Classes: 0 background, 1 &lt;kidney&gt;, 2 tumor." in package.readme
-    assert r"- dice\_&lt;kidney&gt;: " in package.readme
+    assert "- dice_&lt;kidney&gt;: " in package.readme
     assert "&lt;script&gt;A&lt;/script&gt;" in package.readme
-    assert r"Source: ours ## \*\*Limitations\*\* none." in package.readme
+    assert "Source: ours ## **Limitations** none. No data" in package.readme
     # The metadata are data and hold them as they were given.
     assert package.configs["metadata"]["authors"] == "<script>A</script>"
     assert "dice_<kidney>" in package.configs["metadata"]["eval_metrics"]
