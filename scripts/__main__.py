@@ -262,7 +262,8 @@ def picture(
             raise BundleError(f"output must be another file than {name}, got {output} for both.")
     if target.suffix.lower() != ".png":
         raise BundleError(f"output must end in .png, got {output}.")
-    if target.exists() and not true_or_false("overwrite", overwrite):
+    replace = true_or_false("overwrite", overwrite)
+    if target.exists() and not replace:
         raise BundleError(f"output {output} is there already: replace it by --overwrite true, or choose another.")
     count = arguments.whole_number("num_slices", num_slices, at_least=1)
     loaded = {

@@ -196,6 +196,11 @@ def test_a_picture_is_replaced_on_demand_only(volumes, tmp_path, fails):
     assert target.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_misspelled_flag_is_refused_where_no_picture_is_there(volumes, tmp_path, fails):
+    assert fails("picture", *volumes, "--output", tmp_path / "a.png", "--overwrite", "yse").startswith("overwrite must")
+    assert not (tmp_path / "a.png").exists()
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.nii.gz", "png", ".png"])
 def test_a_picture_ends_in_png(name, volumes, tmp_path, fails):
     (tmp_path / name).write_text("mine")

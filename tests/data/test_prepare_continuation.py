@@ -255,6 +255,7 @@ def test_a_table_that_is_added_keeps_patients_on_their_side(tmp_path, capsys):
             ["--continue_split", "{}", "--new_labels", "new"],
             "new_labels must be labeled, validation or test, got 'new'",
         ),
+        (["--continue_split", "{}", "--fold", 0], "fold must not be given with continue_split, whose cases"),
         (["--continue_split", "{}", "--num_folds", 0], "num_folds must not be given with continue_split, whose cases"),
         (["--continue_split", "{}", "--labeled", "a"], "labeled must not be given with continue_split, whose cases"),
         (

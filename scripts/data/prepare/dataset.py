@@ -81,8 +81,8 @@ class SplitSettings:
             raise BundleError("new_labels is of --continue_split, which is missing.")
         if self.num_labeled is not None and self.new_labels not in (None, "labeled"):
             raise BundleError(f"num_labeled must not be given with new_labels {self.new_labels}.")
-        drawn = {key: getattr(self, key) for key in ("fold", "num_folds", "labeled", "num_validation")}
-        given = [key for key, value in drawn.items() if value not in (None, (), 0) or (key, value) == ("num_folds", 0)]
+        drawn = {"fold": None, "num_folds": None, "labeled": (), "num_validation": 0}
+        given = [name for name, default in drawn.items() if getattr(self, name) != default]
         if self.continue_split is not None and given:
             raise BundleError(f"{given[0]} must not be given with continue_split, whose cases stay in their lists.")
 

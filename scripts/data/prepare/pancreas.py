@@ -26,7 +26,7 @@ _WITHDRAWN = frozenset({"PANCREAS_0025", "PANCREAS_0070"})
 _CASE_FOLDER = re.compile(r"PANCREAS_(\d{4})")
 _LABEL_FILE = re.compile(r"label(\d{4})\.nii(\.gz)?")
 _AXES = "xyz"
-#: A label fits where its inside is brighter than its surroundings, which are fat for the most part, by so many HU.
+#: Voxels of the shell around a label; it fits where its inside is brighter than the shell, fat for the most part.
 _SHELL_VOXELS = 3
 
 
