@@ -469,6 +469,7 @@ def uncertainty(
     data: str | None = None,
     config_file: str | list[str] | None = None,
     num_cases: int | None = None,
+    margin_mm: float = 5.0,
     **overrides: Any,
 ) -> None:
     """Measure whether the disagreement of both networks tells where and when a segmentation is wrong.
@@ -480,6 +481,7 @@ def uncertainty(
         data: data set whose spacing, intensities, patch and classes the network was trained with, such as left_atrium.
         config_file: configuration files instead of configs/inference.json and that of data.
         num_cases: the first so many test cases; by default all.
+        margin_mm: count voxels within this distance of the foreground beside all.
         overrides: values by key of the inference configuration, such as --ckpt_path FILE.
     """
     path = study_uncertainty(
@@ -489,6 +491,7 @@ def uncertainty(
         arguments.inference_files(data, config_file),
         overrides=overrides,
         num_cases=arguments.optional(arguments.whole_number, "num_cases", num_cases, at_least=1),
+        margin_mm=margin_mm,
     )
     _console.out(path.read_text(encoding="utf-8"))
 

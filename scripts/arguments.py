@@ -74,22 +74,22 @@ def free_text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> list[str]:
-    """Read names with commas between them."""
+    """Read different names with commas between them."""
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
         raise BundleError(f"{name} must be strings with commas between them, got {value!r}.")
-    return [word.strip() for word in words]
+    return _different(name, [word.strip() for word in words])
 
 
 def case_names(name: str, value: Any) -> list[str]:
-    """Read names of cases with commas between them, or a text file with one a line."""
+    """Read different names of cases with commas between them, or a text file with one a line."""
     if isinstance(value, str) and os.path.isfile(value):
         try:
             lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise BundleError(f"{name} {value} must be a text file in UTF-8: {error}.") from error
-        return [composed(line.strip()) for line in lines if line.strip()]
-    return [composed(case) for case in texts(name, value)]
+        return _different(f"{name} {value}", [composed(line.strip()) for line in lines if line.strip()])
+    return _different(name, [composed(case) for case in texts(name, value)])
 
 
 def three_sizes(name: str, value: Any) -> list[int]:
@@ -119,3 +119,9 @@ def inference_files(data: Any, config_file: Any) -> list[str]:
     if data is not None:
         raise BundleError("data names a configuration file as config_file does: give one of the two.")
     return texts("config_file", config_file)
+
+
+def _different(name: str, words: list[str]) -> list[str]:
+    if (repeated := next((word for word in words if words.count(word) > 1), None)) is not None:
+        raise BundleError(f"{name} must be different names, got {repeated!r} twice.")
+    return words

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,6 @@ from .errors import BundleError, one_of
 from .files import CONFIGS, check_literal_path
 from .handlers.run_comparison import check_preprocessing
 from .settings import true_or_false
-
-#: Arguments of the command, which a misspelled override may have meant.
-_ARGUMENTS = ("input", "output_dir", "data", "config_file", "model", "dicom_seg", "class_names", "overwrite")
 
 
 def inference_configs(data: str | None = None) -> list[str]:
@@ -54,7 +51,7 @@ def inference_configs(data: str | None = None) -> list[str]:
 
 
 def checked_configuration(
-    config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None
+    config_file: Sequence[str], overrides: Mapping[str, Any], model: str | None = None, *, arguments: Iterable[str]
 ) -> ConfigParser:
     """Read the configuration of an inference, whose files and weights are there, and that has the keys to override.
 
@@ -62,6 +59,7 @@ def checked_configuration(
         config_file: the files.
         overrides: values by key.
         model: file of an exported network, if it takes the place of network and weights.
+        arguments: see :func:`scripts.configuration.check_overrides`.
 
     Returns:
         the configuration before anything in it is evaluated.
@@ -90,7 +88,8 @@ def checked_configuration(
             check_literal_path(name, weights_file)
     # An exported network takes the place of the weights of the files.
     exported = {} if model is None else {"ckpt_path": model}
-    check_overrides({**overrides, **exported}, list(config_file), arguments=_ARGUMENTS)
+    # At the command line, data may name the files.
+    check_overrides({**overrides, **exported}, list(config_file), arguments=(*arguments, "data"))
     weights = [name for name in overrides if re.split("#|::", name)[0] in ("ckpt_path", "load_pretrain", "network_def")]
     if model is not None and weights:
         raise BundleError(f"model stands for network and weights, leave out --{weights[0]}.")

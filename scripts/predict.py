@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -81,7 +82,7 @@ def predict_volumes(
     for name, place in (("input", path), ("output_dir", output)):
         check_literal_path(name, str(place))
     given = dict(overrides or {})
-    checked_configuration(config_file, given, model)
+    checked_configuration(config_file, given, model, arguments=inspect.signature(predict_volumes).parameters)
     series = _name_series(path, _series_at(path))
     _check_places(path, output, series)
     if not series and dicom_seg:

@@ -63,6 +63,7 @@ ALLOWED = {
         "networks.layers",
         "nifti",
         "predict",
+        "settings",
         "weights",
     },
     "export": {"errors", "weights"},

@@ -136,6 +136,7 @@ def test_check_tells_problems(folder, fails, capsys):
         (["--jobs", "0"], "jobs must be a whole number of at least 1, got 0."),
         (["--lists", "labeled,7"], "lists must be strings with commas between them, got ('labeled', 7)."),
         (["--lists"], "lists must be strings with commas between them, got True."),
+        (["--lists", "test,labeled,test"], "lists must be different names, got 'test' twice."),
         (["--lists", "train"], "lists must be of labeled, unlabeled, validation, test, got 'train'."),
         (["--split_file", "7"], "split_file must be a string, got the number 7: write a path with ./ in front of it."),
     ],

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Split files, the two-stream loader, generated phantoms and the integrity check."""
+"""Data sets: their preparation, split files and checks, and the way of volumes into batches and of label maps out."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def markdown_text(text: str) -> str:
         the text with the signs of Markdown and HTML escaped.
     """
     # Angle brackets would begin a tag. An underscore within a word means nothing.
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = html.escape(" ".join(text.split()), quote=False)
     text = re.sub(r"([\\`*|~\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     # Brackets around a unit, as in "Dice [%]", mean nothing either where no address follows them.
     return re.sub(r"\\\[(%|\w+)\\\](?![(:\\])", r"[\1]", text)

@@ -242,6 +242,7 @@ def _graphics_cards() -> list[str]:
 
 def _run_here(pending: Sequence[Cell], jobs: int, progress: GridProgress, cards: Sequence[str]) -> None:
     environment = {**_environment(), _PARENT: str(os.getpid())}
+    jobs = max(1, min(jobs, len(pending)))
     # Several processes that all want all cores hinder each other badly.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
     waiting, running, card_of = list(pending), dict[Cell, subprocess.Popen](), dict[Cell, str]()

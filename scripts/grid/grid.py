@@ -305,7 +305,5 @@ class Grid:
             return cls(**{**content, **lists})
         except FileNotFoundError:
             raise BundleError(f"{output_dir} holds no grid: {_GRID_FILE} is missing.") from None
-        except BundleError:
-            raise
         except (KeyError, TypeError) as error:
             raise BundleError(f"{path} is damaged: {error}.") from error

@@ -247,7 +247,7 @@ class RunDirectory:
         # Through JSON, as the settings of the file went.
         now = json.loads(json.dumps(now, default=str))
         # What an older version of the bundle did not write down cannot be compared.
-        now["volumes"] = {name: value for name, value in now["volumes"].items() if name in begun.get("volumes", now)}
+        now["volumes"] = {name: value for name, value in now["volumes"].items() if name in begun.get("volumes", ())}
         changed = {name: (begun[name], value) for name, value in now.items() if begun.get(name, value) != value}
         changed = {**changed_training(self.path, self.configuration()), **changed}
         if "iterations" in changed:

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: 2026 the contributors of the dual-network segmentation bundle
 # SPDX-License-Identifier: Apache-2.0
-"""Studies of finished weights on the cases of a test list."""
+"""Studies of finished weights on labeled cases: what changed images cost, uncertainty, and calibration."""

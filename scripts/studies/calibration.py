@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from ..inference_configuration import checked_configuration
 from ..networks.layers import Head
 from ..nifti import read_nifti
 from ..weights import check_output, check_weights, write_tensors
-from .cases import carried_to_grid, label_array, near_foreground
+from .cases import carried_to_grid, check_margin, label_array, near_foreground
 from .uncertainty import calibration_bins, expected_calibration_error
 
 Fit = Literal["both", "scale", "bias"]
@@ -140,13 +141,14 @@ def calibrate_weights(
         raise BundleError(f"fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
     if not lists or set(lists) - set(_LISTS):
         raise BundleError(f"lists must be some of {', '.join(_LISTS)}, got {', '.join(lists)!r}.")
-    if margin_mm is not None and (type(margin_mm) not in (int, float) or not 0 < margin_mm < math.inf):
-        raise BundleError(f"margin_mm must be a number above 0, got {margin_mm!r}.")
+    if margin_mm is not None:
+        check_margin(margin_mm)
     listed = load_cases(dataset_dir, split_file, lists=lists)
     cases = [case for name in lists for case in listed[name]]
     if not cases:
         raise BundleError(f"split_file {split_file} has no case in {', '.join(lists)}: name another list by --lists.")
-    parser = checked_configuration(config_file, overrides or {})
+    arguments = inspect.signature(calibrate_weights).parameters
+    parser = checked_configuration(config_file, overrides or {}, arguments=arguments)
     with mistakes_in_one_line():
         for name, value in _WITHOUT.items():
             if str(parser.get_parsed_content(name)).lower() != value:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..data.loading import check_cases
 from ..errors import BundleError
 from ..evaluation.label_maps import case_file_name
 from ..evaluation.metrics import evaluate_case
-from ..files import read_json_object, write_json
+from ..files import file_hash, read_json_object, write_json
 from ..inference_configuration import checked_configuration
 from ..locks import locked_folder
 from ..nifti import read_nifti
@@ -98,6 +99,8 @@ def claimed_study(
     cases: Sequence[Case],
     config_file: Sequence[str],
     overrides: Mapping[str, Any],
+    *,
+    arguments: Iterable[str],
     **settings: Any,
 ) -> Iterator[Study]:
     """Make sure that a folder is free, or holds the beginning of this very study; keep other processes out of it.
@@ -107,6 +110,7 @@ def claimed_study(
         cases: its cases.
         config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of the configuration.
+        arguments: see :func:`scripts.configuration.check_overrides`.
         **settings: what else changes its figures, such as the seed.
 
     Yields:
@@ -120,13 +124,13 @@ def claimed_study(
     for name in overrides:
         if name in _OWN_KEYS:
             raise BundleError(f"--{name} must not be given: a study sets {', '.join(_OWN_KEYS)} itself.")
-    parser = checked_configuration(config_file, overrides)
+    parser = checked_configuration(config_file, overrides, arguments=arguments)
     _check_settings_and_weights(parser)
     weights = Path(parser.get_parsed_content("ckpt_path"))
     configuration = {name: value for name, value in parser.get().items() if name not in _WITHOUT_EFFECT}
     content = {
         "cases": _digest("\n".join(f"{case.name} {_identity(case.image)} {_identity(case.label)}" for case in cases)),
-        "weights": _digest(weights.read_bytes()) if weights.is_file() else None,
+        "weights": file_hash(weights)[:16] if weights.is_file() else None,
         "configuration": _digest(json.dumps(configuration, sort_keys=True, default=str)),
         **settings,
     }
@@ -264,6 +268,19 @@ def carried_to_grid(labels: nib.Nifti1Image, shape: Sequence[int], affine: Any) 
     return resample_from_to(labels, (tuple(shape), affine), order=0, mode="nearest")
 
 
+def check_margin(margin_mm: float) -> None:
+    """Refuse a distance that is none.
+
+    Args:
+        margin_mm: the distance in mm.
+
+    Raises:
+        BundleError: when it is no number above 0.
+    """
+    if type(margin_mm) not in (int, float) or not 0 < margin_mm < math.inf:
+        raise BundleError(f"margin_mm must be a number above 0, got {margin_mm!r}.")
+
+
 def near_foreground(foreground: npt.NDArray[np.bool_], affine: Any, margin_mm: float) -> npt.NDArray[np.bool_]:
     """Find the voxels within a distance of the foreground; none where there is no foreground.
 
@@ -300,5 +317,5 @@ def _identity(path: Path) -> str:
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
-def _digest(content: str | bytes) -> str:
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from ..evaluation.case_report import read_metrics
 from ..evaluation.wording import markdown_table, mean_and_deviation, plural
 from ..files import write_text
 from ..nifti import read_nifti
+from ..settings import check_settings
 from .cases import (
     Study,
     check_references,
@@ -168,11 +170,10 @@ def study_robustness(
     unknown = [name for name in changes or () if name not in CHANGES]
     if unknown:
         raise BundleError(f"changes must be of {', '.join(CHANGES)}, got {unknown[0]!r}.")
-    # What NumPy takes.
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise BundleError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}.")
+    check_settings(seed=seed)
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    with claimed_study(output_dir, cases, config_file, overrides or {}, seed=seed) as study:
+    arguments = inspect.signature(study_robustness).parameters
+    with claimed_study(output_dir, cases, config_file, overrides or {}, arguments=arguments, seed=seed) as study:
         in_channels = study.parser.get_parsed_content("in_channels")
         if in_channels != 1:
             raise BundleError(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..nifti import read_nifti
 from ..weights import check_disagreement
 from .cases import (
     Case,
+    check_margin,
     check_references,
     claimed_study,
     label_array,
@@ -139,7 +141,7 @@ def study_uncertainty(
         config_file: see :func:`scripts.inference_configuration.inference_configs`.
         overrides: values by key of that configuration, such as ckpt_path.
         num_cases: the first so many cases of the list.
-        margin_mm: see above.
+        margin_mm: that distance in mm.
 
     Returns:
         the summary, ``uncertainty.md``.
@@ -147,15 +149,17 @@ def study_uncertainty(
     Raises:
         BundleError: when an argument is not allowed, or the folder holds a finished study.
     """
-    if not margin_mm > 0:
-        raise BundleError(f"margin_mm must be above 0, got {margin_mm!r}.")
+    check_margin(margin_mm)
     if (Path(output_dir) / "uncertainty.md").exists():
         raise BundleError(f"output_dir {output_dir} already holds a study: choose another --output_dir.")
     cases = study_cases(dataset_dir, split_file, num_cases=num_cases)
-    asked = checked_configuration(config_file, {**(overrides or {}), "save_uncertainty": True})
+    arguments = inspect.signature(study_uncertainty).parameters
+    asked = checked_configuration(config_file, {**(overrides or {}), "save_uncertainty": True}, arguments=arguments)
     with mistakes_in_one_line():
         check_disagreement(asked.get_parsed_content("network_def"))
-    with claimed_study(output_dir, cases, config_file, overrides or {}, margin_mm=margin_mm) as study:
+    with claimed_study(
+        output_dir, cases, config_file, overrides or {}, arguments=arguments, margin_mm=margin_mm
+    ) as study:
         # Before the hours of the networks: the maps are compared with the references voxel by voxel.
         check_references(study)
         output, images = study.folder, (read_nifti(case.image) for case in cases)

@@ -582,6 +582,8 @@ def test_labeled_cases_by_name(tmp_path, prepare):
     splits = [read_split(tmp_path / "prepared" / f"split_fold{fold}_2.json") for fold in range(2)]
     assert all(split.labeled == ("01", "04") for split in splits)
     assert sorted(splits[0].test + splits[1].test) == ["00", "02", "03", "05"]
+    (tmp_path / "names.txt").write_text("00\n05\n00\n")
+    assert prepare("folder", "--labeled", tmp_path / "names.txt")[1][-1].endswith("different names, got '00' twice.")
     (tmp_path / "names.txt").write_text("00\n05\n")
     assert prepare("folder", "--labeled", tmp_path / "names.txt", "--num_folds", 2)[0] == 0
     # Longer than any name of a file may be.
@@ -647,6 +649,8 @@ def test_a_source_that_was_mended_later_is_told_of(tmp_path, prepare):
     write_series(slices, volumes(3)[0])
     prepare("folder", "--num_folds", 2)
     (slices.parent / ".DS_Store").touch()
+    (slices.parent / ".thumbnails").mkdir()
+    (slices.parent / ".thumbnails" / "1.png").touch()
     _, lines = prepare("folder", "--num_folds", 2)
     assert not any("is not what" in line for line in lines)
     made = (tmp_path / "prepared/images/a.nii.gz").stat().st_mtime

@@ -125,8 +125,8 @@ def test_failed_cell_does_not_stop_the_others(phantom_dir, tmp_path):
     assert (done.path / "model_final.pt").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_so_many_cells_run_at_a_time_and_share_the_cores(jobs, phantom_dir, tmp_path, quick, stand_in, monkeypatch):
+@pytest.mark.parametrize(("jobs", "number"), [(1, 1), (2, 2), (6, 3)])
+def test_so_many_cells_run_at_a_time_and_share_the_cores(jobs, number, phantom_dir, tmp_path, quick, stand_in, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(execution, "_num_cores", lambda: 6)
     log = tmp_path / "log"
@@ -139,9 +139,9 @@ def test_so_many_cells_run_at_a_time_and_share_the_cores(jobs, phantom_dir, tmp_
     grid = tiny_grid(["luseg", "mcf", "cps"], phantom_dir, tmp_path / "grid")
     assert run_grid(grid, tmp_path / "grid", jobs=jobs) == []
     lines = log.read_text().split("\n")[:-1]
-    assert sorted(lines) == ["end"] * 3 + [f"start {6 // jobs}"] * 3
+    assert sorted(lines) == ["end"] * 3 + [f"start {6 // number}"] * 3
     at_a_time = np.cumsum([1 if line.startswith("start") else -1 for line in lines])
-    assert at_a_time.max() == jobs
+    assert at_a_time.max() == number
 
 
 def test_a_cell_may_write_more_than_a_pipe_holds(phantom_dir, tmp_path, quick, stand_in):

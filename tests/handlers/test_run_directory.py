@@ -274,7 +274,7 @@ def test_steps_of_ones_own_are_needed_by_inference(tmp_path):
     files = [INFERENCE, str(tmp_path / "inference.json")]
     torch.save({}, weights)
     with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):
-        checked_configuration(files, {})
+        checked_configuration(files, {}, arguments=())
     inference = ConfigParser(ConfigParser.load_config_files([INFERENCE, str(tmp_path / "inference.json")]))
     with pytest.raises(BundleError, match=r"another train#deterministic_transforms than that of train\.json"):
         check_preprocessing(weights, dict(inference.get()))
@@ -303,7 +303,7 @@ def test_an_overlay_of_ones_own_stands_in_no_ones_way(tmp_path, monkeypatch, cap
     assert caplog.messages == []
     (tmp_path / "mine.json").write_text(json.dumps({"ckpt_path": str(tmp_path / "missing.pt")}))
     with pytest.raises(BundleError, match=r"missing\.pt does not exist: train first.* --data .*hippocampus"):
-        checked_configuration([str(tmp_path / "configs/inference.json"), str(tmp_path / "mine.json")], {})
+        checked_configuration([str(tmp_path / "configs/inference.json"), str(tmp_path / "mine.json")], {}, arguments=())
 
 
 def test_shipped_weights_on_other_volumes_are_warned_of(caplog):

@@ -316,7 +316,10 @@ def test_files_of_the_user_are_left_alone(phantom_dir, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"patch_sizee": 5}, "--patch_sizee is no key"),
+        ({"patch_sizee": 5}, "--patch_sizee is no key .*Did you mean --patch_size"),
+        ({"num_case": 5}, "--num_case is no key .*Did you mean --num_cases"),
+        ({"dat": "left_atrium"}, "--dat is no key .*Did you mean --data"),
+        ({"dicom_segg": True}, r"--dicom_segg is no key of the configuration \[[^\]]*\]\.$"),
         ({"ckpt_path": "none.pt"}, "ckpt_path none.pt does not exist"),
         ({"overlap": 2}, "overlap must be a number of at least 0 and below 1, got 2"),
         ({"num_classes": 3}, r"ckpt_path .*model\.pt does not fit: .*; check num_classes and in_channels"),

@@ -181,5 +181,6 @@ def test_study_on_small_volumes(phantom_dir, tmp_path):
     with assert_refused("needs the two networks of DualNetwork"):
         study_uncertainty(*arguments[:2], str(tmp_path / "other"), arguments[3], overrides=single)
     assert not (tmp_path / "other").exists()
-    with assert_refused("margin_mm must be above 0, got 0"):
-        study_uncertainty(*arguments, overrides=overrides, margin_mm=0)
+    for margin_mm in (0, float("inf"), "5"):
+        with assert_refused(f"margin_mm must be a number above 0, got {margin_mm!r}"):
+            study_uncertainty(*arguments, overrides=overrides, margin_mm=margin_mm)

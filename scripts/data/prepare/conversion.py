@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...errors import BundleError, one_line
 from ...nifti import write_nifti
 from ..splits import IMAGE_PATTERN, LABEL_PATTERN, is_inside
-from .reading import SourceCase, resample
+from .reading import SourceCase, resample, walk
 
 #: The files that each case was made of, with their sizes and dates; a line a case, so that it is appended to.
 _SOURCES_FILE = "prepared_from.jsonl"
@@ -126,15 +126,10 @@ def _states(case: SourceCase) -> list[list[Any]]:
 
 
 def _files_of(case: SourceCase) -> list[Path]:
-    # Hidden files are those of file browsers.
-    files = [file for path in case.files for file in (_files_in(path) if path.is_dir() else [path])]
+    # A series of DICOM may lie some folders below that of its patient.
+    files = [file for path in case.files for file in (walk(path) if path.is_dir() else [path])]
     # Of a broken link nothing can be said.
     return [file for file in files if file.exists()]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    # A series of DICOM may lie some folders below that of its patient.
-    return [file for file in folder.rglob("[!.]*") if not file.is_dir()]
 
 
 def _convert(case: SourceCase, output_dir: Path, spacing_mm: Sequence[float] | None) -> str:

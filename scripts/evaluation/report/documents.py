@@ -12,17 +12,19 @@ from .tables import Mark, Table
 
 _MARKDOWN: dict[Mark | None, str] = {"best": "**{}**", "second": "**<ins>{}</ins>**", None: "{}"}
 _LATEX: dict[Mark | None, str] = {"best": r"\textbf{{{}}}", "second": r"\textbf{{\underline{{{}}}}}", None: "{}"}
-_LATEX_CHARACTERS = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "\N{DAGGER}": r"$\dagger$",
-    "\N{MINUS SIGN}": "$-$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
+_LATEX_CHARACTERS = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "\N{DAGGER}": r"$\dagger$",
+        "\N{MINUS SIGN}": "$-$",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
 
 
 def markdown(
@@ -110,7 +112,7 @@ def latex_text(text: str) -> str:
     Returns:
         The escaped text.
     """
-    return "".join(_LATEX_CHARACTERS.get(character, character) for character in text)
+    return text.translate(_LATEX_CHARACTERS)
 
 
 def _marked(table: Table, escape: Callable[[str], str], forms: dict[Mark | None, str]) -> list[list[str]]:
