@@ -126,7 +126,9 @@ def test_failed_cell_does_not_stop_the_others(phantom_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("jobs", "number"), [(1, 1), (2, 2), (6, 3)])
-def test_so_many_cells_run_at_a_time_and_share_the_cores(jobs, number, phantom_dir, tmp_path, quick, stand_in, monkeypatch):
+def test_so_many_cells_run_at_a_time_and_share_the_cores(
+    jobs, number, phantom_dir, tmp_path, quick, stand_in, monkeypatch
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(execution, "_num_cores", lambda: 6)
     log = tmp_path / "log"
