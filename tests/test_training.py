@@ -234,7 +234,8 @@ def test_files_of_the_user_are_not_taken_for_a_run(name, overwrite, tmp_path, ma
 
 def test_killed_process_resumes_to_the_same_bits(tmp_path, phantom_dir):
     def start(folder, *more):
-        arguments = {**SMALL, "iterations": 8, "val_interval": 4, "dataset_dir": phantom_dir, "output_dir": folder}
+        arguments = {**SMALL, "patch_size": [32, 16, 16], "iterations": 8, "val_interval": 4}
+        arguments |= {"dataset_dir": phantom_dir, "output_dir": folder}
         options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "monai.bundle", "run", "training"]
         command += ["--config_file", str(ROOT / "configs/train.json"), *options, *more]
