@@ -3,8 +3,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is: all of PyTorch beforehand would take a minute.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 QUICKSTART := output/quickstart_$(shell date +%Y%m%d_%H%M%S)
 CASE := phantom_010
 QUIET := PYTHONWARNINGS=ignore
@@ -54,9 +52,9 @@ $(VENV)/.runtime: requirements.txt
 		then python=$$name; break; fi; done; \
 	if [ -z "$$python" ]; then echo "error: Python 3.10 to 3.13 with its venv module is needed, none was found." >&2; exit 1; fi; \
 	[ -x $(BIN)/python ] || $$python -m venv $(VENV)
-	$(PIP) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(PIP) -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
