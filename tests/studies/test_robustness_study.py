@@ -273,7 +273,8 @@ def test_a_stopped_study_segments_what_is_left(name, weights, phantom_dir, tmp_p
 def test_two_studies_in_one_folder_are_kept_apart(weights, phantom_dir, tmp_path):
     cases = study_cases(str(phantom_dir), str(phantom_dir / "split.json"))
     overrides = {**QUICK, "ckpt_path": str(weights)}
-    claim = functools.partial(claimed_study, cases=cases, config_file=inference_configs(), overrides=overrides)
+    given = {"cases": cases, "config_file": inference_configs(), "overrides": overrides, "arguments": ()}
+    claim = functools.partial(claimed_study, **given)
     with claim(tmp_path / "study", seed=1):
         with assert_refused("another process is at work on"), claim(tmp_path / "study", seed=2):
             pass
