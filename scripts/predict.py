@@ -34,7 +34,7 @@ from .evaluation.label_maps import case_file_name
 from .evaluation.metrics import foreground_names
 from .files import CONFIGS, ROOT, check_literal_path, check_writable
 from .inference_configuration import checked_configuration, is_onnx
-from .nifti import VOLUME_SUFFIXES, check_capitals, volume_name, volumes_in
+from .nifti import VOLUME_SUFFIXES, check_capitals, is_same_grid, volume_name, volumes_in
 
 _LOGGING_FILE = str(CONFIGS / "logging.conf")
 #: Those that configs/metadata.json is of.
@@ -155,8 +155,7 @@ def _run_on_series(
         writer = _SegWriter(files, output, postfix, class_names or (), version=str(parser["_meta_#version"]))
         for name in without_seg:
             if name in files:
-                label_map: Any = nib.load(output / f"{name}_{postfix}{suffix}")
-                writer.write(name, np.asanyarray(label_map.dataobj))
+                writer.write_of_file(name, output / f"{name}_{postfix}{suffix}", nib.load(folder / f"{name}.nii"))
         try:
             with mistakes_in_one_line():
                 if class_names is not None:
@@ -212,6 +211,30 @@ class _SegWriter:
         for item in engine.state.output:  # type: ignore[union-attr]
             name = volume_name(item[CommonKeys.IMAGE].meta["filename_or_obj"])
             self.write(name, item[CommonKeys.PRED][0].cpu().numpy())
+
+    def write_of_file(self, name: str, path: Path, volume: Any) -> None:
+        """Write the DICOM SEG of a label map from an earlier run, if it is still that of the series.
+
+        Args:
+            name: of the series.
+            path: file of the label map.
+            volume: the series as NIfTI.
+        """
+        label_map: Any = nib.load(path)
+        # Of another patient, it must not go into this one's study.
+        is_older = path.stat().st_mtime_ns < max(os.stat(file).st_mtime_ns for file in self.files[name])
+        if is_older or label_map.shape != volume.shape or not is_same_grid(label_map.affine, volume.affine):
+            self.num_failed += 1
+            reason = "is older than the series" if is_older else "lies on another grid than the series"
+            _logger.error(
+                "the DICOM SEG of %s cannot be written: %s %s, which may have been replaced: delete it, or make all "
+                "anew by --overwrite true in the place of --skip_existing.",
+                name,
+                path,
+                reason,
+            )
+            return
+        self.write(name, np.asanyarray(label_map.dataobj))
 
     def write(self, name: str, label_map: np.ndarray) -> None:
         """Write the DICOM SEG of one series.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,27 @@ def test_a_stopped_run_on_series_goes_on(study, weights, tmp_path, monkeypatch):
     # Nothing is left to do: no series is converted again.
     monkeypatch.setattr("scripts.predict.read_series", None)
     segment(study, out, weights, dicom_seg=True, class_names=["organ"], **goes_on)
+
+
+@pytest.mark.parametrize("reason", ["is older than the series", "lies on another grid than the series"])
+def test_a_label_map_of_another_series_goes_into_no_dicom_seg(reason, study, weights, tmp_path, caplog):
+    out = tmp_path / "out"
+    segment(study, out, weights)
+    before = (out / "CT ä_seg.nii.gz").stat().st_mtime_ns
+    # Another scan in the folder, of as many voxels, with the times that its archive kept or that of today.
+    for path in (study / "CT ä").iterdir():
+        dataset = dcmread(path)
+        if reason == "lies on another grid than the series":
+            dataset.PixelSpacing = [2 * value for value in dataset.PixelSpacing]
+        dataset.save_as(path)
+        time = before + (1 if reason == "is older than the series" else -1) * 10**9
+        os.utime(path, ns=(time, time))
+    with assert_refused("^1 DICOM SEG cannot be written, see the lines above.$"):
+        segment(study, out, weights, dicom_seg=True, class_names=["organ"], overrides={"skip_existing": True})
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith(f"the DICOM SEG of CT ä cannot be written: {out / 'CT ä_seg.nii.gz'} {reason}")
+    assert names_in(out) == ["CT ä_seg.nii.gz", "CT.1.2_seg.dcm", "CT.1.2_seg.nii.gz"]
+    assert (out / "CT ä_seg.nii.gz").stat().st_mtime_ns == before
 
 
 # --- bad inputs -------------------------------------------------------------------------------------------------------
