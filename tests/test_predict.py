@@ -229,6 +229,16 @@ def test_series_that_a_dicom_seg_cannot_refer_to(name, value, message, tmp_path)
         check_references(datasets)
 
 
+def test_no_warning_shows_the_name_of_a_patient(tmp_path, recwarn):
+    write_series(tmp_path / "series", np.zeros((6, 5, 4), np.uint16))
+    datasets = read_series(tmp_path / "series").datasets
+    for dataset in datasets:
+        dataset.PatientName = "P0815"
+    write_dicom_seg(tmp_path / "seg.dcm", np.ones((6, 5, 4), np.uint8), datasets, ["organ"], version="0.1.0")
+    assert not [warning for warning in recwarn if "P0815" in str(warning.message)]
+    assert dcmread(tmp_path / "seg.dcm").PatientName == "P0815"
+
+
 def test_a_dicom_seg_that_cannot_be_written_costs_a_line(study, weights, tmp_path, monkeypatch, caplog):
     def fail(path, *arguments, **options):
         if "CT ä" in path.name:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,23 +76,26 @@ def write_dicom_seg(
     """
     source = datasets[0]
     datasets = [_completed(dataset, datasets) for dataset in datasets]
-    segmentation = hd.seg.Segmentation(
-        source_images=datasets,
-        # DICOM puts the slice first and the row before the column.
-        pixel_array=np.ascontiguousarray(labels.transpose(2, 1, 0)),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(number, name, version) for number, name in enumerate(class_names, start=1)],
-        series_instance_uid=generate_uid(),
-        series_number=_SERIES_NUMBER_OFFSET + int(source.get("SeriesNumber") or 0),
-        series_description=f"Segmentation: {', '.join(class_names)}"[:64],
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer=_MANUFACTURER,
-        manufacturer_model_name=_MANUFACTURER,
-        software_versions=version,
-        device_serial_number="0",
-        content_label="SEGMENTATION",
-    )
+    with warnings.catch_warnings():
+        # Of a name without a family name, which it would show in a log.
+        warnings.filterwarnings("ignore", message=r"The string .* is unlikely to represent the intended person name")
+        segmentation = hd.seg.Segmentation(
+            source_images=datasets,
+            # DICOM puts the slice first and the row before the column.
+            pixel_array=np.ascontiguousarray(labels.transpose(2, 1, 0)),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_describe(number, name, version) for number, name in enumerate(class_names, start=1)],
+            series_instance_uid=generate_uid(),
+            series_number=_SERIES_NUMBER_OFFSET + int(source.get("SeriesNumber") or 0),
+            series_description=f"Segmentation: {', '.join(class_names)}"[:64],
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer=_MANUFACTURER,
+            manufacturer_model_name=_MANUFACTURER,
+            software_versions=version,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+        )
     # Names of classes may have letters that the character set of the source lacks.
     segmentation.SpecificCharacterSet = "ISO_IR 192"
     with replacing(path) as temporary:
