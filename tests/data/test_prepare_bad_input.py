@@ -361,6 +361,22 @@ def test_a_table_that_leads_out(source, bad_lines, tmp_path):
     assert "cases.csv, line 6: paths must be relative and stay in" in bad_lines(table=tmp_path / "cases.csv")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("images/good c.nii.gz,labels/good c.nii.gz,", "line 7: good c.nii.gz stands in line 5 already; a file is the"),
+        ("images/bad.nii.gz,labels/good a.nii.gz,", "line 7: good a.nii.gz stands in line 3 already; a file is the"),
+        ("images/bad.nii.gz,images/bad.nii.gz,", "line 7: image and label are one file, bad.nii.gz."),
+    ],
+)
+def test_a_table_that_names_a_file_twice(row, message, source, bad_lines, tmp_path):
+    save(source / "images/bad.nii.gz", volumes(9)[0])
+    rows = [f"images/{name}.nii.gz,labels/{name}.nii.gz," for name in ("good a", "gut ä", "good c")]
+    # Empty rows, as spreadsheets write them, are none.
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label,group", "", *rows, ",,", row, ",,"]))
+    assert f"cases.csv, {message}" in bad_lines(table=tmp_path / "cases.csv")
+
+
 def test_a_table_without_its_columns(source, tmp_path, capsys):
     (tmp_path / "cases.csv").write_text("scan;mask\n")
     words = ["--source", source, "--output_dir", tmp_path / "out", "--table", tmp_path / "cases.csv"]

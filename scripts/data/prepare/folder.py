@@ -217,8 +217,12 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
         )
     rows: list[_Row] = []
     problems = []
+    line_of: dict[Path, int] = {}
     for line in reader:
         values = {column: (line[column] or "").strip() for column in _COLUMNS}
+        # Spreadsheets write empty rows below the last one.
+        if not any(values.values()) and None not in line:
+            continue
         if not values["image"] or None in line:
             problems.append(f"{table.name}, line {reader.line_num}: needs an image; label and group may be empty.")
             continue
@@ -226,8 +230,18 @@ def _read_table(source: Path, table: Path) -> tuple[list[_Row], list[str], list[
         if any(path.is_absolute() or not is_inside(source / path, source) for path in paths):
             problems.append(f"{table.name}, line {reader.line_num}: paths must be relative and stay in {source}.")
             continue
-        label = _stored(paths[1], source) if values["label"] else None
-        rows.append(_Row(_stored(paths[0], source), label, values["group"]))
+        image, label = _stored(paths[0], source), _stored(paths[1], source) if values["label"] else None
+        files = [path.resolve() for path in (image, label) if path is not None]
+        if (repeated := next((file for file in files if file in line_of), None)) is not None:
+            problems.append(
+                f"{table.name}, line {reader.line_num}: {repeated.name} stands in line {line_of[repeated]} already; a "
+                "file is the image or the label of one case."
+            )
+        elif len(set(files)) < len(files):
+            problems.append(f"{table.name}, line {reader.line_num}: image and label are one file, {files[0].name}.")
+        else:
+            line_of |= dict.fromkeys(files, reader.line_num)
+            rows.append(_Row(image, label, values["group"]))
     if not rows and not problems:
         raise BundleError(f"table {table} has no row below its columns.")
     return rows, problems, []
